@@ -1,0 +1,10 @@
+//! The filter traits, every filter, and the matchers and formatters they share.
+//!
+//! This crate knows messages, bodies and stream facts; it knows nothing of sockets, codecs, clusters
+//! or workers. The `fairway` crate drives it.
+
+pub mod body;
+pub mod filter;
+pub mod flags;
+pub mod head;
+pub mod stream;

@@ -1,0 +1,226 @@
+//! Facts about one stream and its connection, as filters, matchers, formatters and logs read them.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytestring::ByteString;
+use smallvec::SmallVec;
+
+use crate::flags::ResponseFlags;
+
+/// The HTTP version of a message exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+    /// HTTP/2
+    Http2,
+}
+
+impl Protocol {
+    /// As Envoy prints it: `HTTP/1.1`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// An address of a connection's end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// IP and port.
+    Ip(SocketAddr),
+    /// A Unix domain socket's path (empty for an unnamed peer).
+    Pipe(Arc<str>),
+    /// Envoy's internal address: a listener's name and an endpoint id.
+    Internal(Arc<str>, Arc<str>),
+}
+
+impl Address {
+    /// The IP and port, if this is an IP address.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(addr) => Some(*addr),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Pipe(path) => f.write_str(path),
+            Self::Internal(name, id) => write!(f, "envoy://{name}/{id}"),
+        }
+    }
+}
+
+/// What is known about a downstream connection once its filter chain has been chosen.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Unique in the process.
+    pub id: u64,
+    /// The peer as the listener filters see it (after PROXY protocol).
+    pub remote: Address,
+    /// The peer of the socket itself.
+    pub direct_remote: Address,
+    /// Where the connection came in (after original_dst).
+    pub local: Address,
+    /// SNI, lower case.
+    pub server_name: Option<ByteString>,
+    /// Negotiated or detected application protocol.
+    pub alpn: Option<ByteString>,
+    /// Whether the transport is encrypted (decides `x-forwarded-proto` and `:scheme`).
+    pub secure: bool,
+    /// The listener's name.
+    pub listener: ByteString,
+    /// The filter chain's name.
+    pub filter_chain: ByteString,
+}
+
+/// Objects that filters leave for each other, by key (Envoy's filter state).
+#[derive(Debug, Default)]
+pub struct FilterState {
+    entries: SmallVec<[(ByteString, FilterObject); 2]>,
+}
+
+/// A filter-state object.
+#[derive(Debug, Clone)]
+pub enum FilterObject {
+    /// Text, which matchers and formatters can read.
+    Text(ByteString),
+    /// Something typed.
+    Typed(Rc<dyn Any>),
+}
+
+impl FilterState {
+    /// Sets `key`, replacing what was there.
+    pub fn set(&mut self, key: ByteString, object: FilterObject) {
+        match self.entries.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, slot)) => *slot = object,
+            None => self.entries.push((key, object)),
+        }
+    }
+
+    /// The object under `key`.
+    pub fn get(&self, key: &str) -> Option<&FilterObject> {
+        self.entries.iter().find(|(k, _)| &**k == key).map(|(_, o)| o)
+    }
+
+    /// The text under `key`.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.get(key) {
+            Some(FilterObject::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// A filter's name in the compiled configuration: interned, so that the request path compares numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FilterId(pub u32);
+
+/// A filter's typed per-route configuration.
+#[derive(Debug, Clone)]
+pub enum RouteFilterConfig {
+    /// The filter is off (`FilterConfig.disabled`).
+    Disabled,
+    /// The filter's own per-route object, of the type that its factory compiled.
+    Config(Arc<dyn Any + Send + Sync>),
+}
+
+/// The chosen route as filters, formatters and logs see it. The router's route type implements it.
+pub trait RouteView: std::fmt::Debug {
+    /// The route's name.
+    fn name(&self) -> &str;
+    /// The virtual host's name.
+    fn virtual_host(&self) -> &str;
+    /// The most specific per-route configuration of a filter (weighted cluster, route, virtual host,
+    /// route configuration).
+    fn filter_config(&self, filter: FilterId) -> Option<&RouteFilterConfig>;
+    /// The route's metadata under a filter's name.
+    fn metadata(&self, namespace: &str) -> Option<&serde_json::Value>;
+}
+
+/// What the router noted about the upstream.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamInfo {
+    /// The chosen host.
+    pub host: Option<Address>,
+    /// The local end of the upstream connection.
+    pub local: Option<Address>,
+    /// The cluster's name.
+    pub cluster: Option<ByteString>,
+    /// The upstream protocol.
+    pub protocol: Option<Protocol>,
+    /// Attempts so far; 1 for the first.
+    pub attempts: u32,
+    /// Why the transport failed.
+    pub transport_failure: Option<ByteString>,
+}
+
+/// Facts about one stream.
+#[derive(Debug)]
+pub struct StreamInfo {
+    /// Its connection.
+    pub connection: Rc<ConnectionInfo>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// When its first byte was read.
+    pub start: Instant,
+    /// The same on the wall clock.
+    pub start_time: SystemTime,
+    /// The client's address as far as it can be trusted (XFF), which `remote` matchers use.
+    pub remote: Address,
+    /// Response flags.
+    pub flags: ResponseFlags,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Option<Cow<'static, str>>,
+    /// The response's status, once known.
+    pub response_code: Option<u16>,
+    /// Request body bytes so far.
+    pub bytes_received: u64,
+    /// Response body bytes so far.
+    pub bytes_sent: u64,
+    /// The chosen route.
+    pub route: Option<Rc<dyn RouteView>>,
+    /// The upstream.
+    pub upstream: UpstreamInfo,
+    /// Filter state.
+    pub filter_state: FilterState,
+    /// Dynamic metadata: namespace to object.
+    pub dynamic_metadata: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+}
+
+impl StreamInfo {
+    /// The facts of a stream that begins now.
+    pub fn new(connection: Rc<ConnectionInfo>, protocol: Protocol) -> Self {
+        Self {
+            remote: connection.remote.clone(),
+            connection,
+            protocol,
+            start: Instant::now(),
+            start_time: SystemTime::now(),
+            flags: ResponseFlags::default(),
+            details: None,
+            response_code: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            route: None,
+            upstream: UpstreamInfo::default(),
+            filter_state: FilterState::default(),
+            dynamic_metadata: BTreeMap::new(),
+        }
+    }
+}

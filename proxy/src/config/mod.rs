@@ -1,0 +1,1 @@
+//! xDS resources, validated and compiled, and the stores that publish them.

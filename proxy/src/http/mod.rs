@@ -1,0 +1,6 @@
+//! HTTP: the codecs, the validator in front of them, and the connection manager behind them.
+//!
+//! Codecs turn bytes into heads and bodies and back ([`service`] is the seam); they decide nothing about
+//! policy. No routing and no upstream here.
+
+pub mod service;

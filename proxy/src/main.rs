@@ -1,0 +1,2 @@
+//! Fairway.
+fn main(){}

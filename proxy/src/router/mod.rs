@@ -1,0 +1,1 @@
+//! Route tables and the upstream side of a request.

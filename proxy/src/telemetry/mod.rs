@@ -1,0 +1,3 @@
+//! Stats and access logs. Nothing here may block or lock on the request path.
+
+pub mod stats;

@@ -1,0 +1,1 @@
+//! Byte streams: raw sockets now; TLS, PROXY protocol, internal and HBONE to come.
