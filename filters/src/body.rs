@@ -79,7 +79,10 @@ pub struct BodyError {
 impl BodyError {
     /// An error with no details.
     pub fn new(reason: ResetReason) -> Self {
-        Self { reason, details: None }
+        Self {
+            reason,
+            details: None,
+        }
     }
 }
 
@@ -211,7 +214,11 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
+        if bytes.is_empty() {
+            Self::Empty
+        } else {
+            Self::Full(bytes)
+        }
     }
 }
 

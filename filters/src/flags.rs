@@ -105,14 +105,21 @@ impl ResponseFlags {
 
     /// The flag with this short name, for access-log filters.
     pub fn from_short(name: &str) -> Option<Self> {
-        Self::TABLE.iter().find(|row| row.1 == name).map(|row| Self(row.0))
+        Self::TABLE
+            .iter()
+            .find(|row| row.1 == name)
+            .map(|row| Self(row.0))
     }
 
     fn join(self, name: impl Fn(&(u64, &'static str, &'static str)) -> &'static str) -> String {
         if self.is_empty() {
             return "-".to_owned();
         }
-        let names: Vec<_> = Self::TABLE.iter().filter(|r| self.0 & r.0 != 0).map(name).collect();
+        let names: Vec<_> = Self::TABLE
+            .iter()
+            .filter(|r| self.0 & r.0 != 0)
+            .map(name)
+            .collect();
         names.join(",")
     }
 }

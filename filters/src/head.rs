@@ -59,11 +59,13 @@ impl RequestHead {
     /// Whether local replies to this request must be gRPC's: `content-type: application/grpc`
     /// or `application/grpc+...`.
     pub fn is_grpc(&self) -> bool {
-        self.headers.get(http::header::CONTENT_TYPE).is_some_and(|v| {
-            v.as_bytes()
-                .strip_prefix(b"application/grpc")
-                .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'+'))
-        })
+        self.headers
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|v| {
+                v.as_bytes()
+                    .strip_prefix(b"application/grpc")
+                    .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'+'))
+            })
     }
 }
 
@@ -79,6 +81,9 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// A head with this status and no headers.
     pub fn new(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new() }
+        Self {
+            status,
+            headers: HeaderMap::new(),
+        }
     }
 }

@@ -115,7 +115,10 @@ impl FilterState {
 
     /// The object under `key`.
     pub fn get(&self, key: &str) -> Option<&FilterObject> {
-        self.entries.iter().find(|(k, _)| &**k == key).map(|(_, o)| o)
+        self.entries
+            .iter()
+            .find(|(k, _)| &**k == key)
+            .map(|(_, o)| o)
     }
 
     /// The text under `key`.

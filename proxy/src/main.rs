@@ -1,2 +1,2 @@
 //! Fairway.
-fn main(){}
+fn main() {}

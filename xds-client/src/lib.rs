@@ -1,1 +1,4 @@
-//! Placeholder while the workspace is laid out.
+//! The xDS transport: bootstrap and `Any` decoding, delta and state-of-the-world ADS, filesystem
+//! subscriptions. No proxy in it.
+
+pub mod error;

@@ -146,6 +146,8 @@ impl ConnectionControl {
 
     /// The codec counts its streams here.
     pub fn add_active(&self, delta: i32) {
-        self.0.active.set(self.0.active.get().saturating_add_signed(delta));
+        self.0
+            .active
+            .set(self.0.active.get().saturating_add_signed(delta));
     }
 }

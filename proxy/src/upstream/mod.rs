@@ -1,1 +1,3 @@
 //! Clusters, endpoints, balancing, pools.
+
+pub mod slot;
