@@ -1,0 +1,332 @@
+//! `HttpConnectionManager`, validated and compiled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3::{
+    Http2ProtocolOptions, HttpProtocolOptions, http_protocol_options,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager as hcm,
+};
+use envoy_types::pb::google::protobuf::{self as wkt};
+use filters::chain::FilterChain;
+use filters::matcher::CidrSet;
+use filters::stream::Address;
+use http::HeaderValue;
+use xds_client::error::{At, ConfigError};
+
+use super::path::{EscapedSlashes, PathRules};
+use super::request_mutation::StripPort;
+use super::stats::ConnectionManagerStats;
+use crate::http::h1::{Http1Settings, UnderscoreAction};
+use crate::http::h2::Http2Settings;
+use crate::router::RouteSlot;
+use crate::telemetry::access_log::AccessLog;
+
+/// Which codec a connection gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// By ALPN, or by the connection's first bytes.
+    Auto,
+    /// HTTP/1 always.
+    Http1,
+    /// HTTP/2 always.
+    Http2,
+}
+
+/// What to do with `server` in responses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+/// A compiled connection manager, shared by all its connections.
+pub struct HcmConfig {
+    pub(super) stats: ConnectionManagerStats,
+    pub(super) routes: Arc<RouteSlot>,
+    pub(super) chain: FilterChain,
+    pub(super) access_logs: Vec<AccessLog>,
+    /// The codec choice.
+    pub codec: Codec,
+    /// HTTP/1 settings.
+    pub http1: Http1Settings,
+    /// HTTP/2 settings.
+    pub http2: Http2Settings,
+    /// How long a connection may have no stream.
+    pub idle_timeout: Option<Duration>,
+    /// How long a connection may live before it is drained.
+    pub max_connection_duration: Option<Duration>,
+    /// How many requests a connection may carry.
+    pub max_requests: Option<u32>,
+    pub(super) use_remote_address: bool,
+    pub(super) xff_num_trusted_hops: u32,
+    pub(super) skip_xff_append: bool,
+    pub(super) internal_addresses: Option<CidrSet>,
+    pub(super) forward_client_cert: bool,
+    pub(super) via: Option<HeaderValue>,
+    pub(super) server_name: HeaderValue,
+    pub(super) server_header: ServerHeader,
+    pub(super) generate_request_id: bool,
+    pub(super) preserve_external_request_id: bool,
+    pub(super) always_set_request_id: bool,
+    pub(super) strip_port: StripPort,
+    pub(super) path: PathRules,
+    pub(super) upgrades: Vec<ByteString>,
+    pub(super) proxy_100_continue: bool,
+    pub(super) default_host: ByteString,
+    pub(super) stream_idle_timeout: Option<Duration>,
+    pub(super) request_timeout: Option<Duration>,
+    pub(super) max_stream_duration: Option<Duration>,
+}
+
+/// What a connection manager refers to, compiled by others.
+pub struct HcmParts {
+    /// Its route configuration.
+    pub routes: Arc<RouteSlot>,
+    /// Its filters.
+    pub chain: FilterChain,
+    /// Its access logs.
+    pub access_logs: Vec<AccessLog>,
+    /// Its stats.
+    pub stats: ConnectionManagerStats,
+    /// The runtime feature `http_reject_path_with_fragment`.
+    pub reject_fragment: bool,
+}
+
+impl HcmConfig {
+    /// Compiles the parts that are the connection manager's own.
+    ///
+    /// # Errors
+    /// Names the field that cannot be honoured.
+    pub fn compile(proto: &HttpConnectionManager, parts: HcmParts) -> Result<Self, ConfigError> {
+        refuse_unsupported(proto)?;
+        let common = proto.common_http_protocol_options.clone().unwrap_or_default();
+        let http1 = proto.http_protocol_options.clone().unwrap_or_default();
+        let max_head_kb = proto.max_request_headers_kb.as_ref().map_or(60, |v| v.value);
+        let max_headers = common.max_headers_count.as_ref().map_or(100, |v| v.value);
+        let idle_timeout = duration_or(&common.idle_timeout, Some(Duration::from_secs(3600)))
+            .at("common_http_protocol_options.idle_timeout")?;
+        let head_timeout =
+            duration_or(&proto.request_headers_timeout, None).at("request_headers_timeout")?;
+        let underscores = underscores(&common)?;
+        Ok(Self {
+            codec: codec(proto)?,
+            http1: Http1Settings {
+                max_head_bytes: (max_head_kb as usize) << 10,
+                max_headers: max_headers as usize,
+                accept_http_10: http1.accept_http_10,
+                enable_trailers: http1.enable_trailers,
+                reject_fragment: parts.reject_fragment,
+                underscores,
+                request_headers_timeout: head_timeout,
+                idle_timeout,
+                ..Http1Settings::default()
+            },
+            http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
+            idle_timeout,
+            max_connection_duration: duration_or(&common.max_connection_duration, None)
+                .at("common_http_protocol_options.max_connection_duration")?,
+            max_requests: common
+                .max_requests_per_connection
+                .as_ref()
+                .map(|v| v.value)
+                .filter(|v| *v > 0),
+            use_remote_address: is_true(&proto.use_remote_address),
+            xff_num_trusted_hops: proto.xff_num_trusted_hops,
+            skip_xff_append: proto.skip_xff_append,
+            internal_addresses: internal_addresses(proto)?,
+            // Without TLS to the client there is no certificate to speak of: only the mode that trusts
+            // whatever comes keeps the header.
+            forward_client_cert: proto.forward_client_cert_details()
+                == hcm::ForwardClientCertDetails::AlwaysForwardOnly,
+            via: match proto.via.as_str() {
+                "" => None,
+                via => Some(header_value(via).at("via")?),
+            },
+            server_name: match proto.server_name.as_str() {
+                "" => HeaderValue::from_static("envoy"),
+                name => header_value(name).at("server_name")?,
+            },
+            server_header: match proto.server_header_transformation() {
+                hcm::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+                hcm::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+                hcm::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+            },
+            generate_request_id: proto.generate_request_id.as_ref().is_none_or(|v| v.value),
+            preserve_external_request_id: proto.preserve_external_request_id,
+            always_set_request_id: proto.always_set_request_id_in_response,
+            strip_port: strip_port(proto),
+            path: path_rules(proto),
+            upgrades: upgrades(proto)?,
+            proxy_100_continue: proto.proxy_100_continue,
+            default_host: http1.default_host_for_http_10.into(),
+            stream_idle_timeout: duration_or(
+                &proto.stream_idle_timeout,
+                Some(Duration::from_secs(300)),
+            )
+            .at("stream_idle_timeout")?,
+            request_timeout: duration_or(&proto.request_timeout, None).at("request_timeout")?,
+            max_stream_duration: duration_or(&common.max_stream_duration, None)
+                .at("common_http_protocol_options.max_stream_duration")?,
+            stats: parts.stats,
+            routes: parts.routes,
+            chain: parts.chain,
+            access_logs: parts.access_logs,
+        })
+    }
+
+    /// Whether a sender at this address is internal. Since Envoy 1.33 no address is, unless configured.
+    pub(super) fn is_internal(&self, remote: &Address) -> bool {
+        match (&self.internal_addresses, remote.ip()) {
+            (Some(set), Some(addr)) => set.contains(addr.ip()),
+            _ => false,
+        }
+    }
+}
+
+fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
+    let http1 = proto.http_protocol_options.clone().unwrap_or_default();
+    let refused = [
+        (!proto.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions"),
+        (!proto.early_header_mutation_extensions.is_empty(), "early_header_mutation_extensions"),
+        (proto.local_reply_config.is_some(), "local_reply_config"),
+        (proto.path_normalization_options.is_some(), "path_normalization_options"),
+        (proto.proxy_status_config.is_some(), "proxy_status_config"),
+        (proto.typed_header_validation_config.is_some(), "typed_header_validation_config"),
+        (proto.add_proxy_protocol_connection_state.as_ref().is_some_and(|v| v.value), "add_proxy_protocol_connection_state"),
+        (proto.scheme_header_transformation.is_some(), "scheme_header_transformation"),
+        (proto.strip_trailing_host_dot, "strip_trailing_host_dot"),
+        (proto.append_x_forwarded_port, "append_x_forwarded_port"),
+        (is_true(&proto.add_user_agent), "add_user_agent"),
+        (proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6, "represent_ipv4_remote_address_as_ipv4_mapped_ipv6"),
+        (proto.forward_proto_config.is_some(), "forward_proto_config"),
+        (http1.header_key_format.is_some(), "http_protocol_options.header_key_format"),
+        (http1.allow_chunked_length, "http_protocol_options.allow_chunked_length"),
+        (http1.allow_custom_methods, "http_protocol_options.allow_custom_methods"),
+    ];
+    match refused.iter().find(|(set, _)| *set) {
+        Some((_, field)) => Err(ConfigError::unsupported(field)),
+        None => Ok(()),
+    }
+}
+
+fn codec(proto: &HttpConnectionManager) -> Result<Codec, ConfigError> {
+    match proto.codec_type() {
+        hcm::CodecType::Auto => Ok(Codec::Auto),
+        hcm::CodecType::Http1 => Ok(Codec::Http1),
+        hcm::CodecType::Http2 => Ok(Codec::Http2),
+        hcm::CodecType::Http3 => Err(ConfigError::unsupported("codec_type")),
+    }
+}
+
+fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigError> {
+    use http_protocol_options::HeadersWithUnderscoresAction as Action;
+    Ok(match common.headers_with_underscores_action() {
+        Action::Allow => UnderscoreAction::Allow,
+        Action::RejectRequest => UnderscoreAction::Reject,
+        Action::DropHeader => UnderscoreAction::Drop,
+    })
+}
+
+fn http2(
+    proto: Option<&Http2ProtocolOptions>,
+    max_head_kb: u32,
+) -> Result<Http2Settings, ConfigError> {
+    let mut settings =
+        Http2Settings { max_header_list: max_head_kb << 10, ..Http2Settings::default() };
+    let Some(proto) = proto else { return Ok(settings) };
+    if proto.allow_metadata {
+        return Err(ConfigError::unsupported("http2_protocol_options.allow_metadata"));
+    }
+    settings.allow_connect = proto.allow_connect;
+    if let Some(streams) = &proto.max_concurrent_streams {
+        settings.max_concurrent_streams = streams.value;
+    }
+    if let Some(window) = &proto.initial_stream_window_size {
+        settings.initial_stream_window = window.value;
+    }
+    if let Some(window) = &proto.initial_connection_window_size {
+        settings.initial_connection_window = window.value;
+    }
+    if let Some(keepalive) = &proto.connection_keepalive {
+        let timeout = duration_or(&keepalive.timeout, Some(Duration::from_secs(10)))
+            .at("http2_protocol_options.connection_keepalive.timeout")?;
+        let interval = duration_or(&keepalive.interval, None)
+            .at("http2_protocol_options.connection_keepalive.interval")?;
+        settings.keepalive = interval.zip(timeout);
+    }
+    Ok(settings)
+}
+
+fn internal_addresses(proto: &HttpConnectionManager) -> Result<Option<CidrSet>, ConfigError> {
+    let Some(config) = &proto.internal_address_config else { return Ok(None) };
+    if config.unix_sockets {
+        return Err(ConfigError::unsupported("internal_address_config.unix_sockets"));
+    }
+    CidrSet::compile(&config.cidr_ranges).map(Some).at("internal_address_config.cidr_ranges")
+}
+
+fn strip_port(proto: &HttpConnectionManager) -> StripPort {
+    if matches!(proto.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true))) {
+        StripPort::Any
+    } else if proto.strip_matching_host_port {
+        StripPort::Matching
+    } else {
+        StripPort::Keep
+    }
+}
+
+fn path_rules(proto: &HttpConnectionManager) -> PathRules {
+    use hcm::PathWithEscapedSlashesAction as Action;
+    PathRules {
+        normalize: is_true(&proto.normalize_path),
+        merge_slashes: proto.merge_slashes,
+        escaped_slashes: match proto.path_with_escaped_slashes_action() {
+            Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,
+            Action::RejectRequest => EscapedSlashes::Reject,
+            Action::UnescapeAndRedirect => EscapedSlashes::Redirect,
+            Action::UnescapeAndForward => EscapedSlashes::Forward,
+        },
+    }
+}
+
+fn upgrades(proto: &HttpConnectionManager) -> Result<Vec<ByteString>, ConfigError> {
+    let mut names = Vec::new();
+    for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+        if !upgrade.filters.is_empty() {
+            return Err(ConfigError::unsupported(&format!("upgrade_configs[{i}].filters")));
+        }
+        if upgrade.enabled.as_ref().is_none_or(|v| v.value) {
+            names.push(upgrade.upgrade_type.to_ascii_lowercase().into());
+        }
+    }
+    Ok(names)
+}
+
+fn is_true(value: &Option<wkt::BoolValue>) -> bool {
+    value.as_ref().is_some_and(|v| v.value)
+}
+
+fn header_value(text: &str) -> Result<HeaderValue, ConfigError> {
+    HeaderValue::from_str(text).map_err(|_| ConfigError::new("not a valid header value"))
+}
+
+/// A duration, or `default` when absent. Zero means none.
+fn duration_or(
+    value: &Option<wkt::Duration>,
+    default: Option<Duration>,
+) -> Result<Option<Duration>, ConfigError> {
+    let Some(value) = value else { return Ok(default) };
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos)) else {
+        return Err(ConfigError::new("negative duration"));
+    };
+    if nanos >= 1_000_000_000 {
+        return Err(ConfigError::new("not a valid duration"));
+    }
+    let duration = Duration::new(seconds, nanos);
+    Ok((!duration.is_zero()).then_some(duration))
+}

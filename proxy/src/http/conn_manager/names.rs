@@ -1,0 +1,61 @@
+//! Header names that the connection manager and the router read and write.
+
+use http::HeaderName;
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $const:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub(crate) const $const: HeaderName = HeaderName::from_static($text);)*
+    };
+}
+
+names! {
+    XFF = "x-forwarded-for";
+    XFP = "x-forwarded-proto";
+    XFCC = "x-forwarded-client-cert";
+    REQUEST_ID = "x-request-id";
+    INTERNAL = "x-envoy-internal";
+    EXTERNAL_ADDRESS = "x-envoy-external-address";
+    KEEP_ALIVE = "keep-alive";
+    PROXY_CONNECTION = "proxy-connection";
+    ATTEMPT_COUNT = "x-envoy-attempt-count";
+    EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
+    UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
+    PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
+    TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
+    MAX_RETRIES = "x-envoy-max-retries";
+    RETRY_ON = "x-envoy-retry-on";
+    RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
+    RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";
+    SERVICE_TIME = "x-envoy-upstream-service-time";
+    OVERLOADED = "x-envoy-overloaded";
+    GRPC_TIMEOUT = "grpc-timeout";
+    GRPC_STATUS = "grpc-status";
+}
+
+/// Obeyed from internal senders only; taken off everyone else's requests.
+pub(super) const INTERNAL_ONLY: [HeaderName; 17] = [
+    RETRIABLE_STATUS_CODES,
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    RETRY_ON,
+    RETRY_GRPC_ON,
+    MAX_RETRIES,
+    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    UPSTREAM_TIMEOUT,
+    PER_TRY_TIMEOUT,
+    TIMEOUT_ALT_RESPONSE,
+    EXPECTED_TIMEOUT,
+    HeaderName::from_static("x-envoy-force-trace"),
+    HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-original-url"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    HeaderName::from_static("x-envoy-upstream-stream-duration-ms"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("x-envoy-original-host"),
+];
+
+/// Taken off requests that enter the mesh here.
+pub(super) const EDGE_ONLY: [HeaderName; 3] = [
+    HeaderName::from_static("x-envoy-decorator-operation"),
+    HeaderName::from_static("x-envoy-downstream-service-cluster"),
+    HeaderName::from_static("x-envoy-downstream-service-node"),
+];

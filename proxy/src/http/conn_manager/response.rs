@@ -1,0 +1,65 @@
+//! What the connection manager does to a response head before the codec gets it.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use filters::head::ResponseHead;
+use http::header::{self, HeaderValue};
+
+use super::config::{HcmConfig, ServerHeader};
+use super::names;
+
+/// Removes hop-by-hop fields, sets `server`, `date`, and the request id where asked for.
+pub(super) fn finish(
+    head: &mut ResponseHead,
+    config: &HcmConfig,
+    request_id: Option<&HeaderValue>,
+) {
+    let headers = &mut head.headers;
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+    headers.remove(names::KEEP_ALIVE);
+    headers.remove(names::PROXY_CONNECTION);
+    match config.server_header {
+        ServerHeader::Overwrite => {
+            headers.insert(header::SERVER, config.server_name.clone());
+        }
+        ServerHeader::AppendIfAbsent => {
+            headers.entry(header::SERVER).or_insert_with(|| config.server_name.clone());
+        }
+        ServerHeader::PassThrough => {}
+    }
+    if !headers.contains_key(header::DATE) {
+        headers.insert(header::DATE, date());
+    }
+    if let Some(id) = request_id {
+        headers.insert(names::REQUEST_ID, id.clone());
+    }
+    if let Some(via) = &config.via {
+        headers.append(header::VIA, via.clone());
+    }
+}
+
+/// The headers of a short text body.
+pub(super) fn plain_text(head: &mut ResponseHead, length: usize) {
+    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+}
+
+/// The current date, formatted at most twice a second per worker (RFC 9110, 6.6.1).
+fn date() -> HeaderValue {
+    thread_local! {
+        static CACHED: RefCell<Option<(Instant, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    CACHED.with_borrow_mut(|cached| match cached {
+        Some((at, value)) if at.elapsed() < Duration::from_millis(500) => value.clone(),
+        _ => {
+            let text = httpdate::fmt_http_date(std::time::SystemTime::now());
+            let value =
+                HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+            *cached = Some((Instant::now(), value.clone()));
+            value
+        }
+    })
+}
