@@ -10,8 +10,20 @@ pub const fn is_token_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric()
         || matches!(
             b,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_'
-                | b'`' | b'|' | b'~'
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
         )
 }
 
@@ -39,8 +51,24 @@ pub fn is_authority(value: &[u8]) -> bool {
         b.is_ascii_alphanumeric()
             || matches!(
                 b,
-                b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*'
-                    | b'+' | b',' | b';' | b'=' | b':' | b'[' | b']'
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b'%'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b','
+                    | b';'
+                    | b'='
+                    | b':'
+                    | b'['
+                    | b']'
             )
     })
 }
@@ -89,9 +117,15 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), &'static str> {
     // Most requests have no such field, or only `connection: keep-alive`, which names a field
     // that is never in the map: then nothing is allocated.
     if headers.contains_key(header::CONNECTION) {
-        let options: smallvec::SmallVec<[http::HeaderValue; 2]> =
-            headers.get_all(header::CONNECTION).iter().cloned().collect();
-        for name in options.iter().flat_map(|v| v.as_bytes().split(|b| *b == b',')) {
+        let options: smallvec::SmallVec<[http::HeaderValue; 2]> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .cloned()
+            .collect();
+        for name in options
+            .iter()
+            .flat_map(|v| v.as_bytes().split(|b| *b == b','))
+        {
             let name = name.trim_ascii();
             const KEPT: [&[u8]; 5] = [
                 b"forwarded",
@@ -105,9 +139,15 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), &'static str> {
             }
             // `te: trailers` goes on (gRPC needs it), and framing is never up to `connection`.
             if name.is_empty()
-                || [&b"close"[..], b"keep-alive", b"upgrade", b"te", b"content-length"]
-                    .iter()
-                    .any(|known| name.eq_ignore_ascii_case(known))
+                || [
+                    &b"close"[..],
+                    b"keep-alive",
+                    b"upgrade",
+                    b"te",
+                    b"content-length",
+                ]
+                .iter()
+                .any(|known| name.eq_ignore_ascii_case(known))
             {
                 continue;
             }

@@ -244,7 +244,11 @@ mod tests {
             b"0\r\n folded\r\n\r\n",
         ] {
             for step in 1..=bad.len() {
-                assert!(all(bad, step).is_err(), "{:?}/{step}", bad.escape_ascii().to_string());
+                assert!(
+                    all(bad, step).is_err(),
+                    "{:?}/{step}",
+                    bad.escape_ascii().to_string()
+                );
             }
         }
     }

@@ -42,7 +42,10 @@ pub struct ExchangeOptions<IO> {
 
 impl<IO> Default for ExchangeOptions<IO> {
     fn default() -> Self {
-        Self { recycle: None, early: None }
+        Self {
+            recycle: None,
+            early: None,
+        }
     }
 }
 
@@ -75,7 +78,11 @@ pub struct ExchangeError {
 impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
     /// A connection over `io`; the limits of `settings` hold for response heads.
     pub fn new(io: IO, settings: Rc<Http1Settings>) -> Self {
-        Self { io, settings, exchanges: 0 }
+        Self {
+            io,
+            settings,
+            exchanges: 0,
+        }
     }
 
     /// Whether it has carried an exchange before.
@@ -105,7 +112,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
             drop(head);
             poll_fn(|cx| exchange.poll_head(cx)).await
         } else {
-            Err(BodyError { reason: ResetReason::ProtocolError, details: Some("http1.invalid_url") })
+            Err(BodyError {
+                reason: ResetReason::ProtocolError,
+                details: Some("http1.invalid_url"),
+            })
         };
         match begun {
             Ok(head) => Ok(exchange.into_response(head)),
@@ -206,7 +216,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                             }
                             _ => {}
                         }
-                        self.out.push(data, self.request_framing == Framing::Chunked);
+                        self.out
+                            .push(data, self.request_framing == Framing::Chunked);
                     }
                     Poll::Ready(Some(Ok(Frame::Trailers(map)))) => {
                         ended = true;
@@ -259,7 +270,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, BodyError>> {
         let protocol = |details| {
-            Poll::Ready(Err(BodyError { reason: ResetReason::ProtocolError, details: Some(details) }))
+            Poll::Ready(Err(BodyError {
+                reason: ResetReason::ProtocolError,
+                details: Some(details),
+            }))
         };
         self.send(cx);
         if let Some(error) = self.request_error.take() {
@@ -273,12 +287,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                 Err(error) => return protocol(error.details),
                 Ok(Some(end)) => {
                     let block = self.buf.split_to(end).freeze();
-                    let parsed =
-                        match parse::response(&block, &self.settings, self.head_request, self.connect)
-                        {
-                            Ok(parsed) => parsed,
-                            Err(error) => return protocol(error.details),
-                        };
+                    let parsed = match parse::response(
+                        &block,
+                        &self.settings,
+                        self.head_request,
+                        self.connect,
+                    ) {
+                        Ok(parsed) => parsed,
+                        Err(error) => return protocol(error.details),
+                    };
                     let status = parsed.head.status;
                     if status.is_informational() && status != 101 {
                         self.early += 1;
@@ -335,7 +352,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
             BodyDecoder::Done => Body::Empty,
             _ => Body::Stream(Box::new(ResponseBody(Some(self)))),
         };
-        ClientResponse { head, body, upgraded }
+        ClientResponse {
+            head,
+            body,
+            upgraded,
+        }
     }
 
     /// Hands the connection back if it is clean, or closes it.
@@ -372,7 +393,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
         }
         let e = &mut **exchange;
         let mut polled = e.decoder.poll(&mut e.io, &mut e.buf, &mut e.eof, cx);
-        if matches!(polled, Poll::Ready(Some(Ok(Frame::Trailers(_))))) && !e.settings.enable_trailers {
+        if matches!(polled, Poll::Ready(Some(Ok(Frame::Trailers(_)))))
+            && !e.settings.enable_trailers
+        {
             polled = Poll::Ready(None);
         }
         // In a tunnel the server may end first: what is left to send goes out before the end is told.

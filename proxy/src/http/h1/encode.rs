@@ -37,7 +37,11 @@ fn field(out: &mut BytesMut, name: &str, value: &[u8]) {
 }
 
 fn length(out: &mut BytesMut, length: u64) {
-    field(out, "content-length", itoa::Buffer::new().format(length).as_bytes());
+    field(
+        out,
+        "content-length",
+        itoa::Buffer::new().format(length).as_bytes(),
+    );
 }
 
 /// The declared `content-length`, if there is a valid one.
@@ -60,7 +64,12 @@ pub fn response(
     out.put_slice(if http_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');
-    out.put_slice(head.status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.put_slice(
+        head.status
+            .canonical_reason()
+            .unwrap_or("Unknown")
+            .as_bytes(),
+    );
     out.put_slice(b"\r\n");
     fields(out, &head.headers, keep_length);
     match framing {
@@ -86,13 +95,15 @@ pub fn request(out: &mut BytesMut, head: &RequestHead, framing: Framing) {
     out.put_slice(head.method.as_str().as_bytes());
     out.put_u8(b' ');
     let connect = head.method == Method::CONNECT;
-    out.put_slice(if connect { head.authority.as_bytes() } else { head.path.as_bytes() });
+    out.put_slice(if connect {
+        head.authority.as_bytes()
+    } else {
+        head.path.as_bytes()
+    });
     out.put_slice(b" HTTP/1.1\r\n");
     field(out, "host", head.authority.as_bytes());
     for (name, value) in &head.headers {
-        if validate::is_hop_by_hop(name)
-            || *name == header::CONTENT_LENGTH
-            || *name == header::HOST
+        if validate::is_hop_by_hop(name) || *name == header::CONTENT_LENGTH || *name == header::HOST
         {
             continue;
         }
@@ -102,9 +113,7 @@ pub fn request(out: &mut BytesMut, head: &RequestHead, framing: Framing) {
         Framing::Length(n) => length(out, n),
         Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
         // An enclosed body of nothing is said for the methods that expect one (RFC 9110 section 8.6).
-        Framing::None
-            if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) =>
-        {
+        Framing::None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => {
             length(out, 0);
         }
         Framing::None | Framing::Close => {}

@@ -13,7 +13,6 @@ pub mod parse;
 pub mod server;
 mod wire;
 
-
 use std::time::Duration;
 
 /// What to do with field names that hold an underscore (Envoy's `headers_with_underscores_action`).
@@ -63,3 +62,6 @@ impl Default for Http1Settings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

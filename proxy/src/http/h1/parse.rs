@@ -88,7 +88,11 @@ impl HeadScanner {
             let rest = buf.get(self.scanned..).unwrap_or_default();
             let Some(at) = memchr::memchr(b'\n', rest).map(|at| at + self.scanned) else {
                 self.scanned = buf.len();
-                return if buf.len() > limit { Err(TOO_LARGE) } else { Ok(None) };
+                return if buf.len() > limit {
+                    Err(TOO_LARGE)
+                } else {
+                    Ok(None)
+                };
             };
             if at == 0 || buf.get(at - 1) != Some(&b'\r') {
                 return Err(CODEC);
@@ -189,7 +193,11 @@ fn text(block: &Bytes, part: &[u8]) -> Result<ByteString, ParseError> {
 }
 
 fn lower(value: &[u8]) -> Option<ByteString> {
-    if !value.iter().all(|b| validate::is_token_byte(*b) || *b == b'/') || value.is_empty() {
+    if !value
+        .iter()
+        .all(|b| validate::is_token_byte(*b) || *b == b'/')
+        || value.is_empty()
+    {
         return None;
     }
     if value == b"websocket" {
@@ -377,7 +385,11 @@ pub fn response(
     }
     let (mut headers, facts) = collect(block, parsed.headers, UnderscoreAction::Allow, false)?;
     let upgrade = (code == 101 && facts.upgrade)
-        .then(|| headers.get(header::UPGRADE).and_then(|v| lower(v.as_bytes())))
+        .then(|| {
+            headers
+                .get(header::UPGRADE)
+                .and_then(|v| lower(v.as_bytes()))
+        })
         .flatten();
     if facts.chunked && (version == 0 || code < 200 || code == 204) {
         return Err(bad("http1.transfer_encoding_not_allowed"));
@@ -404,9 +416,7 @@ pub fn response(
     Ok(ParsedResponse {
         head: ResponseHead { status, headers },
         framing,
-        keep_alive: !facts.close
-            && (version == 1 || facts.keep_alive)
-            && framing != Framing::Close,
+        keep_alive: !facts.close && (version == 1 || facts.keep_alive) && framing != Framing::Close,
         upgrade,
     })
 }

@@ -88,7 +88,9 @@ impl<IO: AsyncRead + Unpin> BodyStream for RequestBody<IO> {
         if conn.request != self.request {
             return Poll::Ready(Some(Err(BodyError::new(ResetReason::LocalReset))));
         }
-        let polled = conn.body.poll(&mut conn.io, &mut conn.buf, &mut conn.eof, cx);
+        let polled = conn
+            .body
+            .poll(&mut conn.io, &mut conn.buf, &mut conn.eof, cx);
         if conn.body.is_done() {
             conn.wake();
         }
@@ -217,7 +219,9 @@ async fn next_head<IO: AsyncRead + Unpin>(
             }
             if !conn.buf.is_empty() {
                 match scanner.scan(&conn.buf, settings.max_head_bytes) {
-                    Ok(Some(end)) => return Poll::Ready(Next::Head(conn.buf.split_to(end).freeze())),
+                    Ok(Some(end)) => {
+                        return Poll::Ready(Next::Head(conn.buf.split_to(end).freeze()));
+                    }
                     Ok(None) => {}
                     Err(error) => return Poll::Ready(Next::Bad(error)),
                 }
@@ -330,7 +334,11 @@ impl Writer {
         let framing = if silent {
             // As Envoy, HEAD says what GET would have said as far as it is known.
             let chunked = head_request && !none && !not_modified && declared.is_none() && !http_10;
-            if chunked { Framing::Chunked } else { Framing::None }
+            if chunked {
+                Framing::Chunked
+            } else {
+                Framing::None
+            }
         } else {
             match declared.or_else(|| response.body.remaining()) {
                 Some(n) => Framing::Length(n),
@@ -415,7 +423,8 @@ impl Writer {
     fn end(&mut self, trailers: Option<HeaderMap>) {
         self.ended = true;
         if self.framing == Framing::Chunked {
-            self.out.end_of_chunks(trailers.filter(|_| self.trailers).as_ref());
+            self.out
+                .end_of_chunks(trailers.filter(|_| self.trailers).as_ref());
         }
     }
 }
@@ -458,7 +467,12 @@ where
     S: HttpService,
 {
     let _active = Active::new(control);
-    let ParsedRequest { head, framing, http_10, keep_alive } = parsed;
+    let ParsedRequest {
+        head,
+        framing,
+        http_10,
+        keep_alive,
+    } = parsed;
     let upgrade = head.upgrade.clone();
     let connect = head.method == Method::CONNECT;
     let head_request = head.method == Method::HEAD;
@@ -475,7 +489,10 @@ where
             }
             framing => {
                 guard.body = BodyDecoder::new(framing);
-                Body::stream(RequestBody { conn: Rc::clone(conn), request: guard.request })
+                Body::stream(RequestBody {
+                    conn: Rc::clone(conn),
+                    request: guard.request,
+                })
             }
         }
     };
@@ -483,7 +500,11 @@ where
     let mut call = service.call(Request {
         head,
         body,
-        protocol: if http_10 { Protocol::Http10 } else { Protocol::Http11 },
+        protocol: if http_10 {
+            Protocol::Http10
+        } else {
+            Protocol::Http11
+        },
         early: early.clone(),
     });
     let mut out = WriteBuf::default();
@@ -492,7 +513,15 @@ where
         while let Some(head) = early.pop(cx.waker()) {
             if !http_10 && head.status.is_informational() && head.status != 101 {
                 let none = Persistence::Default;
-                encode::response(&mut out.head, &head, false, Framing::None, false, none, None);
+                encode::response(
+                    &mut out.head,
+                    &head,
+                    false,
+                    Framing::None,
+                    false,
+                    none,
+                    None,
+                );
             }
         }
         let mut guard = conn.borrow_mut();

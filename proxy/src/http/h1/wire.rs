@@ -129,7 +129,9 @@ impl BodyDecoder {
                 *self = Self::Done;
                 return Poll::Ready(None);
             }
-            return Poll::Ready(Some(Err(BodyError::new(ResetReason::ConnectionTermination))));
+            return Poll::Ready(Some(Err(BodyError::new(
+                ResetReason::ConnectionTermination,
+            ))));
         }
     }
 }
