@@ -342,11 +342,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                 let n = usize::try_from(n).unwrap_or(usize::MAX);
                 self.decoder = BodyDecoder::Done;
                 let data = self.buf.split_to(n).freeze();
-                self.recycle();
+                (*self).recycle();
                 Body::Full(data)
             }
             BodyDecoder::Done if self.sent || self.send_failed => {
-                self.recycle();
+                (*self).recycle();
                 Body::Empty
             }
             BodyDecoder::Done => Body::Empty,
@@ -360,7 +360,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
     }
 
     /// Hands the connection back if it is clean, or closes it.
-    fn recycle(mut self: Box<Self>) {
+    fn recycle(mut self) {
         let clean = self.sent
             && !self.send_failed
             && self.keep_alive
@@ -369,7 +369,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
             && self.buf.is_empty()
             && self.decoder.is_done();
         if let Some(pool) = self.options.recycle.take().filter(|_| clean) {
-            let exchange = *self;
+            let exchange = self;
             pool.recycle(ClientConnection {
                 io: exchange.io,
                 settings: exchange.settings,
@@ -409,7 +409,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
             && !e.tunnel
             && let Some(done) = self.0.take()
         {
-            done.recycle();
+            (*done).recycle();
         }
         polled
     }
