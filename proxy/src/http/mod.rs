@@ -3,4 +3,6 @@
 //! Codecs turn bytes into heads and bodies and back ([`service`] is the seam); they decide nothing about
 //! policy. No routing and no upstream here.
 
+pub mod h1;
 pub mod service;
+pub mod validate;

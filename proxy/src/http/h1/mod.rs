@@ -1,0 +1,67 @@
+//! HTTP/1.1 (and, if allowed, 1.0): our own codec, server and client side.
+//!
+//! Bytes to heads and bodies and back, framing and connection persistence (RFC 9112). No policy.
+//!
+//! What a request costs: one allocation for the bytes that were read (the head's values and the body's
+//! frames are slices of it), one for the request's state, one per header map. An idle connection holds
+//! no buffer: it reads through a buffer on the stack and keeps only what arrived.
+
+pub mod chunked;
+pub mod client;
+pub mod encode;
+pub mod parse;
+pub mod server;
+mod wire;
+
+use std::time::Duration;
+
+/// What to do with field names that hold an underscore (Envoy's `headers_with_underscores_action`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnderscoreAction {
+    /// Pass them.
+    #[default]
+    Allow,
+    /// Refuse the request (`http1.unexpected_underscore`).
+    Reject,
+    /// Leave those fields out.
+    Drop,
+}
+
+/// Limits and choices of the HTTP/1 codec.
+#[derive(Debug, Clone)]
+pub struct Http1Settings {
+    /// Most bytes of a head, request or status line included (Envoy: 60 KiB); beyond it 431.
+    pub max_head_bytes: usize,
+    /// Most fields in a head (Envoy: 100); beyond it 431.
+    pub max_headers: usize,
+    /// Whether HTTP/1.0 requests are served; otherwise 426.
+    pub accept_http_10: bool,
+    /// Whether trailers are passed; otherwise they are read and dropped.
+    pub enable_trailers: bool,
+    /// Whether a path with a fragment is refused; otherwise the fragment is cut off.
+    pub reject_fragment: bool,
+    /// See [`UnderscoreAction`].
+    pub underscores: UnderscoreAction,
+    /// Longest time from the first byte of a head to its last; none by default.
+    pub request_headers_timeout: Option<Duration>,
+    /// Longest time between requests before the connection is closed.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Default for Http1Settings {
+    fn default() -> Self {
+        Self {
+            max_head_bytes: 60 * 1024,
+            max_headers: 100,
+            accept_http_10: false,
+            enable_trailers: false,
+            reject_fragment: true,
+            underscores: UnderscoreAction::Allow,
+            request_headers_timeout: None,
+            idle_timeout: Some(Duration::from_secs(3600)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,428 @@
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use filters::body::{Body, BodyError, Collected, Frame, ResetReason};
+use filters::head::{RequestHead, ResponseHead};
+use filters::stream::Protocol;
+use futures_util::future::LocalBoxFuture;
+use http::{HeaderMap, Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::Http1Settings;
+use super::client::{ClientConnection, ExchangeOptions, Recycle};
+use super::server::serve;
+use crate::http::service::{ConnectionControl, HttpService, Rejection, Request, Response};
+
+/// Echoes bodies; the path chooses variations.
+struct Echo;
+
+impl HttpService for Echo {
+    fn call(&self, mut request: Request) -> LocalBoxFuture<'static, Result<Response, BodyError>> {
+        Box::pin(async move {
+            let path = request.head.path.to_string();
+            let mut head = ResponseHead::new(StatusCode::OK);
+            let body = match path.as_str() {
+                "/unread" => Body::Empty,
+                "/hang" => std::future::pending().await,
+                "/up" => {
+                    head.status = StatusCode::SWITCHING_PROTOCOLS;
+                    request.body
+                }
+                "/early" => {
+                    request.early.send(ResponseHead::new(StatusCode::CONTINUE));
+                    Body::from(request.body.collect(1 << 20).await?)
+                }
+                "/stream" => request.body,
+                _ => Body::from(request.body.collect(1 << 20).await?),
+            };
+            Ok(Response {
+                head,
+                body,
+                close: false,
+            })
+        })
+    }
+
+    fn reject(&self, rejection: &Rejection, _: Protocol) -> Response {
+        let status = StatusCode::from_u16(rejection.status).unwrap();
+        let body = Bytes::from_static(rejection.details.as_bytes()).into();
+        Response {
+            head: ResponseHead::new(status),
+            body,
+            close: true,
+        }
+    }
+}
+
+fn run<F: std::future::Future>(f: F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&rt, f)
+}
+
+fn settings() -> Http1Settings {
+    Http1Settings {
+        enable_trailers: true,
+        ..Http1Settings::default()
+    }
+}
+
+/// Sends `input` in pieces of `step`, ends the direction if `close`, and returns all that comes back.
+async fn talk(input: &[u8], step: usize, settings: Http1Settings) -> String {
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let control = ConnectionControl::default();
+    let task = tokio::task::spawn_local(serve(
+        server,
+        Bytes::new(),
+        Rc::new(settings),
+        Rc::new(Echo),
+        control.clone(),
+    ));
+    for piece in input.chunks(step) {
+        if client.write_all(piece).await.is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    control.drain();
+    // The peer closes only after it has seen everything, as a half-close counts as gone.
+    let mut all = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let read = client.read(&mut part).await.unwrap_or(0);
+        if read == 0 {
+            break;
+        }
+        all.extend_from_slice(&part[..read]);
+    }
+    drop(client);
+    task.await.unwrap();
+    String::from_utf8(all).unwrap()
+}
+
+fn joined(chunks: &str) -> (Bytes, HeaderMap) {
+    let mut buf = bytes::BytesMut::from(chunks);
+    let mut decoder = super::chunked::ChunkedDecoder::default();
+    let mut data = Vec::new();
+    loop {
+        match decoder.decode(&mut buf).unwrap() {
+            super::chunked::Decoded::Data(part) => data.extend_from_slice(&part),
+            super::chunked::Decoded::End(trailers) if buf.is_empty() => {
+                return (data.into(), trailers);
+            }
+            other => panic!("{other:?} with {buf:?} left"),
+        }
+    }
+}
+
+#[test]
+fn pipelined_requests_at_every_split() {
+    let input = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n\
+        POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello\
+        POST /stream HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-t: 1\r\n\r\n";
+    let want = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n\
+        HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello\
+        HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-t: 1\r\n\r\n";
+    for step in 1..=input.len() {
+        // A streamed body keeps the chunks that reads made of it: only their joined data is the same.
+        let got = run(talk(input, step, settings()));
+        let (head, chunks) = got.split_once("chunked\r\n\r\n").unwrap();
+        let (want_head, want_chunks) = want.split_once("chunked\r\n\r\n").unwrap();
+        assert_eq!(head, want_head, "step {step}");
+        assert_eq!(joined(chunks), joined(want_chunks), "step {step}");
+    }
+}
+
+#[test]
+fn strictness() {
+    let codec = "http1.codec_error";
+    for (request, status, details) in [
+        ("GET / HTTP/1.1\nhost: h\r\n\r\n", 400, codec),
+        ("GET / HTTP/1.1\r\nhost: h\n\r\n", 400, codec),
+        ("GET / HTTP/1.1\r\nhost: h\rx\r\n\r\n", 400, codec),
+        ("GET / HTTP/1.1\r\nhost: h\r\na: \0\r\n\r\n", 400, codec),
+        (
+            "GET / HTTP/1.1\r\nhost: h\r\na: 1\r\n b\r\n\r\n",
+            400,
+            codec,
+        ),
+        ("GET / HTTP/1.1\r\nhost : h\r\n\r\n", 400, codec),
+        ("GET / HTTP/1.1\r\nho(st: h\r\n\r\n", 400, codec),
+        ("GET / HTTP/1.1\r\nhost: h\r\nhost: h\r\n\r\n", 400, codec),
+        ("GET /a b HTTP/1.1\r\nhost: h\r\n\r\n", 400, codec),
+        ("G(T / HTTP/1.1\r\nhost: h\r\n\r\n", 400, codec),
+        ("GET /\r\n\r\n", 400, codec),
+        ("GET / HTTP/2.0\r\nhost: h\r\n\r\n", 400, codec),
+        (
+            "GET a HTTP/1.1\r\nhost: h\r\n\r\n",
+            400,
+            "http1.invalid_url",
+        ),
+        (
+            "GET ftp://h/ HTTP/1.1\r\nhost: h\r\n\r\n",
+            400,
+            "http1.invalid_url",
+        ),
+        (
+            "GET http://u@h/ HTTP/1.1\r\nhost: h\r\n\r\n",
+            400,
+            "http.invalid_authority",
+        ),
+        (
+            "GET /#f HTTP/1.1\r\nhost: h\r\n\r\n",
+            400,
+            "path_normalization_failed",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: +2\r\n\r\n",
+            400,
+            codec,
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2, 2\r\n\r\n",
+            400,
+            codec,
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\n",
+            400,
+            codec,
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n",
+            400,
+            "http1.content_length_and_chunked_not_allowed",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+            501,
+            "http1.invalid_transfer_encoding",
+        ),
+        ("GET / HTTP/1.0\r\nhost: h\r\n\r\n", 426, "low_version"),
+        (
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: host\r\n\r\n",
+            400,
+            "http1.connection_header_rejected",
+        ),
+    ] {
+        for step in [1, request.len()] {
+            let got = run(talk(request.as_bytes(), step, settings()));
+            assert!(
+                got.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{request:?}: {got:?}"
+            );
+            assert!(
+                got.contains("connection: close") && got.ends_with(details),
+                "{request:?}: {got}"
+            );
+        }
+    }
+}
+
+#[test]
+fn limits() {
+    let big = format!(
+        "GET / HTTP/1.1\r\nhost: h\r\na: {}\r\n\r\n",
+        "x".repeat(61_440)
+    );
+    assert!(run(talk(big.as_bytes(), 9000, settings())).contains("http1.headers_too_large"));
+    let many = format!(
+        "GET / HTTP/1.1\r\nhost: h\r\n{}\r\n",
+        "a: 1\r\n".repeat(100)
+    );
+    let got = run(talk(many.as_bytes(), 9000, settings()));
+    assert!(
+        got.starts_with("HTTP/1.1 431 ") && got.ends_with("http1.too_many_headers"),
+        "{got}"
+    );
+}
+
+#[test]
+fn head_early_unread_and_http_10() {
+    let got = run(talk(b"HEAD / HTTP/1.1\r\nhost: h\r\n\r\n", 99, settings()));
+    assert!(
+        got.starts_with("HTTP/1.1 200 OK\r\n") && got.ends_with("\r\n\r\n"),
+        "{got}"
+    );
+    let early =
+        b"POST /early HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nok";
+    let got = run(talk(early, 10, settings()));
+    assert!(
+        got.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        "{got}"
+    );
+    let unread = b"POST /unread HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n1";
+    let got = run(talk(unread, 999, settings()));
+    assert!(got.contains("connection: close"), "{got}");
+    let old = Http1Settings {
+        accept_http_10: true,
+        ..settings()
+    };
+    let got = run(talk(
+        b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
+        9,
+        old.clone(),
+    ));
+    assert!(got.starts_with("HTTP/1.0 200 OK\r\n") && got.contains("connection: keep-alive"));
+    let got = run(talk(b"GET / HTTP/1.0\r\n\r\n", 9, old));
+    assert!(got.contains("connection: close"), "{got}");
+}
+
+#[test]
+fn upgrade_is_a_raw_tunnel_and_a_client_that_leaves_ends_the_call() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let control = ConnectionControl::default();
+        let task = tokio::task::spawn_local(serve(
+            server,
+            Bytes::from_static(b"GET /up HTTP/1.1\r\nhost: h\r\n"),
+            Rc::new(settings()),
+            Rc::new(Echo),
+            control,
+        ));
+        client
+            .write_all(b"connection: Upgrade\r\nupgrade: WebSocket\r\n\r\nraw")
+            .await
+            .unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        assert!(
+            got.contains("101") && got.contains("upgrade: websocket\r\n"),
+            "{got}"
+        );
+        assert!(got.ends_with("\r\n\r\nraw"), "{got}");
+        task.await.unwrap();
+
+        let (mut client, server) = tokio::io::duplex(1024);
+        let task = tokio::task::spawn_local(serve(
+            server,
+            Bytes::new(),
+            Rc::new(settings()),
+            Rc::new(Echo),
+            ConnectionControl::default(),
+        ));
+        client
+            .write_all(b"GET /hang HTTP/1.1\r\nhost: h\r\n\r\n")
+            .await
+            .unwrap();
+        drop(client);
+        task.await.unwrap();
+    });
+}
+
+#[derive(Default)]
+struct Pool(RefCell<Vec<ClientConnection<DuplexStream>>>);
+
+impl Recycle<DuplexStream> for Pool {
+    fn recycle(&self, connection: ClientConnection<DuplexStream>) {
+        self.0.borrow_mut().push(connection);
+    }
+}
+
+/// One GET against these response bytes: status, body and whether the connection came back.
+async fn fetch(response: &[u8], step: usize) -> Result<(u16, Vec<u8>, bool), ResetReason> {
+    let (mut server, client) = tokio::io::duplex(1 << 16);
+    let pool = Rc::new(Pool::default());
+    let options = ExchangeOptions {
+        recycle: Some(pool.clone() as Rc<_>),
+        early: None,
+    };
+    let response = response.to_vec();
+    tokio::task::spawn_local(async move {
+        let mut request = [0; 1024];
+        let _ = server.read(&mut request).await;
+        for piece in response.chunks(step) {
+            let _ = server.write_all(piece).await;
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut head = RequestHead::new(Method::GET, "/");
+    head.authority = "h".into();
+    let connection = ClientConnection::new(client, Rc::new(settings()));
+    let mut answer = connection
+        .exchange(head, Body::Empty, options)
+        .await
+        .map_err(|e| e.reason)?;
+    let body = answer.body.collect(1 << 20).await.map_err(|e| e.reason)?;
+    let returned = !pool.0.borrow().is_empty();
+    Ok((answer.head.status.as_u16(), body.data.to_vec(), returned))
+}
+
+#[test]
+fn responses_at_every_split() {
+    for (bytes, want) in [
+        (&b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"[..], Ok((200, b"abc".to_vec(), true))),
+        (
+            b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            Ok((200, b"abc".to_vec(), true)),
+        ),
+        (b"HTTP/1.1 204 No\r\n\r\n", Ok((204, vec![], true))),
+        (b"HTTP/1.1 200 OK\r\n\r\nabc", Ok((200, b"abc".to_vec(), false))),
+        (
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            Ok((200, vec![], false)),
+        ),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabc", Err(ResetReason::ConnectionTermination)),
+        (b"", Err(ResetReason::ConnectionTermination)),
+        (b"HTTP/1.1 101 S\r\n\r\n", Err(ResetReason::ProtocolError)),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na",
+            Err(ResetReason::ProtocolError),
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            Err(ResetReason::ProtocolError),
+        ),
+    ] {
+        for step in 1..=bytes.len().max(1) {
+            assert_eq!(run(fetch(bytes, step)), want, "{}/{step}", bytes.escape_ascii());
+        }
+    }
+}
+
+#[test]
+fn client_and_server_together_with_trailers() {
+    run(async {
+        let (server, client) = tokio::io::duplex(100);
+        tokio::task::spawn_local(serve(
+            server,
+            Bytes::new(),
+            Rc::new(settings()),
+            Rc::new(Echo),
+            ConnectionControl::default(),
+        ));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-t", "1".parse().unwrap());
+        let sent = Collected {
+            data: vec![b'x'; 100_000].into(),
+            trailers: Some(trailers),
+        };
+        let mut head = RequestHead::new(Method::POST, "/stream");
+        head.authority = "h".into();
+        head.headers.insert("x-a", "b".parse().unwrap());
+        // No length: chunked, so that the trailers can travel.
+        struct Unsized(Collected);
+        impl filters::body::BodyStream for Unsized {
+            fn poll_frame(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Result<Frame, BodyError>>> {
+                self.0.poll_frame(cx)
+            }
+        }
+        let connection = ClientConnection::new(client, Rc::new(settings()));
+        let body = Body::stream(Unsized(sent.clone()));
+        let mut answer = connection
+            .exchange(head, body, ExchangeOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(answer.body.collect(1 << 20).await.unwrap(), sent);
+    });
+}
