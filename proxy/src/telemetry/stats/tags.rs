@@ -16,7 +16,7 @@ pub type ExtractedTags = (String, Vec<(String, String)>);
 /// Envoy's well-known tags, in the order in which Envoy applies them (that of its documentation of `stats_tags`).
 const DEFAULTS: &[(&str, &str)] = &[
     ("envoy.response_code", r"_rq(_(\d{3}))$"),
-    ("envoy.response_code_class", r"_rq(_(\d)xx)$"),
+    ("envoy.response_code_class", r"_rq_(\d)xx$"),
     (
         "envoy.http_user_agent",
         r"^http(?=\.).*?\.user_agent\.((.+?)\.)\w+?$",
