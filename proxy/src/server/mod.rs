@@ -1,1 +1,3 @@
 //! Workers, listeners, drain, admin.
+
+pub mod admin;
