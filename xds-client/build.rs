@@ -39,7 +39,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file_descriptor_set();
     // The generator wants to see the imported messages too, and skips what `extern_path` names.
     let mut config = prost_build::Config::new();
-    for message in ["Matcher", "RegexMatcher", "StringMatcher", "ListStringMatcher"] {
+    for message in [
+        "Matcher",
+        "RegexMatcher",
+        "StringMatcher",
+        "ListStringMatcher",
+    ] {
         config.extern_path(
             format!(".xds.type.matcher.v3.{message}"),
             format!("::envoy_types::pb::xds::r#type::matcher::v3::{message}"),

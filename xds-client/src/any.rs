@@ -20,11 +20,9 @@ const XDS_TYPED_STRUCT: &str = "xds.type.v3.TypedStruct";
 fn typed_struct(any: &Any) -> Result<Option<proto::xds::r#type::v3::TypedStruct>, ConfigError> {
     // Both messages have the same fields.
     match name_of(&any.type_url) {
-        UDPA_TYPED_STRUCT | XDS_TYPED_STRUCT => {
-            Message::decode(any.value.as_slice()).map(Some).map_err(|e| {
-                ConfigError::new(format!("{} does not decode: {e}", any.type_url))
-            })
-        }
+        UDPA_TYPED_STRUCT | XDS_TYPED_STRUCT => Message::decode(any.value.as_slice())
+            .map(Some)
+            .map_err(|e| ConfigError::new(format!("{} does not decode: {e}", any.type_url))),
         _ => Ok(None),
     }
 }
@@ -62,16 +60,20 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, ConfigError> 
     let check = |url: &str| match name_of(url) {
         found if found == wanted => Ok(()),
         "" => Err(ConfigError::new(format!("empty, expected a {wanted}"))),
-        found => Err(ConfigError::new(format!("expected a {wanted}, found {found}"))),
+        found => Err(ConfigError::new(format!(
+            "expected a {wanted}, found {found}"
+        ))),
     };
     match typed_struct(any)? {
         Some(inner) => {
             check(&inner.type_url)?;
-            let json = inner.value.as_ref().map_or_else(
-                || Json::Object(serde_json::Map::new()),
-                struct_to_json,
-            );
-            Pool::load()?.parse_as(&json, UnknownFields::Allow).at("value")
+            let json = inner
+                .value
+                .as_ref()
+                .map_or_else(|| Json::Object(serde_json::Map::new()), struct_to_json);
+            Pool::load()?
+                .parse_as(&json, UnknownFields::Allow)
+                .at("value")
         }
         None => {
             check(&any.type_url)?;
@@ -132,7 +134,14 @@ mod tests {
         let value = Struct {
             fields: fields
                 .iter()
-                .map(|(k, v)| ((*k).to_owned(), Value { kind: Some(v.clone()) }))
+                .map(|(k, v)| {
+                    (
+                        (*k).to_owned(),
+                        Value {
+                            kind: Some(v.clone()),
+                        },
+                    )
+                })
                 .collect(),
         };
         let inner = proto::udpa::r#type::v1::TypedStruct {
@@ -172,11 +181,23 @@ mod tests {
     fn errors_name_both_types_and_the_field() {
         let any = pack(&PluginConfig::default());
         let e = unpack::<proto::xds::r#type::matcher::v3::IpMatcher>(&any).unwrap_err();
-        assert!(e.reason().contains("IPMatcher") && e.reason().contains("stats.PluginConfig"), "{e}");
-        let any = typed_struct_of(UDPA_TYPED_STRUCT, "x/stats.PluginConfig",
-            &[("reporter", Kind::BoolValue(true))]);
-        assert_eq!(unpack::<PluginConfig>(&any).unwrap_err().path(), "value.reporter");
-        let any = Any { type_url: format!("x/{UDPA_TYPED_STRUCT}"), value: vec![0xff] };
+        assert!(
+            e.reason().contains("IPMatcher") && e.reason().contains("stats.PluginConfig"),
+            "{e}"
+        );
+        let any = typed_struct_of(
+            UDPA_TYPED_STRUCT,
+            "x/stats.PluginConfig",
+            &[("reporter", Kind::BoolValue(true))],
+        );
+        assert_eq!(
+            unpack::<PluginConfig>(&any).unwrap_err().path(),
+            "value.reporter"
+        );
+        let any = Any {
+            type_url: format!("x/{UDPA_TYPED_STRUCT}"),
+            value: vec![0xff],
+        };
         assert!(inner_type_url(&any).is_err());
         assert!(inner_type_url(&Any::default()).is_err());
     }

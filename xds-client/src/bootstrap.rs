@@ -101,8 +101,9 @@ pub(crate) fn encode(
                 "the protobuf text format is not supported; use JSON, YAML or .pb",
             ));
         }
-        "json" => serde_json::from_str(text()?)
-            .map_err(|e| ConfigError::new(format!("not JSON: {e}")))?,
+        "json" => {
+            serde_json::from_str(text()?).map_err(|e| ConfigError::new(format!("not JSON: {e}")))?
+        }
         _ => yaml_to_json(text()?)?,
     };
     let message: DynamicMessage = Pool::load()?.parse(full_name, &json, unknown)?;
@@ -135,7 +136,9 @@ fn convert(yaml: Yaml) -> Result<Json, ConfigError> {
             .or_else(|| n.as_f64().map(Json::from))
             .unwrap_or_default(),
         Yaml::String(s) => s.into(),
-        Yaml::Sequence(list) => Json::Array(list.into_iter().map(convert).collect::<Result<_, _>>()?),
+        Yaml::Sequence(list) => {
+            Json::Array(list.into_iter().map(convert).collect::<Result<_, _>>()?)
+        }
         Yaml::Mapping(map) => Json::Object(
             map.into_iter()
                 .map(|(key, value)| {
@@ -178,7 +181,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("fairway-bootstrap-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("b.json");
-        fs::write(&path, "{\"node\": {\"id\": \"a\", \"cluster\": \"c\"}, \"flagsPath\": \"x\"}").unwrap();
+        fs::write(
+            &path,
+            "{\"node\": {\"id\": \"a\", \"cluster\": \"c\"}, \"flagsPath\": \"x\"}",
+        )
+        .unwrap();
         let b = load(LoadOptions {
             path: Some(&path),
             config_yaml: Some("node: {id: b}"),
@@ -186,19 +193,38 @@ mod tests {
         })
         .unwrap();
         let node = b.node.unwrap();
-        assert_eq!((node.id.as_str(), node.cluster.as_str(), b.flags_path.as_str()), ("b", "c", "x"));
+        assert_eq!(
+            (
+                node.id.as_str(),
+                node.cluster.as_str(),
+                b.flags_path.as_str()
+            ),
+            ("b", "c", "x")
+        );
 
         let text = dir.join("b.pb_text");
         fs::write(&text, "node {}").unwrap();
-        let e = load(LoadOptions { path: Some(&text), ..LoadOptions::default() }).unwrap_err();
-        assert!(e.to_string().contains("b.pb_text") && e.to_string().contains("text format"), "{e}");
+        let e = load(LoadOptions {
+            path: Some(&text),
+            ..LoadOptions::default()
+        })
+        .unwrap_err();
+        assert!(
+            e.to_string().contains("b.pb_text") && e.to_string().contains("text format"),
+            "{e}"
+        );
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn errors_name_origin_and_path() {
-        let e = yaml("static_resources: {clusters: [{nam: x}]}").unwrap_err().to_string();
-        assert!(e.starts_with("--config-yaml: static_resources.clusters[0].nam: "), "{e}");
+        let e = yaml("static_resources: {clusters: [{nam: x}]}")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.starts_with("--config-yaml: static_resources.clusters[0].nam: "),
+            "{e}"
+        );
         assert!(matches!(load(LoadOptions::default()), Err(Error::Nothing)));
         assert!(yaml("a: [").is_err());
     }

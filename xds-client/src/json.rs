@@ -247,8 +247,14 @@ mod tests {
             "private_key": {"inline_string": "KEY"}, "password": {"inline_bytes": "S0VZ"}}});
         let s: Secret = pool.parse_as(&json, UnknownFields::Reject).unwrap();
         let shown = pool.print_message(&s, PrintOptions::default());
-        assert_eq!(shown["tls_certificate"]["certificate_chain"]["inline_string"], "CERT");
-        assert_eq!(shown["tls_certificate"]["private_key"]["inline_string"], "[redacted]");
+        assert_eq!(
+            shown["tls_certificate"]["certificate_chain"]["inline_string"],
+            "CERT"
+        );
+        assert_eq!(
+            shown["tls_certificate"]["private_key"]["inline_string"],
+            "[redacted]"
+        );
         assert!(!shown.to_string().contains("KEY"), "{shown}");
         assert!(!shown.to_string().contains("S0VZ"), "{shown}");
         assert_eq!(pool.print_message(&s, PrintOptions { redact: false }), json);

@@ -160,17 +160,19 @@ fn message_descriptor(message: &DynamicMessage) -> prost_reflect::MessageDescrip
 }
 
 fn is_secret(field: &FieldDescriptor) -> bool {
-    is_secret_name(field.name())
-        || SENSITIVE
-            .lines()
-            .any(|line| line == field.full_name())
+    is_secret_name(field.name()) || SENSITIVE.lines().any(|line| line == field.full_name())
 }
 
 /// Names that hold a secret whatever message they are in; the same words tell in a `Struct`.
 fn is_secret_name(name: &str) -> bool {
     matches!(
         name,
-        "private_key" | "privateKey" | "password" | "token_secret" | "hmac_secret" | "client_secret"
+        "private_key"
+            | "privateKey"
+            | "password"
+            | "token_secret"
+            | "hmac_secret"
+            | "client_secret"
     )
 }
 
