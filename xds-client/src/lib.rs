@@ -6,6 +6,7 @@ pub mod any;
 pub mod backoff;
 pub mod bootstrap;
 pub mod error;
+pub mod filesystem;
 pub mod json;
 pub mod subscription;
 

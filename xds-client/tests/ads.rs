@@ -1,5 +1,7 @@
 //! Both protocols against a real tonic server.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::pin::Pin;
 use std::time::Duration;
 

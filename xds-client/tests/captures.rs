@@ -1,5 +1,7 @@
 //! What istiod 1.27 sent to a plain gateway decodes and prints.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::path::PathBuf;
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
