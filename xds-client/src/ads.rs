@@ -230,6 +230,8 @@ trait Wire: Send + 'static {
     fn set_node(request: &mut Self::Request, node: Node);
     fn answer(state: &TypeState, nonce: String, error: Option<RpcStatus>) -> Self::Request;
     fn head(response: &Self::Response) -> (&str, &str);
+    /// Names that the response answers besides those it makes known: removed or refused ones.
+    fn answered(response: &Self::Response) -> BTreeSet<String>;
     fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome;
 }
 
@@ -286,6 +288,14 @@ impl Wire for Delta {
         (&response.type_url, &response.nonce)
     }
 
+    fn answered(response: &Self::Response) -> BTreeSet<String> {
+        let resources = response.resources.iter().map(|r| &r.name);
+        resources
+            .chain(&response.removed_resources)
+            .cloned()
+            .collect()
+    }
+
     fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome {
         s.accept_delta(r, h)
     }
@@ -328,6 +338,10 @@ impl Wire for Sotw {
 
     fn head(response: &Self::Response) -> (&str, &str) {
         (&response.type_url, &response.nonce)
+    }
+
+    fn answered(_: &Self::Response) -> BTreeSet<String> {
+        BTreeSet::new()
     }
 
     fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome {
@@ -494,7 +508,7 @@ impl Client {
             return;
         };
         state.nonce.clone_from(&nonce);
-        // Only what is named or known has been answered.
+        let answered = W::answered(&response);
         let outcome = W::accept(&mut state.subscription, response, self.handler.as_mut());
         let error = outcome.err().map(|message| RpcStatus {
             code: 3, // INVALID_ARGUMENT; Envoy sends INTERNAL for some, senders only log it
@@ -502,8 +516,9 @@ impl Client {
             details: Vec::new(),
         });
         let known = &state.subscription.known;
-        self.timeouts
-            .retain(|(t, name), _| *t != type_url || (name != "*" && !known.contains_key(name)));
+        self.timeouts.retain(|(t, name), _| {
+            *t != type_url || (name != "*" && !known.contains_key(name) && !answered.contains(name))
+        });
         let answer = W::answer(state, nonce, error);
         self.send::<W>(answer, out, node_sent);
     }
