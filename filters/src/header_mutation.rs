@@ -34,7 +34,9 @@ pub struct HeaderMutations {
 
 fn modifiable(name: &str) -> Result<HeaderName, ConfigError> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-        return Err(ConfigError::new(":-prefixed or host headers may not be modified"));
+        return Err(ConfigError::new(
+            ":-prefixed or host headers may not be modified",
+        ));
     }
     HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
@@ -46,7 +48,11 @@ impl HeaderMutations {
     ///
     /// # Errors
     /// A bad name or format, with the path of the field.
-    pub fn compile(kind: &str, add: &[HeaderValueOption], remove: &[String]) -> Result<Self, ConfigError> {
+    pub fn compile(
+        kind: &str,
+        add: &[HeaderValueOption],
+        remove: &[String],
+    ) -> Result<Self, ConfigError> {
         let remove = remove
             .iter()
             .enumerate()
@@ -102,7 +108,10 @@ impl HeaderMutations {
 
 impl Addition {
     fn compile(config: &HeaderValueOption) -> Result<Self, ConfigError> {
-        let header = config.header.as_ref().ok_or_else(|| ConfigError::new("header is required"))?;
+        let header = config
+            .header
+            .as_ref()
+            .ok_or_else(|| ConfigError::new("header is required"))?;
         #[allow(deprecated)] // `append` is still sent
         let append = match (&config.append, config.append_action) {
             (Some(_), action) if action != 0 => {

@@ -56,7 +56,9 @@ impl Formatter {
             }
             let (part, after) = operator(after)?;
             if !literal.is_empty() {
-                parts.push(Part::Literal(std::mem::take(&mut literal).into_bytes().into()));
+                parts.push(Part::Literal(
+                    std::mem::take(&mut literal).into_bytes().into(),
+                ));
             }
             parts.push(part);
             rest = after;
@@ -65,7 +67,9 @@ impl Formatter {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal.into_bytes().into()));
         }
-        Ok(Self { parts: parts.into() })
+        Ok(Self {
+            parts: parts.into(),
+        })
     }
 
     /// The text, if it has no operator.
@@ -105,7 +109,9 @@ impl Formatter {
                 return serde_json::Value::Null;
             };
             if operator.is_number()
-                && let Some(n) = std::str::from_utf8(&value).ok().and_then(|s| s.parse::<u64>().ok())
+                && let Some(n) = std::str::from_utf8(&value)
+                    .ok()
+                    .and_then(|s| s.parse::<u64>().ok())
             {
                 return n.into();
             }
@@ -139,7 +145,10 @@ fn operator(text: &str) -> Result<(Part, &str), ConfigError> {
         rest = after.get(digits.len()..).ok_or_else(bad)?;
     }
     let rest = rest.strip_prefix('%').ok_or_else(bad)?;
-    Ok((Part::Operator(Operator::compile(name, argument)?, limit), rest))
+    Ok((
+        Part::Operator(Operator::compile(name, argument)?, limit),
+        rest,
+    ))
 }
 
 #[cfg(test)]

@@ -10,21 +10,21 @@ use crate::matcher::header::HeaderRef;
 use crate::stream::{Address, FilterObject};
 
 #[derive(Debug, Clone, Copy)]
-enum Side {
+pub(super) enum Side {
     Request,
     Response,
     Trailers,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     Whole,
     WithoutPort,
     Port,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Which {
+pub(super) enum Which {
     DownstreamRemote,
     DownstreamDirectRemote,
     DownstreamLocal,
@@ -33,7 +33,7 @@ enum Which {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fact {
+pub(super) enum Fact {
     Protocol,
     ResponseCode,
     Details,
@@ -77,7 +77,9 @@ impl Operator {
         };
         let header = |side, no_query| -> Result<Self, ConfigError> {
             let argument = need()?;
-            let (main, other) = argument.split_once('?').map_or((argument, None), |(a, b)| (a, Some(b)));
+            let (main, other) = argument
+                .split_once('?')
+                .map_or((argument, None), |(a, b)| (a, Some(b)));
             Ok(Self::Header(
                 side,
                 HeaderRef::parse(main).at(name)?,
@@ -131,13 +133,19 @@ impl Operator {
                             let (ns, keys) = path(rest);
                             Self::RouteMetadata(ns, keys)
                         }
-                        _ => return Err(ConfigError::new("%METADATA% knows DYNAMIC and ROUTE only")),
+                        _ => {
+                            return Err(ConfigError::new("%METADATA% knows DYNAMIC and ROUTE only"));
+                        }
                     },
                     "FILTER_STATE" => match need()?.split_once(':') {
                         Some((key, "PLAIN")) => Self::FilterState(key.into(), true),
                         Some((key, "TYPED")) => Self::FilterState(key.into(), false),
                         None => Self::FilterState(need()?.into(), false),
-                        _ => return Err(ConfigError::new("%FILTER_STATE% knows PLAIN and TYPED only")),
+                        _ => {
+                            return Err(ConfigError::new(
+                                "%FILTER_STATE% knows PLAIN and TYPED only",
+                            ));
+                        }
                     },
                     "ENVIRONMENT" => Self::Text(std::env::var(need()?).ok().map(Into::into)),
                     "HOSTNAME" => Self::Text(
@@ -158,7 +166,8 @@ impl Operator {
             (base, Part::WithoutPort)
         } else if let Some(base) = name.strip_suffix("_PORT") {
             // DOWNSTREAM_REMOTE_PORT, but DOWNSTREAM_REMOTE_ADDRESS.
-            return Self::which(&format!("{base}_ADDRESS"), name).map(|w| Self::Address(w, Part::Port));
+            return Self::which(&format!("{base}_ADDRESS"), name)
+                .map(|w| Self::Address(w, Part::Port));
         } else {
             (name, Part::Whole)
         };
@@ -172,19 +181,30 @@ impl Operator {
             "DOWNSTREAM_LOCAL_ADDRESS" => Which::DownstreamLocal,
             "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => Which::UpstreamHost,
             "UPSTREAM_LOCAL_ADDRESS" => Which::UpstreamLocal,
-            _ => return Err(ConfigError::new(format!("not supported in StreamInfo: %{name}%"))),
+            _ => {
+                return Err(ConfigError::new(format!(
+                    "not supported in StreamInfo: %{name}%"
+                )));
+            }
         })
     }
 
     /// Whether JSON logs print the value as a number.
     pub(super) fn is_number(&self) -> bool {
-        use Fact::{BytesReceived, BytesSent, ConnectionId, Duration, ResponseCode, UpstreamAttempts};
+        use Fact::{
+            BytesReceived, BytesSent, ConnectionId, Duration, ResponseCode, UpstreamAttempts,
+        };
         matches!(
             self,
             Self::GrpcStatus
                 | Self::Address(_, Part::Port)
                 | Self::Fact(
-                    ResponseCode | BytesReceived | BytesSent | Duration | UpstreamAttempts | ConnectionId
+                    ResponseCode
+                        | BytesReceived
+                        | BytesSent
+                        | Duration
+                        | UpstreamAttempts
+                        | ConnectionId
                 )
         )
     }

@@ -43,7 +43,9 @@ impl TimeFormat {
                     (Some('*'), Some('S')) => Part::Seconds(9),
                     _ => return Err(bad()),
                 },
-                n @ '1'..='9' if chars.next() == Some('f') => Part::Fraction(n as usize - '0' as usize),
+                n @ '1'..='9' if chars.next() == Some('f') => {
+                    Part::Fraction(n as usize - '0' as usize)
+                }
                 c if "YmdHMSeyjaAbBTFDsZz".contains(c) => Part::Code(c),
                 _ => return Err(bad()),
             });
@@ -56,11 +58,28 @@ impl TimeFormat {
 
     pub(super) fn format(&self, time: SystemTime) -> String {
         use std::fmt::Write as _;
-        const DAYS: [&str; 7] =
-            ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+        const DAYS: [&str; 7] = [
+            "Thursday",
+            "Friday",
+            "Saturday",
+            "Sunday",
+            "Monday",
+            "Tuesday",
+            "Wednesday",
+        ];
         const MONTHS: [&str; 12] = [
-            "January", "February", "March", "April", "May", "June", "July", "August", "September",
-            "October", "November", "December",
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
         ];
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let secs = since.as_secs();
@@ -80,7 +99,11 @@ impl TimeFormat {
         let nanos = format!("{:09}", since.subsec_nanos());
         let fraction = |n: usize| nanos.get(..n).unwrap_or_default();
         let name = |all: &'static [&'static str], at: u64| {
-            usize::try_from(at).ok().and_then(|i| all.get(i)).copied().unwrap_or_default()
+            usize::try_from(at)
+                .ok()
+                .and_then(|i| all.get(i))
+                .copied()
+                .unwrap_or_default()
         };
         let short = |s: &'static str| s.get(..3).unwrap_or(s);
         let (day, month) = (name(&DAYS, days % 7), name(&MONTHS, m - 1));

@@ -52,7 +52,10 @@ impl CidrRange {
     /// # Errors
     /// See [`CidrRange::new`].
     pub fn compile(config: &core::CidrRange) -> Result<Self, ConfigError> {
-        Self::new(&config.address_prefix, config.prefix_len.as_ref().map_or(0, |l| l.value))
+        Self::new(
+            &config.address_prefix,
+            config.prefix_len.as_ref().map_or(0, |l| l.value),
+        )
     }
 
     /// Compiles xDS's message.
@@ -60,7 +63,10 @@ impl CidrRange {
     /// # Errors
     /// See [`CidrRange::new`].
     pub fn compile_xds(config: &xds::CidrRange) -> Result<Self, ConfigError> {
-        Self::new(&config.address_prefix, config.prefix_len.as_ref().map_or(0, |l| l.value))
+        Self::new(
+            &config.address_prefix,
+            config.prefix_len.as_ref().map_or(0, |l| l.value),
+        )
     }
 
     /// The prefix length.
@@ -91,7 +97,12 @@ impl CidrSet {
     /// The first bad range, with its index.
     pub fn compile(config: &[core::CidrRange]) -> Result<Self, ConfigError> {
         let each = |(i, r)| CidrRange::compile(r).at(format!("[{i}]"));
-        config.iter().enumerate().map(each).collect::<Result<_, _>>().map(Self)
+        config
+            .iter()
+            .enumerate()
+            .map(each)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Compiles a list of xDS's message.
@@ -100,7 +111,12 @@ impl CidrSet {
     /// The first bad range, with its index.
     pub fn compile_xds(config: &[xds::CidrRange]) -> Result<Self, ConfigError> {
         let each = |(i, r)| CidrRange::compile_xds(r).at(format!("[{i}]"));
-        config.iter().enumerate().map(each).collect::<Result<_, _>>().map(Self)
+        config
+            .iter()
+            .enumerate()
+            .map(each)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether any range contains `ip`.
@@ -119,7 +135,11 @@ mod tests {
         let r = CidrRange::new("10.1.2.3", 8).unwrap();
         assert!(r.contains(ip("10.255.0.1")) && r.contains(ip("::ffff:10.0.0.1")));
         assert!(!r.contains(ip("11.0.0.1")) && !r.contains(ip("a00::1")));
-        assert!(CidrRange::new("0.0.0.0", 0).unwrap().contains(ip("1.2.3.4")));
+        assert!(
+            CidrRange::new("0.0.0.0", 0)
+                .unwrap()
+                .contains(ip("1.2.3.4"))
+        );
         assert!(CidrRange::new("::1", 128).unwrap().contains(ip("::1")));
         assert!(!CidrRange::new("::", 0).unwrap().contains(ip("1.2.3.4")));
         assert!(CidrRange::new("1.2.3.4", 33).is_err() && CidrRange::new("x", 1).is_err());

@@ -139,9 +139,7 @@ impl HeaderMatcher {
             Some(Spec::SuffixMatch(s)) => text(P::Suffix(s.clone()))?,
             Some(Spec::ContainsMatch(s)) => text(P::Contains(s.clone()))?,
             Some(Spec::SafeRegexMatch(r)) => text(P::SafeRegex(r.clone()))?,
-            Some(Spec::StringMatch(m)) => {
-                Rule::Text(StringMatcher::compile(m).at("string_match")?)
-            }
+            Some(Spec::StringMatch(m)) => Rule::Text(StringMatcher::compile(m).at("string_match")?),
             Some(Spec::RangeMatch(range)) => Rule::Range(range.start, range.end),
         };
         Ok(Self {

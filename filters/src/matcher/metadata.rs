@@ -52,15 +52,17 @@ impl ValueMatcher {
             Some(P::DoubleMatch(m)) => match &m.match_pattern {
                 Some(pb::double_matcher::MatchPattern::Exact(x)) => Self::Number(*x),
                 Some(pb::double_matcher::MatchPattern::Range(r)) => Self::Range(r.start, r.end),
-                None => return Err(ConfigError::new("match_pattern is required").at("double_match")),
+                None => {
+                    return Err(ConfigError::new("match_pattern is required").at("double_match"));
+                }
             },
             Some(P::StringMatch(m)) => Self::Text(StringMatcher::compile(m).at("string_match")?),
             Some(P::BoolMatch(b)) => Self::Bool(*b),
             Some(P::PresentMatch(b)) => Self::Present(*b),
             Some(P::ListMatch(m)) => match &m.match_pattern {
-                Some(pb::list_matcher::MatchPattern::OneOf(v)) => {
-                    Self::OneOf(Box::new(Self::nested(v, depth + 1).at("list_match.one_of")?))
-                }
+                Some(pb::list_matcher::MatchPattern::OneOf(v)) => Self::OneOf(Box::new(
+                    Self::nested(v, depth + 1).at("list_match.one_of")?,
+                )),
                 None => return Err(ConfigError::new("one_of is required").at("list_match")),
             },
             Some(P::OrMatch(m)) => Self::Or(
@@ -79,15 +81,17 @@ impl ValueMatcher {
             (Self::Or(all), value) => all.iter().any(|m| m.matches(value)),
             (_, None) => false,
             (Self::Null, Some(v)) => v.is_null(),
-            (Self::Range(start, end), Some(v)) => v.as_f64().is_some_and(|x| x >= *start && x < *end),
+            (Self::Range(start, end), Some(v)) => {
+                v.as_f64().is_some_and(|x| x >= *start && x < *end)
+            }
             #[allow(clippy::float_cmp)] // exact by definition
             (Self::Number(n), Some(v)) => v.as_f64().is_some_and(|x| x == *n),
             (Self::Text(m), Some(v)) => v.as_str().is_some_and(|s| m.matches(s)),
             (Self::Bool(b), Some(v)) => v.as_bool() == Some(*b),
             (Self::Present(b), Some(v)) => *b && !v.is_null(),
-            (Self::OneOf(m), Some(v)) => {
-                v.as_array().is_some_and(|list| list.iter().any(|v| m.matches(Some(v))))
-            }
+            (Self::OneOf(m), Some(v)) => v
+                .as_array()
+                .is_some_and(|list| list.iter().any(|v| m.matches(Some(v)))),
         }
     }
 }
@@ -114,7 +118,10 @@ impl MetadataMatcher {
             Some(pb::metadata_matcher::path_segment::Segment::Key(k)) => Ok(k.as_str().into()),
             None => Err(ConfigError::new("key is required").at("path")),
         });
-        let value = config.value.as_ref().ok_or_else(|| ConfigError::new("value is required"))?;
+        let value = config
+            .value
+            .as_ref()
+            .ok_or_else(|| ConfigError::new("value is required"))?;
         Ok(Self {
             filter: config.filter.as_str().into(),
             path: path.collect::<Result<_, _>>()?,
@@ -134,7 +141,8 @@ impl MetadataMatcher {
 /// The value at a path of keys.
 pub fn lookup<'a>(object: &'a Map<String, Value>, path: &[Box<str>]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
-    rest.iter().try_fold(object.get(&**first)?, |value, key| value.get(&**key))
+    rest.iter()
+        .try_fold(object.get(&**first)?, |value, key| value.get(&**key))
 }
 
 /// A compiled filter-state matcher.
@@ -170,7 +178,10 @@ impl FilterStateMatcher {
             ),
             None => return Err(ConfigError::new("matcher is required")),
         };
-        Ok(Self { key: config.key.as_str().into(), rule })
+        Ok(Self {
+            key: config.key.as_str().into(),
+            rule,
+        })
     }
 
     /// Whether a stream's filter state matches; an absent object does not.
@@ -209,6 +220,10 @@ fn value_to_json(value: &wkt::Value, depth: usize) -> Value {
         Some(Kind::NumberValue(n)) => Value::from(*n),
         Some(Kind::StringValue(s)) => Value::String(s.clone()),
         Some(Kind::StructValue(s)) => Value::Object(fields(s, depth)),
-        Some(Kind::ListValue(l)) => l.values.iter().map(|v| value_to_json(v, depth + 1)).collect(),
+        Some(Kind::ListValue(l)) => l
+            .values
+            .iter()
+            .map(|v| value_to_json(v, depth + 1))
+            .collect(),
     }
 }

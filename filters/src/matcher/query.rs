@@ -34,9 +34,7 @@ impl QueryMatcher {
         let rule = match &config.query_parameter_match_specifier {
             None => Rule::Present(true),
             Some(Spec::PresentMatch(present)) => Rule::Present(*present),
-            Some(Spec::StringMatch(m)) => {
-                Rule::Text(StringMatcher::compile(m).at("string_match")?)
-            }
+            Some(Spec::StringMatch(m)) => Rule::Text(StringMatcher::compile(m).at("string_match")?),
         };
         Ok(Self {
             name: config.name.as_str().into(),
@@ -60,8 +58,7 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     let query = query.split('#').next().unwrap_or(query);
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let same = key == name
-            || (key.contains('%') && percent_decode_str(key).eq(name.bytes()));
+        let same = key == name || (key.contains('%') && percent_decode_str(key).eq(name.bytes()));
         same.then(|| Cow::from(percent_decode_str(value)))
     })
 }

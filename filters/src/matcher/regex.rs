@@ -133,7 +133,9 @@ fn parse(text: &str, groups: usize) -> Result<Box<[Piece]>, ConfigError> {
             Some(digit @ b'0'..=b'9') => {
                 let group = usize::from(digit - b'0');
                 if group >= groups {
-                    return Err(ConfigError::new(format!("the pattern has no group {group}")));
+                    return Err(ConfigError::new(format!(
+                        "the pattern has no group {group}"
+                    )));
                 }
                 if !literal.is_empty() {
                     pieces.push(Piece::Literal(std::mem::take(&mut literal).into()));
@@ -171,7 +173,11 @@ mod tests {
         assert!(FullRegex::new("a)(?:b").is_err());
         assert!(FullRegex::new(r"\d+").unwrap().is_match(b"12"));
         assert!(!FullRegex::new(r"\d").unwrap().is_match("٣".as_bytes()));
-        assert!(FullRegex::new(r"\p{Greek}+").unwrap().is_match("αβ".as_bytes()));
+        assert!(
+            FullRegex::new(r"\p{Greek}+")
+                .unwrap()
+                .is_match("αβ".as_bytes())
+        );
         assert!(FullRegex::new("(a{1000}){1000}{1000}").is_err());
     }
 
@@ -180,12 +186,20 @@ mod tests {
     fn substitutes_as_documented() {
         let s = sub("^/service/([^/]+)(/.*)$", r"\2/instance/\1").unwrap();
         assert_eq!(s.apply("/service/foo/v1/api"), "/v1/api/instance/foo");
-        assert_eq!(sub("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"), "/xxx/two/yyy/two/zzz");
         assert_eq!(
-            sub("^(.*?)one(.*)$", r"\1two\2").unwrap().apply("/xxx/one/yyy/one/zzz"),
+            sub("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"),
+            "/xxx/two/yyy/two/zzz"
+        );
+        assert_eq!(
+            sub("^(.*?)one(.*)$", r"\1two\2")
+                .unwrap()
+                .apply("/xxx/one/yyy/one/zzz"),
             "/xxx/two/yyy/one/zzz"
         );
-        assert_eq!(sub("(?i)/xxx/", "/yyy/").unwrap().apply("/aaa/XxX/bbb"), "/aaa/yyy/bbb");
+        assert_eq!(
+            sub("(?i)/xxx/", "/yyy/").unwrap().apply("/aaa/XxX/bbb"),
+            "/aaa/yyy/bbb"
+        );
         assert_eq!(sub("^/get(/?)(.*)", r"/\2").unwrap().apply("/get/a"), "/a");
         assert!(sub("a", r"\1").is_err());
         assert!(sub("a", r"\x").is_err());

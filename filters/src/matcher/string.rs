@@ -124,8 +124,15 @@ mod tests {
 
     #[test]
     fn refuses_empty_and_missing() {
-        for pattern in [None, Some(P::Prefix(String::new())), Some(P::Suffix(String::new()))] {
-            let config = pb::StringMatcher { ignore_case: false, match_pattern: pattern };
+        for pattern in [
+            None,
+            Some(P::Prefix(String::new())),
+            Some(P::Suffix(String::new())),
+        ] {
+            let config = pb::StringMatcher {
+                ignore_case: false,
+                match_pattern: pattern,
+            };
             assert!(StringMatcher::compile(&config).is_err());
         }
     }
