@@ -134,7 +134,9 @@ impl Operator {
                             Self::RouteMetadata(ns, keys)
                         }
                         _ => {
-                            return Err(ConfigError::new("%METADATA% knows DYNAMIC and ROUTE only"));
+                            return Err(ConfigError::new(
+                                "%METADATA% knows DYNAMIC and ROUTE only",
+                            ));
                         }
                     },
                     "FILTER_STATE" => match need()?.split_once(':') {
@@ -277,7 +279,7 @@ impl Operator {
 impl Fact {
     fn value<'a>(self, cx: &FormatContext<'a>) -> Option<Cow<'a, [u8]>> {
         let info = cx.info;
-        let text = |s: &'a str| (!s.is_empty()).then(|| Cow::Borrowed(s.as_bytes()));
+        let text = |s: &'a str| (!s.is_empty()).then_some(Cow::Borrowed(s.as_bytes()));
         match self {
             Self::Protocol => text(info.protocol.as_str()),
             Self::ResponseCode => owned(info.response_code.unwrap_or(0).to_string()),

@@ -62,7 +62,7 @@ impl HeaderRef {
             Self::Status => return None,
             Self::Name(name) => return joined(&head.headers, name),
         };
-        (!text.is_empty()).then(|| Cow::Borrowed(text.as_bytes()))
+        (!text.is_empty()).then_some(Cow::Borrowed(text.as_bytes()))
     }
 
     /// The header's value in a response.
@@ -186,5 +186,44 @@ impl HeaderMatcher {
                 .is_some_and(|n| n >= *start && n < *end),
         };
         matched != self.invert
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderValue, Method};
+
+    fn matches(spec: Option<Spec>, invert: bool, missing: bool, values: &[&'static str]) -> bool {
+        let mut head = RequestHead::new(Method::GET, "/");
+        for value in values {
+            head.headers.append("h", HeaderValue::from_static(value));
+        }
+        let config = Config {
+            name: "H".into(),
+            invert_match: invert,
+            treat_missing_header_as_empty: missing,
+            header_match_specifier: spec,
+        };
+        HeaderMatcher::compile(&config).unwrap().matches(&head)
+    }
+
+    // The examples in route_components.proto.
+    #[test]
+    fn missing_headers_and_inversion() {
+        let range = || {
+            Some(Spec::RangeMatch(
+                envoy_types::pb::envoy::r#type::v3::Int64Range { start: -10, end: 0 },
+            ))
+        };
+        assert!(matches(range(), false, false, &["-1"]));
+        assert!(!matches(range(), false, false, &["0"]));
+        assert!(!matches(range(), true, false, &["-1"]));
+        assert!(matches(range(), true, true, &[]));
+        assert!(!matches(range(), true, false, &[]));
+        assert!(matches(None, false, false, &["x"]) && !matches(None, false, false, &[]));
+        assert!(matches(Some(Spec::PresentMatch(true)), true, false, &[]));
+        let exact = Some(Spec::ExactMatch("a,b".into()));
+        assert!(matches(exact, false, false, &["a", "b"]));
     }
 }
