@@ -6,5 +6,8 @@
 pub mod body;
 pub mod filter;
 pub mod flags;
+pub mod formatter;
 pub mod head;
+pub mod header_mutation;
+pub mod matcher;
 pub mod stream;

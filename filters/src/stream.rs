@@ -144,7 +144,7 @@ pub enum RouteFilterConfig {
 }
 
 /// The chosen route as filters, formatters and logs see it. The router's route type implements it.
-pub trait RouteView: std::fmt::Debug {
+pub trait RouteView: std::fmt::Debug + Send + Sync {
     /// The route's name.
     fn name(&self) -> &str;
     /// The virtual host's name.
@@ -197,7 +197,7 @@ pub struct StreamInfo {
     /// Response body bytes so far.
     pub bytes_sent: u64,
     /// The chosen route.
-    pub route: Option<Rc<dyn RouteView>>,
+    pub route: Option<Arc<dyn RouteView>>,
     /// The upstream.
     pub upstream: UpstreamInfo,
     /// Filter state.

@@ -1,0 +1,92 @@
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::{HeaderValue, Method};
+
+use super::*;
+use crate::stream::{Address, ConnectionInfo, Protocol};
+
+fn info() -> StreamInfo {
+    let address = |s: &str| Address::Ip(s.parse().unwrap());
+    let connection = ConnectionInfo {
+        id: 7,
+        remote: address("1.2.3.4:5"),
+        direct_remote: address("1.2.3.4:5"),
+        local: address("[::1]:80"),
+        server_name: Some("a.example".into()),
+        alpn: None,
+        secure: false,
+        listener: "l".into(),
+        filter_chain: "fc".into(),
+    };
+    let mut info = StreamInfo::new(Rc::new(connection), Protocol::Http11);
+    info.start_time = UNIX_EPOCH + Duration::from_millis(1_522_796_769_123);
+    info.response_code = Some(200);
+    info
+}
+
+fn format(text: &str) -> String {
+    let info = info();
+    let mut head = RequestHead::new(Method::GET, "/a?b");
+    head.headers
+        .insert("x-a", HeaderValue::from_static("value"));
+    let context = FormatContext {
+        info: &info,
+        request: Some(&head),
+        response: None,
+        trailers: None,
+    };
+    let mut out = Vec::new();
+    Formatter::compile(text).unwrap().write(&context, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn operators() {
+    assert_eq!(
+        format("%REQ(:METHOD)% %REQ(X-NONE?:PATH)% 100%%"),
+        "GET /a?b 100%"
+    );
+    assert_eq!(
+        format("%REQ(X-A):3%|%RESP(X-A)%|%REQ_WITHOUT_QUERY(:PATH)%"),
+        "val|-|/a"
+    );
+    assert_eq!(format("%START_TIME%"), "2018-04-03T23:06:09.123Z");
+    assert_eq!(
+        format("%START_TIME(%Y/%m/%dT%H:%M:%S.%3f %s %a %j)%"),
+        "2018/04/03T23:06:09.123 1522796769 Tue 093"
+    );
+    assert_eq!(
+        format("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"),
+        "1.2.3.4:5 ::1"
+    );
+    assert_eq!(
+        format("%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_HOST%"),
+        "HTTP/1.1 200 - -"
+    );
+    assert_eq!(
+        format("%DOWNSTREAM_REMOTE_PORT% %REQUESTED_SERVER_NAME% %ROUTE_NAME%"),
+        "5 a.example -"
+    );
+}
+
+#[test]
+fn refusals() {
+    for text in [
+        "%",
+        "%REQ%",
+        "%NOPE%",
+        "%REQ(a",
+        "%START_TIME(%Q)%",
+        "%REQ(a):x%",
+        "50% off",
+    ] {
+        assert!(Formatter::compile(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn istio_default_compiles() {
+    let text = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %ROUTE_NAME%\n";
+    Formatter::compile(text).unwrap();
+}

@@ -1,0 +1,155 @@
+//! Adding, setting and removing headers, with values from format strings: routes, filters, local replies.
+
+use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use xds_client::error::{At, ConfigError};
+
+use crate::formatter::{FormatContext, Formatter};
+
+/// What to do if the header is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Append {
+    Add,
+    IfAbsent,
+    Overwrite,
+    OverwriteIfExists,
+}
+
+#[derive(Debug, Clone)]
+struct Addition {
+    name: HeaderName,
+    /// Parsed once if it has no operator.
+    constant: Option<HeaderValue>,
+    value: Formatter,
+    append: Append,
+    keep_empty: bool,
+}
+
+/// One level's mutations: removals first, then additions, as in Envoy.
+#[derive(Debug, Clone, Default)]
+pub struct HeaderMutations {
+    remove: Vec<HeaderName>,
+    add: Vec<Addition>,
+}
+
+fn modifiable(name: &str) -> Result<HeaderName, ConfigError> {
+    if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+        return Err(ConfigError::new(
+            ":-prefixed or host headers may not be modified",
+        ));
+    }
+    HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
+}
+
+impl HeaderMutations {
+    /// Compiles `KIND_headers_to_add` and `KIND_headers_to_remove`, where `kind` is `request` or
+    /// `response`.
+    ///
+    /// # Errors
+    /// A bad name or format, with the path of the field.
+    pub fn compile(
+        kind: &str,
+        add: &[HeaderValueOption],
+        remove: &[String],
+    ) -> Result<Self, ConfigError> {
+        let remove = remove
+            .iter()
+            .enumerate()
+            .map(|(i, n)| modifiable(n).at(format!("{kind}_headers_to_remove[{i}]")));
+        let add = add
+            .iter()
+            .enumerate()
+            .map(|(i, a)| Addition::compile(a).at(format!("{kind}_headers_to_add[{i}]")));
+        Ok(Self {
+            remove: remove.collect::<Result<_, _>>()?,
+            add: add.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.add.is_empty()
+    }
+
+    /// Applies the removals.
+    pub fn remove(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+
+    /// The new values, computed before any is written, so that each sees the message as it was.
+    pub fn values(&self, context: &FormatContext<'_>) -> Vec<Option<HeaderValue>> {
+        self.add.iter().map(|a| a.value(context)).collect()
+    }
+
+    /// Writes what [`values`](Self::values) computed: overwrites first, then additions.
+    pub fn write(&self, values: Vec<Option<HeaderValue>>, headers: &mut HeaderMap) {
+        let mut later = Vec::new();
+        for (addition, value) in self.add.iter().zip(values) {
+            let Some(value) = value else { continue };
+            let present = headers.contains_key(&addition.name);
+            match addition.append {
+                Append::Overwrite => drop(headers.insert(addition.name.clone(), value)),
+                Append::OverwriteIfExists if present => {
+                    headers.insert(addition.name.clone(), value);
+                }
+                Append::IfAbsent if present => {}
+                Append::IfAbsent | Append::Add => later.push((addition.name.clone(), value)),
+                Append::OverwriteIfExists => {}
+            }
+        }
+        for (name, value) in later {
+            headers.append(name, value);
+        }
+    }
+}
+
+impl Addition {
+    fn compile(config: &HeaderValueOption) -> Result<Self, ConfigError> {
+        let header = config
+            .header
+            .as_ref()
+            .ok_or_else(|| ConfigError::new("header is required"))?;
+        #[allow(deprecated)] // `append` is still sent
+        let append = match (&config.append, config.append_action) {
+            (Some(_), action) if action != 0 => {
+                return Err(ConfigError::new("append and append_action are both set"));
+            }
+            (Some(append), _) if !append.value => Append::Overwrite,
+            (_, 0) => Append::Add,
+            (_, 1) => Append::IfAbsent,
+            (_, 2) => Append::Overwrite,
+            (_, 3) => Append::OverwriteIfExists,
+            (_, other) => {
+                return Err(ConfigError::new(format!("unknown value {other}")).at("append_action"));
+            }
+        };
+        let raw = String::from_utf8(header.raw_value.clone())
+            .map_err(|_| ConfigError::unsupported("raw_value (not UTF-8)"))?;
+        let text = if raw.is_empty() { &header.value } else { &raw };
+        let value = Formatter::compile(text).at("header.value")?;
+        let constant = value.as_literal().map(HeaderValue::from_bytes).transpose();
+        Ok(Self {
+            name: modifiable(&header.key).at("header.key")?,
+            constant: constant.map_err(|_| ConfigError::new("invalid value").at("header.value"))?,
+            value,
+            append,
+            keep_empty: config.keep_empty_value,
+        })
+    }
+
+    fn value(&self, context: &FormatContext<'_>) -> Option<HeaderValue> {
+        let value = match &self.constant {
+            Some(value) => value.clone(),
+            None => {
+                let mut out = Vec::new();
+                // A header has no `-` for a missing value: it is not added.
+                self.value.write_or(context, &mut out, b"");
+                HeaderValue::from_bytes(&out).ok()?
+            }
+        };
+        (self.keep_empty || !value.is_empty()).then_some(value)
+    }
+}

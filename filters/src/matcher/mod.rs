@@ -1,0 +1,17 @@
+//! Matchers that filters, routes, RBAC and access-log filters share: strings, headers, query parameters,
+//! metadata values, addresses. Each is compiled once from its protobuf message and matches without
+//! allocating unless a rule joins several header lines or decodes a query. Nothing here knows routes.
+
+pub mod cidr;
+pub mod header;
+pub mod metadata;
+pub mod query;
+pub mod regex;
+pub mod string;
+
+pub use cidr::{CidrRange, CidrSet};
+pub use header::{HeaderMatcher, HeaderRef};
+pub use metadata::{FilterStateMatcher, MetadataMatcher, ValueMatcher};
+pub use query::QueryMatcher;
+pub use regex::{FullRegex, Substitution};
+pub use string::StringMatcher;
