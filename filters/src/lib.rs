@@ -4,7 +4,11 @@
 //! or workers. The `fairway` crate drives it.
 
 pub mod body;
+pub mod chain;
 pub mod filter;
 pub mod flags;
 pub mod head;
+pub mod http;
+pub mod local_reply;
+pub mod registry;
 pub mod stream;
