@@ -13,7 +13,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use regex::Regex;
-use xds_client::error::{At, ConfigError};
+use xds_client::error::ConfigError;
 
 use crate::body::Body;
 use crate::chain::route_config;
