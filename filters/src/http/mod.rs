@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod cors;
 pub mod fault;
+pub mod gzip;
 
 use std::sync::Arc;
 
