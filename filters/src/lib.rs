@@ -4,10 +4,14 @@
 //! or workers. The `fairway` crate drives it.
 
 pub mod body;
+pub mod chain;
 pub mod filter;
 pub mod flags;
 pub mod formatter;
 pub mod head;
 pub mod header_mutation;
 pub mod matcher;
+pub mod http;
+pub mod local_reply;
+pub mod registry;
 pub mod stream;

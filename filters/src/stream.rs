@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime};
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
+use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
 
 /// The HTTP version of a message exchange.
@@ -204,6 +205,13 @@ pub struct StreamInfo {
     pub filter_state: FilterState,
     /// Dynamic metadata: namespace to object.
     pub dynamic_metadata: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    /// A filter changed what the route was chosen by and wants it chosen again before the next filter
+    /// runs (Envoy's `clearRouteCache`).
+    pub route_stale: bool,
+    /// What to answer if a request body fails before the response begins: a filter's body sets it just
+    /// before it ends with an error, and the connection manager takes it. Without it, a failed body is a
+    /// reset.
+    pub body_reply: Option<Box<LocalReply>>,
 }
 
 impl StreamInfo {
@@ -224,6 +232,8 @@ impl StreamInfo {
             upstream: UpstreamInfo::default(),
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
+            route_stale: false,
+            body_reply: None,
         }
     }
 }

@@ -1,11 +1,9 @@
-//! Workers, listeners, drain, admin.
-
-pub mod admin;
 //! The process: workers, listeners and their updates, drain, signals.
 //!
 //! A connection is accepted here, looked at by the listener filters, matched to a filter chain and handed to
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
+pub mod admin;
 pub mod compiled;
 pub mod drain;
 pub mod filter_chain_match;

@@ -1,0 +1,309 @@
+//! Cross-origin resource sharing (WHATWG Fetch, "CORS protocol"; `envoy.extensions.filters.http.cors.v3`).
+//! The policy comes from the route alone.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use envoy_types::pb::google::protobuf::Any;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use regex::Regex;
+use xds_client::error::ConfigError;
+
+use crate::body::Body;
+use crate::chain::route_config;
+use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
+use crate::head::{RequestHead, ResponseHead};
+use crate::registry::{FactoryContext, HttpFilterFactory, decode};
+use crate::stream::{FilterId, RouteFilterConfig};
+
+const REQUEST_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-allow-private-network");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+
+/// Compiles the CORS filter.
+pub struct CorsFactory;
+
+struct CorsFilter {
+    id: FilterId,
+}
+
+/// A matcher of origins.
+enum Origin {
+    Any,
+    Exact(String, bool),
+    Prefix(String, bool),
+    Suffix(String, bool),
+    Contains(String, bool),
+    Regex(Regex),
+}
+
+impl Origin {
+    fn compile(matcher: &StringMatcher) -> Result<Self, ConfigError> {
+        let nocase = matcher.ignore_case;
+        let text = |s: &String| match nocase {
+            true => s.to_ascii_lowercase(),
+            false => s.clone(),
+        };
+        Ok(match &matcher.match_pattern {
+            // Envoy takes an exact `*` as any origin.
+            Some(MatchPattern::Exact(s)) if s == "*" => Self::Any,
+            Some(MatchPattern::Exact(s)) => Self::Exact(text(s), nocase),
+            Some(MatchPattern::Prefix(s)) => Self::Prefix(text(s), nocase),
+            Some(MatchPattern::Suffix(s)) => Self::Suffix(text(s), nocase),
+            Some(MatchPattern::Contains(s)) => Self::Contains(text(s), nocase),
+            Some(MatchPattern::SafeRegex(r)) => Self::Regex(
+                Regex::new(&format!("^(?:{})$", r.regex))
+                    .map_err(|e| ConfigError::new(e.to_string()).at("safe_regex"))?,
+            ),
+            _ => return Err(ConfigError::unsupported("match_pattern")),
+        })
+    }
+
+    fn matches(&self, origin: &str) -> bool {
+        let fold = |nocase: &bool| match nocase {
+            true => std::borrow::Cow::Owned(origin.to_ascii_lowercase()),
+            false => std::borrow::Cow::Borrowed(origin),
+        };
+        match self {
+            Self::Any => true,
+            Self::Exact(s, nocase) => fold(nocase) == *s,
+            Self::Prefix(s, nocase) => fold(nocase).starts_with(s),
+            Self::Suffix(s, nocase) => fold(nocase).ends_with(s),
+            Self::Contains(s, nocase) => fold(nocase).contains(s),
+            Self::Regex(r) => r.is_match(origin),
+        }
+    }
+}
+
+struct Policy {
+    origins: Vec<Origin>,
+    methods: Option<HeaderValue>,
+    headers: Option<HeaderValue>,
+    expose: Option<HeaderValue>,
+    max_age: Option<HeaderValue>,
+    credentials: bool,
+    private_network: bool,
+    forward_not_matching: bool,
+}
+
+/// What the request noted for its response.
+struct Matched {
+    policy: Arc<Policy>,
+    origin: HeaderValue,
+}
+
+fn header(text: &str, field: &str) -> Result<Option<HeaderValue>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value = HeaderValue::from_str(text);
+    value
+        .map(Some)
+        .map_err(|_| ConfigError::new("not a header value").at(field))
+}
+
+impl HttpFilterFactory for CorsFactory {
+    fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Arc<dyn HttpFilter>, ConfigError> {
+        decode::<Cors>(any)?;
+        Ok(Arc::new(CorsFilter { id: cx.id }))
+    }
+
+    fn compile_route(
+        &self,
+        any: &Any,
+        _: &FactoryContext,
+    ) -> Result<RouteFilterConfig, ConfigError> {
+        let proto: CorsPolicy = decode(any)?;
+        if let Some(enabled) = &proto.filter_enabled {
+            match enabled.default_value.map(|p| (p.numerator, p.denominator)) {
+                Some((0, _)) => return Ok(RouteFilterConfig::Disabled),
+                Some((100, 0) | (10_000, 1) | (1_000_000, 2)) => {}
+                _ => return Err(ConfigError::unsupported("filter_enabled")),
+            }
+        }
+        let mut origins = Vec::with_capacity(proto.allow_origin_string_match.len());
+        for (i, matcher) in proto.allow_origin_string_match.iter().enumerate() {
+            let at = || format!("allow_origin_string_match[{i}]");
+            origins.push(Origin::compile(matcher).map_err(|e| e.at(at()))?);
+        }
+        let flag = |b: Option<envoy_types::pb::google::protobuf::BoolValue>, default| {
+            b.map_or(default, |b| b.value)
+        };
+        Ok(RouteFilterConfig::Config(Arc::new(Policy {
+            origins,
+            methods: header(&proto.allow_methods, "allow_methods")?,
+            headers: header(&proto.allow_headers, "allow_headers")?,
+            expose: header(&proto.expose_headers, "expose_headers")?,
+            max_age: header(&proto.max_age, "max_age")?,
+            credentials: flag(proto.allow_credentials, false),
+            private_network: flag(proto.allow_private_network_access, false),
+            forward_not_matching: flag(proto.forward_not_matching_preflights, true),
+        })))
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &Option<HeaderValue>) {
+    if let Some(value) = value {
+        headers.insert(name, value.clone());
+    }
+}
+
+impl HttpFilter for CorsFilter {
+    fn on_request<'a>(
+        &'a self,
+        head: &'a mut RequestHead,
+        _: &'a mut Body,
+        slot: &'a mut Slot,
+        info: &'a SharedInfo,
+    ) -> Step<'a> {
+        let Some(origin) = head.headers.get(ORIGIN).filter(|o| !o.is_empty()) else {
+            return Step::CONTINUE;
+        };
+        let Some(policy) = route_config::<Policy>(info, self.id) else {
+            return Step::CONTINUE;
+        };
+        let allowed = origin
+            .to_str()
+            .is_ok_and(|text| policy.origins.iter().any(|m| m.matches(text)));
+        let preflight = head.method == Method::OPTIONS
+            && (head.headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| !m.is_empty());
+        if preflight && (allowed || !policy.forward_not_matching) {
+            let mut reply = LocalReply::new(StatusCode::OK, "", "cors_response");
+            if allowed {
+                let headers = &mut reply.headers;
+                headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+                if policy.credentials {
+                    headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+                }
+                let asks = head.headers.get(REQUEST_PRIVATE_NETWORK);
+                if policy.private_network && asks == Some(&TRUE) {
+                    headers.insert(ALLOW_PRIVATE_NETWORK, TRUE);
+                }
+                set(headers, ACCESS_CONTROL_ALLOW_METHODS, &policy.methods);
+                set(headers, ACCESS_CONTROL_ALLOW_HEADERS, &policy.headers);
+                set(headers, ACCESS_CONTROL_MAX_AGE, &policy.max_age);
+            }
+            return Step::Ready(Flow::Reply(Box::new(reply)));
+        }
+        if allowed {
+            let origin = origin.clone();
+            // One allocation for a cross-origin request: the response needs its origin.
+            *slot = Some(Box::new(Matched { policy, origin }));
+        }
+        Step::CONTINUE
+    }
+
+    fn on_response<'a>(
+        &'a self,
+        head: &'a mut ResponseHead,
+        _: &'a mut Body,
+        slot: &'a mut Slot,
+        _: &'a SharedInfo,
+    ) -> Step<'a> {
+        if let Some(matched) = slot.as_ref().and_then(|s| s.downcast_ref::<Matched>()) {
+            let headers = &mut head.headers;
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, matched.origin.clone());
+            if matched.policy.credentials {
+                headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+            }
+            set(
+                headers,
+                ACCESS_CONTROL_EXPOSE_HEADERS,
+                &matched.policy.expose,
+            );
+        }
+        Step::CONTINUE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::chain::tests::info;
+
+    #[derive(Debug)]
+    struct Route(RouteFilterConfig);
+    impl crate::stream::RouteView for Route {
+        fn name(&self) -> &str {
+            ""
+        }
+        fn virtual_host(&self) -> &str {
+            ""
+        }
+        fn filter_config(&self, _: FilterId) -> Option<&RouteFilterConfig> {
+            Some(&self.0)
+        }
+        fn metadata(&self, _: &str) -> Option<&serde_json::Value> {
+            None
+        }
+    }
+
+    fn run(method: Method, origin: &str, forward: bool) -> (Option<LocalReply>, HeaderMap) {
+        let facts = info();
+        let regex = Regex::new("^(?:https://[a-z]+\\.example)$").unwrap();
+        let policy = Policy {
+            origins: vec![
+                Origin::Regex(regex),
+                Origin::Prefix("http://local".into(), true),
+            ],
+            methods: Some(HeaderValue::from_static("GET,POST")),
+            headers: None,
+            expose: Some(HeaderValue::from_static("x-a")),
+            max_age: Some(HeaderValue::from_static("60")),
+            credentials: true,
+            private_network: false,
+            forward_not_matching: forward,
+        };
+        let route = Route(RouteFilterConfig::Config(Arc::new(policy)));
+        facts.borrow_mut().route = Some(Rc::new(route));
+        let filter = CorsFilter { id: FilterId(0) };
+        let mut head = RequestHead::new(method, "/");
+        (head.headers).insert(ORIGIN, HeaderValue::from_str(origin).unwrap());
+        (head.headers).insert(
+            ACCESS_CONTROL_REQUEST_METHOD,
+            HeaderValue::from_static("GET"),
+        );
+        let (mut slot, mut body) = (None, Body::Empty);
+        let reply = match filter.on_request(&mut head, &mut body, &mut slot, &facts) {
+            Step::Ready(Flow::Reply(reply)) => Some(*reply),
+            _ => None,
+        };
+        let mut response = ResponseHead::new(StatusCode::OK);
+        filter.on_response(&mut response, &mut body, &mut slot, &facts);
+        (reply, response.headers)
+    }
+
+    #[test]
+    fn preflight_and_actual_requests() {
+        let (reply, _) = run(Method::OPTIONS, "https://a.example", true);
+        let reply = reply.unwrap();
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.headers[ACCESS_CONTROL_ALLOW_METHODS], "GET,POST");
+        assert_eq!(reply.headers[ACCESS_CONTROL_MAX_AGE], "60");
+        assert!(!reply.headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS));
+        let (reply, headers) = run(Method::GET, "HTTP://LOCAL:80", true);
+        assert!(reply.is_none());
+        assert_eq!(headers[ACCESS_CONTROL_ALLOW_ORIGIN], "HTTP://LOCAL:80");
+        assert_eq!(headers[ACCESS_CONTROL_EXPOSE_HEADERS], "x-a");
+    }
+
+    #[test]
+    fn other_origins_get_nothing() {
+        let (reply, headers) = run(Method::GET, "https://a.example.evil", true);
+        assert!(reply.is_none() && headers.is_empty());
+        let (reply, headers) = run(Method::OPTIONS, "https://evil", true);
+        assert!(reply.is_none() && headers.is_empty());
+        let (reply, _) = run(Method::OPTIONS, "https://evil", false);
+        assert!(reply.unwrap().headers.is_empty());
+    }
+}

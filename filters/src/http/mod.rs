@@ -1,0 +1,34 @@
+//! The HTTP filters.
+
+pub mod buffer;
+pub mod cors;
+pub mod fault;
+pub mod gzip;
+
+use std::sync::Arc;
+
+use crate::registry::Registry;
+
+/// Adds every filter of this module to a registry.
+pub fn register(registry: &mut Registry) {
+    registry.add(
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        Arc::new(buffer::BufferFactory),
+    );
+    registry.add(
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        Arc::new(buffer::BufferFactory),
+    );
+    registry.add(
+        "envoy.extensions.filters.http.cors.v3.Cors",
+        Arc::new(cors::CorsFactory),
+    );
+    registry.add(
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        Arc::new(cors::CorsFactory),
+    );
+    registry.add(
+        "envoy.extensions.filters.http.fault.v3.HTTPFault",
+        Arc::new(fault::FaultFactory),
+    );
+}

@@ -1,0 +1,291 @@
+//! From extension type URLs to compiled HTTP filters.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::GrpcService;
+use envoy_types::pb::envoy::config::route::v3::FilterConfig;
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message;
+use tonic::transport::Channel;
+use xds_client::error::{At, ConfigError};
+
+use crate::filter::HttpFilter;
+use crate::http;
+use crate::stream::{FilterId, RouteFilterConfig};
+
+/// Gives filters their way to gRPC services; the proxy implements it over its clusters.
+pub trait GrpcConnector: Send + Sync {
+    /// A channel to the service. It connects when first used.
+    ///
+    /// # Errors
+    /// The service's configuration is unsupported or names an unknown cluster.
+    fn channel(&self, service: &GrpcService) -> Result<Channel, ConfigError>;
+}
+
+/// What a factory may use.
+#[derive(Clone)]
+pub struct FactoryContext {
+    /// The filter's interned name, for its per-route configuration.
+    pub id: FilterId,
+    /// The way to gRPC services.
+    pub grpc: Arc<dyn GrpcConnector>,
+}
+
+/// Compiles one type of HTTP filter.
+pub trait HttpFilterFactory: Send + Sync {
+    /// Compiles the filter of one chain position.
+    ///
+    /// # Errors
+    /// The configuration does not decode, is invalid, or asks for what is unsupported.
+    fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Arc<dyn HttpFilter>, ConfigError>;
+
+    /// Compiles a per-route configuration.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile), or the filter has no per-route configuration.
+    fn compile_route(
+        &self,
+        any: &Any,
+        cx: &FactoryContext,
+    ) -> Result<RouteFilterConfig, ConfigError>;
+}
+
+/// A compiled chain position.
+pub enum Compiled {
+    /// An implemented filter.
+    Filter(Arc<dyn HttpFilter>),
+    /// The terminal router.
+    Router,
+    /// A filter without effect on messages that Fairway knows and leaves out; for a log line and a
+    /// counter. Holds the type's name.
+    Harmless(&'static str),
+}
+
+/// Decodes an extension's configuration.
+///
+/// # Errors
+/// The bytes are not that message.
+pub fn decode<T: Message + Default>(any: &Any) -> Result<T, ConfigError> {
+    T::decode(any.value.as_slice())
+        .map_err(|e| ConfigError::new(format!("{}: {e}", type_name(&any.type_url))))
+}
+
+/// Filters that change no message: telemetry and Istio's peer metadata.
+const HARMLESS: &[&str] = &[
+    "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
+    "io.istio.http.peer_metadata.Config",
+    "istio.metadata_exchange.PluginConfig",
+    "stats.PluginConfig",
+    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+];
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+const TYPED_STRUCTS: &[&str] = &["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
+
+/// The first field of both `TypedStruct` messages.
+#[derive(Clone, PartialEq, Message)]
+struct TypedStructHead {
+    #[prost(string, tag = "1")]
+    type_url: String,
+}
+
+/// A type URL's part after the last slash.
+fn type_name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
+}
+
+/// The type of what `any` holds, and whether it is wrapped in a `TypedStruct`.
+fn inner_type(any: &Any) -> Result<(String, bool), ConfigError> {
+    let outer = type_name(&any.type_url);
+    if !TYPED_STRUCTS.contains(&outer) {
+        return Ok((outer.to_owned(), false));
+    }
+    let head: TypedStructHead = decode(any)?;
+    Ok((type_name(&head.type_url).to_owned(), true))
+}
+
+/// The HTTP filters that Fairway has, by type.
+pub struct Registry {
+    factories: HashMap<&'static str, Arc<dyn HttpFilterFactory>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let mut registry = Self {
+            factories: HashMap::new(),
+        };
+        http::register(&mut registry);
+        registry
+    }
+}
+
+impl Registry {
+    /// Adds a factory for a message type (its full name), replacing an earlier one.
+    pub fn add(&mut self, name: &'static str, factory: Arc<dyn HttpFilterFactory>) {
+        self.factories.insert(name, factory);
+    }
+
+    /// Compiles the configuration of one chain position.
+    ///
+    /// # Errors
+    /// The type is unsupported (the error names it) or its factory refused the configuration.
+    pub fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Compiled, ConfigError> {
+        let (name, wrapped) = inner_type(any)?;
+        if name == ROUTER {
+            return Ok(Compiled::Router);
+        }
+        if let Some(known) = HARMLESS.iter().find(|h| **h == name) {
+            return Ok(Compiled::Harmless(known));
+        }
+        self.factory(&name, wrapped)?
+            .compile(any, cx)
+            .map(Compiled::Filter)
+    }
+
+    /// Compiles one value of `typed_per_filter_config`; `None` for harmless filters and for unsupported
+    /// ones marked `is_optional`.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub fn compile_route(
+        &self,
+        any: &Any,
+        cx: &FactoryContext,
+    ) -> Result<Option<RouteFilterConfig>, ConfigError> {
+        if type_name(&any.type_url) != FILTER_CONFIG {
+            return self.compile_route_inner(any, cx);
+        }
+        let wrapper: FilterConfig = decode(any)?;
+        if wrapper.disabled {
+            return Ok(Some(RouteFilterConfig::Disabled));
+        }
+        // Without a configuration, the wrapper turns on a filter that is disabled by default.
+        let Some(config) = &wrapper.config else {
+            return Ok(Some(RouteFilterConfig::Config(Arc::new(()))));
+        };
+        let known = inner_type(config)
+            .is_ok_and(|(name, wrapped)| !wrapped && self.factories.contains_key(name.as_str()));
+        if wrapper.is_optional && !known {
+            return Ok(None);
+        }
+        self.compile_route_inner(config, cx).at("config")
+    }
+
+    fn compile_route_inner(
+        &self,
+        any: &Any,
+        cx: &FactoryContext,
+    ) -> Result<Option<RouteFilterConfig>, ConfigError> {
+        let (name, wrapped) = inner_type(any)?;
+        if HARMLESS.contains(&name.as_str()) {
+            return Ok(None);
+        }
+        self.factory(&name, wrapped)?
+            .compile_route(any, cx)
+            .map(Some)
+    }
+
+    fn factory(
+        &self,
+        name: &str,
+        wrapped: bool,
+    ) -> Result<&Arc<dyn HttpFilterFactory>, ConfigError> {
+        let factory = self.factories.get(name).filter(|_| !wrapped);
+        factory.ok_or_else(|| {
+            let form = if wrapped { " as a TypedStruct" } else { "" };
+            ConfigError::new(format!("HTTP filter type {name}{form} is not supported"))
+        })
+    }
+}
+
+/// Gives each filter name a number, so that the request path compares numbers.
+#[derive(Debug, Default)]
+pub struct FilterNames {
+    ids: HashMap<String, FilterId>,
+}
+
+impl FilterNames {
+    /// The number of `name`, the same for the same name.
+    pub fn intern(&mut self, name: &str) -> FilterId {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let id = FilterId(u32::try_from(self.ids.len()).unwrap_or(u32::MAX));
+        self.ids.insert(name.to_owned(), id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoGrpc;
+    impl GrpcConnector for NoGrpc {
+        fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
+            Err(ConfigError::unsupported("grpc_service"))
+        }
+    }
+
+    fn cx() -> FactoryContext {
+        FactoryContext {
+            id: FilterId(0),
+            grpc: Arc::new(NoGrpc),
+        }
+    }
+
+    fn any(name: &str, value: Vec<u8>) -> Any {
+        Any {
+            type_url: format!("type.googleapis.com/{name}"),
+            value,
+        }
+    }
+
+    #[test]
+    fn dispatches_by_inner_type() {
+        let registry = Registry::default();
+        let stats = TypedStructHead {
+            type_url: "type.googleapis.com/stats.PluginConfig".into(),
+        };
+        let wrapped = any("udpa.type.v1.TypedStruct", stats.encode_to_vec());
+        let compiled = registry.compile(&wrapped, &cx());
+        assert!(matches!(
+            compiled,
+            Ok(Compiled::Harmless("stats.PluginConfig"))
+        ));
+        assert!(matches!(
+            registry.compile(&any(ROUTER, vec![]), &cx()),
+            Ok(Compiled::Router)
+        ));
+        let unknown = registry.compile(&any("a.b.Health", vec![]), &cx());
+        assert!(unknown.err().unwrap().to_string().contains("a.b.Health"));
+    }
+
+    #[test]
+    fn filter_config_wrapper() {
+        let registry = Registry::default();
+        let mut wrapper = FilterConfig {
+            disabled: true,
+            ..FilterConfig::default()
+        };
+        let off = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
+        assert!(matches!(off, Ok(Some(RouteFilterConfig::Disabled))));
+        wrapper.disabled = false;
+        wrapper.config = Some(any("a.b.Unknown", vec![]));
+        let refused = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
+        assert_eq!(refused.unwrap_err().path(), "config");
+        wrapper.is_optional = true;
+        let skipped = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
+        assert!(matches!(skipped, Ok(None)));
+    }
+
+    #[test]
+    fn names_are_stable() {
+        let mut names = FilterNames::default();
+        let a = names.intern("a");
+        assert_ne!(names.intern("b"), a);
+        assert_eq!(names.intern("a"), a);
+    }
+}
