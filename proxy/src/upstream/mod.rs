@@ -1,3 +1,5 @@
 //! Clusters, endpoints, balancing, pools.
 
+pub mod balance;
+pub mod host;
 pub mod slot;
