@@ -354,7 +354,8 @@ fn extension_policy(policy: &pb::LoadBalancingPolicy) -> Result<LbPolicy, Config
                 let config: OverrideHost = decode(any)?;
                 let fallback = config.fallback_policy.as_ref();
                 return extension_policy(
-                    fallback.ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
+                    fallback
+                        .ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
                 );
             }
             _ => {}
@@ -562,8 +563,7 @@ impl ClusterConfig {
 
     /// The transport for an endpoint with this metadata.
     pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &HostTransport {
-        let labels =
-            metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
+        let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
         self.transport_matches
             .iter()
             .find(|(wanted, _)| {
@@ -646,7 +646,9 @@ pub(crate) fn compile_assignment(
                 Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
                 Some(HostIdentifier::EndpointName(name)) => {
                     proto.named_endpoints.get(name).ok_or_else(|| {
-                        ConfigError::new("names no endpoint").at("endpoint_name").at(at())
+                        ConfigError::new("names no endpoint")
+                            .at("endpoint_name")
+                            .at(at())
                     })?
                 }
                 None => return Err(ConfigError::new("is required").at("endpoint").at(at())),

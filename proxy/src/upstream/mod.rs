@@ -1,5 +1,7 @@
 //! Clusters, endpoints, balancing, pools.
 
 pub mod balance;
+pub mod cluster;
 pub mod host;
+pub mod manager;
 pub mod slot;
