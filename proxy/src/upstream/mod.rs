@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod cluster;
+pub mod connect;
 pub mod host;
 pub mod manager;
 pub mod slot;
