@@ -260,10 +260,6 @@ impl Cluster {
         self.hosts.store(Arc::new(hosts));
     }
 
-    pub(crate) fn index(&self) -> usize {
-        self.index
-    }
-
     /// Chooses a host; `None` means "no healthy upstream".
     pub fn choose_host(&self, cx: &LbContext<'_>) -> Option<Arc<Host>> {
         let hosts = self.hosts.load();
@@ -421,6 +417,8 @@ impl ClusterConfig {
     ///
     /// # Errors
     /// The path of the field that is missing, invalid, or not supported.
+    // Control planes still send the deprecated fields, and Envoy still reads them.
+    #[allow(deprecated)]
     pub fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
         if proto.name.is_empty() {
             return Err(ConfigError::new("must not be empty").at("name"));

@@ -128,12 +128,14 @@ impl Host {
         self.removed.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn begin(&self) {
+    /// Counts a request that begins; [`end`](Self::end) must follow.
+    pub fn begin(&self) {
         self.active.fetch_add(1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn end(&self) {
+    /// Counts the end of a request.
+    pub fn end(&self) {
         self.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
