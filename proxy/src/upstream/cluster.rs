@@ -104,7 +104,7 @@ impl Resource {
     }
 
     /// Takes one if the limit allows.
-    pub fn try_take(self: &Resource) -> bool {
+    pub fn try_take(&self) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
