@@ -475,7 +475,7 @@ impl ClusterConfig {
         if proto.protocol_selection == 1 {
             protocol = UpstreamProtocol::Downstream;
         }
-        let mut common = proto.common_http_protocol_options.clone();
+        let mut common = proto.common_http_protocol_options;
         if let Some(any) = proto
             .typed_extension_protocol_options
             .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
