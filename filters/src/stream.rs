@@ -208,6 +208,10 @@ pub struct StreamInfo {
     /// A filter changed what the route was chosen by and wants it chosen again before the next filter
     /// runs (Envoy's `clearRouteCache`).
     pub route_stale: bool,
+    /// Whether the whole request has been received.
+    pub request_complete: bool,
+    /// When a byte last moved, for idle timeouts.
+    pub last_activity: Instant,
     /// What to answer if a request body fails before the response begins: a filter's body sets it just
     /// before it ends with an error, and the connection manager takes it. Without it, a failed body is a
     /// reset.
@@ -233,7 +237,14 @@ impl StreamInfo {
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
+            request_complete: false,
+            last_activity: Instant::now(),
             body_reply: None,
         }
+    }
+
+    /// Notes that a byte moved.
+    pub fn touch(&mut self) {
+        self.last_activity = Instant::now();
     }
 }

@@ -3,6 +3,8 @@
 //! Codecs turn bytes into heads and bodies and back ([`service`] is the seam); they decide nothing about
 //! policy. No routing and no upstream here.
 
+pub mod conn_manager;
 pub mod h1;
+pub mod h2;
 pub mod service;
 pub mod validate;

@@ -104,9 +104,15 @@ impl HcmConfig {
     /// Names the field that cannot be honoured.
     pub fn compile(proto: &HttpConnectionManager, parts: HcmParts) -> Result<Self, ConfigError> {
         refuse_unsupported(proto)?;
-        let common = proto.common_http_protocol_options.clone().unwrap_or_default();
+        let common = proto
+            .common_http_protocol_options
+            .clone()
+            .unwrap_or_default();
         let http1 = proto.http_protocol_options.clone().unwrap_or_default();
-        let max_head_kb = proto.max_request_headers_kb.as_ref().map_or(60, |v| v.value);
+        let max_head_kb = proto
+            .max_request_headers_kb
+            .as_ref()
+            .map_or(60, |v| v.value);
         let max_headers = common.max_headers_count.as_ref().map_or(100, |v| v.value);
         let idle_timeout = duration_or(&common.idle_timeout, Some(Duration::from_secs(3600)))
             .at("common_http_protocol_options.idle_timeout")?;
@@ -191,22 +197,55 @@ impl HcmConfig {
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
     let http1 = proto.http_protocol_options.clone().unwrap_or_default();
     let refused = [
-        (!proto.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions"),
-        (!proto.early_header_mutation_extensions.is_empty(), "early_header_mutation_extensions"),
+        (
+            !proto.original_ip_detection_extensions.is_empty(),
+            "original_ip_detection_extensions",
+        ),
+        (
+            !proto.early_header_mutation_extensions.is_empty(),
+            "early_header_mutation_extensions",
+        ),
         (proto.local_reply_config.is_some(), "local_reply_config"),
-        (proto.path_normalization_options.is_some(), "path_normalization_options"),
+        (
+            proto.path_normalization_options.is_some(),
+            "path_normalization_options",
+        ),
         (proto.proxy_status_config.is_some(), "proxy_status_config"),
-        (proto.typed_header_validation_config.is_some(), "typed_header_validation_config"),
-        (proto.add_proxy_protocol_connection_state.as_ref().is_some_and(|v| v.value), "add_proxy_protocol_connection_state"),
-        (proto.scheme_header_transformation.is_some(), "scheme_header_transformation"),
+        (
+            proto.typed_header_validation_config.is_some(),
+            "typed_header_validation_config",
+        ),
+        (
+            proto
+                .add_proxy_protocol_connection_state
+                .as_ref()
+                .is_some_and(|v| v.value),
+            "add_proxy_protocol_connection_state",
+        ),
+        (
+            proto.scheme_header_transformation.is_some(),
+            "scheme_header_transformation",
+        ),
         (proto.strip_trailing_host_dot, "strip_trailing_host_dot"),
         (proto.append_x_forwarded_port, "append_x_forwarded_port"),
         (is_true(&proto.add_user_agent), "add_user_agent"),
-        (proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6, "represent_ipv4_remote_address_as_ipv4_mapped_ipv6"),
+        (
+            proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+            "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+        ),
         (proto.forward_proto_config.is_some(), "forward_proto_config"),
-        (http1.header_key_format.is_some(), "http_protocol_options.header_key_format"),
-        (http1.allow_chunked_length, "http_protocol_options.allow_chunked_length"),
-        (http1.allow_custom_methods, "http_protocol_options.allow_custom_methods"),
+        (
+            http1.header_key_format.is_some(),
+            "http_protocol_options.header_key_format",
+        ),
+        (
+            http1.allow_chunked_length,
+            "http_protocol_options.allow_chunked_length",
+        ),
+        (
+            http1.allow_custom_methods,
+            "http_protocol_options.allow_custom_methods",
+        ),
     ];
     match refused.iter().find(|(set, _)| *set) {
         Some((_, field)) => Err(ConfigError::unsupported(field)),
@@ -236,11 +275,17 @@ fn http2(
     proto: Option<&Http2ProtocolOptions>,
     max_head_kb: u32,
 ) -> Result<Http2Settings, ConfigError> {
-    let mut settings =
-        Http2Settings { max_header_list: max_head_kb << 10, ..Http2Settings::default() };
-    let Some(proto) = proto else { return Ok(settings) };
+    let mut settings = Http2Settings {
+        max_header_list: max_head_kb << 10,
+        ..Http2Settings::default()
+    };
+    let Some(proto) = proto else {
+        return Ok(settings);
+    };
     if proto.allow_metadata {
-        return Err(ConfigError::unsupported("http2_protocol_options.allow_metadata"));
+        return Err(ConfigError::unsupported(
+            "http2_protocol_options.allow_metadata",
+        ));
     }
     settings.allow_connect = proto.allow_connect;
     if let Some(streams) = &proto.max_concurrent_streams {
@@ -263,15 +308,24 @@ fn http2(
 }
 
 fn internal_addresses(proto: &HttpConnectionManager) -> Result<Option<CidrSet>, ConfigError> {
-    let Some(config) = &proto.internal_address_config else { return Ok(None) };
+    let Some(config) = &proto.internal_address_config else {
+        return Ok(None);
+    };
     if config.unix_sockets {
-        return Err(ConfigError::unsupported("internal_address_config.unix_sockets"));
+        return Err(ConfigError::unsupported(
+            "internal_address_config.unix_sockets",
+        ));
     }
-    CidrSet::compile(&config.cidr_ranges).map(Some).at("internal_address_config.cidr_ranges")
+    CidrSet::compile(&config.cidr_ranges)
+        .map(Some)
+        .at("internal_address_config.cidr_ranges")
 }
 
 fn strip_port(proto: &HttpConnectionManager) -> StripPort {
-    if matches!(proto.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true))) {
+    if matches!(
+        proto.strip_port_mode,
+        Some(hcm::StripPortMode::StripAnyHostPort(true))
+    ) {
         StripPort::Any
     } else if proto.strip_matching_host_port {
         StripPort::Matching
@@ -298,7 +352,9 @@ fn upgrades(proto: &HttpConnectionManager) -> Result<Vec<ByteString>, ConfigErro
     let mut names = Vec::new();
     for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
         if !upgrade.filters.is_empty() {
-            return Err(ConfigError::unsupported(&format!("upgrade_configs[{i}].filters")));
+            return Err(ConfigError::unsupported(&format!(
+                "upgrade_configs[{i}].filters"
+            )));
         }
         if upgrade.enabled.as_ref().is_none_or(|v| v.value) {
             names.push(upgrade.upgrade_type.to_ascii_lowercase().into());
@@ -320,8 +376,11 @@ fn duration_or(
     value: &Option<wkt::Duration>,
     default: Option<Duration>,
 ) -> Result<Option<Duration>, ConfigError> {
-    let Some(value) = value else { return Ok(default) };
-    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos)) else {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos))
+    else {
         return Err(ConfigError::new("negative duration"));
     };
     if nanos >= 1_000_000_000 {

@@ -44,13 +44,24 @@ impl ConnectionManager {
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
         let (total, active) = if http2 {
-            (&stats.downstream_cx_http2_total, &stats.downstream_cx_http2_active)
+            (
+                &stats.downstream_cx_http2_total,
+                &stats.downstream_cx_http2_active,
+            )
         } else {
-            (&stats.downstream_cx_http1_total, &stats.downstream_cx_http1_active)
+            (
+                &stats.downstream_cx_http1_total,
+                &stats.downstream_cx_http1_active,
+            )
         };
         total.inc();
         active.inc();
-        let manager = Self { config, connection, control, requests: Cell::new(0) };
+        let manager = Self {
+            config,
+            connection,
+            control,
+            requests: Cell::new(0),
+        };
         CountedManager { manager, http2 }
     }
 }
@@ -105,6 +116,10 @@ impl HttpService for CountedManager {
             response::plain_text(&mut head, rejection.body.len());
         }
         response::finish(&mut head, &manager.config, None);
-        Response { head, body, close: true }
+        Response {
+            head,
+            body,
+            close: true,
+        }
     }
 }

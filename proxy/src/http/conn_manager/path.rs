@@ -67,7 +67,11 @@ impl PathRules {
             if unescaped && self.escaped_slashes == EscapedSlashes::Reject {
                 return Outcome::Reject;
             }
-            bytes = if unescaped && self.normalize { remove_dot_segments(&plain) } else { plain };
+            bytes = if unescaped && self.normalize {
+                remove_dot_segments(&plain)
+            } else {
+                plain
+            };
         }
         if self.merge_slashes {
             bytes.dedup_by(|a, b| *a == b'/' && *b == b'/');
@@ -75,7 +79,9 @@ impl PathRules {
         if bytes == path.as_bytes() {
             return Outcome::Unchanged;
         }
-        let Ok(mut text) = String::from_utf8(bytes) else { return Outcome::Reject };
+        let Ok(mut text) = String::from_utf8(bytes) else {
+            return Outcome::Reject;
+        };
         text.push_str(rest);
         if unescaped && self.escaped_slashes == EscapedSlashes::Redirect {
             Outcome::Redirect(text.into())
@@ -86,7 +92,9 @@ impl PathRules {
 }
 
 fn hex(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok())
+    char::from(byte)
+        .to_digit(16)
+        .and_then(|d| u8::try_from(d).ok())
 }
 
 /// The octet that an escape at the start of `bytes` stands for.
@@ -191,7 +199,10 @@ mod tests {
 
     #[test]
     fn normalisation_follows_rfc_3986() {
-        let rules = PathRules { normalize: true, ..PathRules::default() };
+        let rules = PathRules {
+            normalize: true,
+            ..PathRules::default()
+        };
         for (from, to) in [
             ("/", "/"),
             ("/a/b", "/a/b"),
@@ -215,13 +226,19 @@ mod tests {
 
     #[test]
     fn slashes_are_merged_only_in_the_path() {
-        let rules = PathRules { merge_slashes: true, ..PathRules::default() };
+        let rules = PathRules {
+            merge_slashes: true,
+            ..PathRules::default()
+        };
         assert_eq!(changed(rules, "//a///b//?q=//"), "/a/b/?q=//");
     }
 
     #[test]
     fn escaped_slashes_follow_their_action() {
-        let mut rules = PathRules { normalize: true, ..PathRules::default() };
+        let mut rules = PathRules {
+            normalize: true,
+            ..PathRules::default()
+        };
         assert_eq!(changed(rules, "/a%2fb"), "/a%2fb");
         rules.escaped_slashes = EscapedSlashes::Reject;
         assert_eq!(rules.apply("/a%2fb"), Outcome::Reject);

@@ -42,7 +42,8 @@ pub(super) fn mutate(
             append_xff(head, connection);
         }
         if config.xff_num_trusted_hops == 0 || !head.headers.contains_key(names::XFP) {
-            head.headers.insert(names::XFP, scheme_value(connection.secure));
+            head.headers
+                .insert(names::XFP, scheme_value(connection.secure));
         }
     } else {
         single_address = xff_count(head) == 1;
@@ -50,7 +51,8 @@ pub(super) fn mutate(
             remote = Address::Ip(SocketAddr::new(ip, 0));
         }
         if !head.headers.contains_key(names::XFP) {
-            head.headers.insert(names::XFP, scheme_value(connection.secure));
+            head.headers
+                .insert(names::XFP, scheme_value(connection.secure));
         }
     }
     head.scheme = match head.headers.get(names::XFP).map(HeaderValue::as_bytes) {
@@ -62,7 +64,8 @@ pub(super) fn mutate(
     let internal = single_address && config.is_internal(&remote);
     let edge = !internal && config.use_remote_address;
     if internal {
-        head.headers.insert(names::INTERNAL, HeaderValue::from_static("true"));
+        head.headers
+            .insert(names::INTERNAL, HeaderValue::from_static("true"));
     } else {
         remove_internal_headers(head, edge);
         if edge && let Some(value) = remote.ip().and_then(|a| ip_value(a.ip())) {
@@ -91,7 +94,11 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
     for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION] {
         headers.remove(name);
     }
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
         headers.remove(name);
     }
     if let Some(te) = headers.get(header::TE)
@@ -106,7 +113,11 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
 fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
     // Nearly all external requests carry none of them: one scan over the names that are there is cheaper
     // than hashing every name that could be.
-    if !head.headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    if !head
+        .headers
+        .keys()
+        .any(|name| name.as_str().starts_with("x-envoy-"))
+    {
         return;
     }
     for name in &names::INTERNAL_ONLY {
@@ -187,7 +198,9 @@ impl StripPort {
         if self == Self::Keep || head.method == http::Method::CONNECT {
             return;
         }
-        let Some((host, port)) = split_port(&head.authority) else { return };
+        let Some((host, port)) = split_port(&head.authority) else {
+            return;
+        };
         let ours = connection.local.ip().map(|a| a.port());
         if self == Self::Any || ours == Some(port) {
             head.authority = ByteString::from(host);

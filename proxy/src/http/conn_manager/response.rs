@@ -16,7 +16,11 @@ pub(super) fn finish(
     request_id: Option<&HeaderValue>,
 ) {
     let headers = &mut head.headers;
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
         headers.remove(name);
     }
     headers.remove(names::KEEP_ALIVE);
@@ -26,7 +30,9 @@ pub(super) fn finish(
             headers.insert(header::SERVER, config.server_name.clone());
         }
         ServerHeader::AppendIfAbsent => {
-            headers.entry(header::SERVER).or_insert_with(|| config.server_name.clone());
+            headers
+                .entry(header::SERVER)
+                .or_insert_with(|| config.server_name.clone());
         }
         ServerHeader::PassThrough => {}
     }
@@ -43,8 +49,10 @@ pub(super) fn finish(
 
 /// The headers of a short text body.
 pub(super) fn plain_text(head: &mut ResponseHead, length: usize) {
-    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    head.headers
+        .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    head.headers
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
 }
 
 /// The current date, formatted at most twice a second per worker (RFC 9110, 6.6.1).

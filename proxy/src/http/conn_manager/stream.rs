@@ -31,7 +31,12 @@ pub(super) async fn serve(
     control: ConnectionControl,
     request: Request,
 ) -> Result<Response, BodyError> {
-    let Request { mut head, mut body, protocol, early } = request;
+    let Request {
+        mut head,
+        mut body,
+        protocol,
+        early,
+    } = request;
     let info: SharedInfo = Rc::new(RefCell::new(StreamInfo::new(connection.clone(), protocol)));
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head);
     count_request(&config, protocol);
@@ -41,7 +46,9 @@ pub(super) async fn serve(
             end.remember(&head);
             body = observe_request(body, &config, &info);
             let deadline = Deadline::new(&config);
-            let stream = run(&mut head, &mut body, &config, &info, &sender, &early, &mut end);
+            let stream = run(
+                &mut head, &mut body, &config, &info, &sender, &early, &mut end,
+            );
             deadline.race(stream, &config, &info).await
         }
         Err(reply) => Err(Stop::Reply(reply)),
@@ -56,15 +63,23 @@ pub(super) async fn serve(
         }
     };
     if let Some(filters) = &mut end.filters
-        && let Flow::Reset(error) = filters.run_response(&mut response_head, &mut response_body).await
+        && let Flow::Reset(error) = filters
+            .run_response(&mut response_head, &mut response_body)
+            .await
     {
         end.reset(&error);
         return Err(error);
     }
-    let request_id = config.always_set_request_id.then(|| head.headers.get(names::REQUEST_ID));
+    let request_id = config
+        .always_set_request_id
+        .then(|| head.headers.get(names::REQUEST_ID));
     response::finish(&mut response_head, &config, request_id.flatten());
     let close = control.is_draining();
-    Ok(Response { body: end.attach(&response_head, response_body), head: response_head, close })
+    Ok(Response {
+        body: end.attach(&response_head, response_body),
+        head: response_head,
+        close,
+    })
 }
 
 /// Why a stream does not get its upstream's response.
@@ -76,7 +91,11 @@ pub(super) enum Stop {
 }
 
 fn reply(status: StatusCode, body: &'static str, details: &'static str) -> Box<LocalReply> {
-    Box::new(LocalReply::new(status, Bytes::from_static(body.as_bytes()), details))
+    Box::new(LocalReply::new(
+        status,
+        Bytes::from_static(body.as_bytes()),
+        details,
+    ))
 }
 
 /// Everything before the filters that can refuse a request.
@@ -100,15 +119,22 @@ fn prepare(
         Outcome::Unchanged => {}
         Outcome::Changed(path) => head.path = path,
         Outcome::Redirect(path) => {
-            let mut redirect =
-                reply(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_failed");
+            let mut redirect = reply(
+                StatusCode::TEMPORARY_REDIRECT,
+                "",
+                "path_normalization_failed",
+            );
             if let Ok(location) = HeaderValue::from_str(&path) {
                 redirect.headers.insert(header::LOCATION, location);
             }
             return Err(redirect);
         }
         Outcome::Reject => {
-            return Err(reply(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+            return Err(reply(
+                StatusCode::BAD_REQUEST,
+                "",
+                "path_normalization_failed",
+            ));
         }
     }
     let sender = mutate(head, config, connection);
@@ -129,7 +155,9 @@ async fn run(
     let random = fastrand::u64(..);
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
-    let mut chosen = routes.as_ref().map(|table| table.route(head, &info.borrow(), random));
+    let mut chosen = routes
+        .as_ref()
+        .map(|table| table.route(head, &info.borrow(), random));
     if let Some(outcome) = &chosen {
         info.borrow_mut().route = outcome.view();
     }
@@ -137,22 +165,37 @@ async fn run(
         && !config.upgrades.contains(upgrade)
         && !chosen.as_ref().is_some_and(|c| c.allows_upgrade(upgrade))
     {
-        return Err(Stop::Reply(reply(StatusCode::FORBIDDEN, "", "upgrade_failed")));
+        return Err(Stop::Reply(reply(
+            StatusCode::FORBIDDEN,
+            "",
+            "upgrade_failed",
+        )));
     }
     if head.method == Method::CONNECT && !config.upgrades.iter().any(|u| &**u == "connect") {
-        return Err(Stop::Reply(reply(StatusCode::FORBIDDEN, "", "upgrade_failed")));
+        return Err(Stop::Reply(reply(
+            StatusCode::FORBIDDEN,
+            "",
+            "upgrade_failed",
+        )));
     }
     if !config.proxy_100_continue
-        && head.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        && head
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         head.headers.remove(header::EXPECT);
         early.send(ResponseHead::new(StatusCode::CONTINUE));
     }
     let rerouted = std::cell::Cell::new(false);
-    let filters = end.filters.insert(StreamFilters::new(config.chain.clone(), info));
+    let filters = end
+        .filters
+        .insert(StreamFilters::new(config.chain.clone(), info));
     let flow = filters
         .run_request(head, body, |head, info| {
-            let outcome = routes.as_ref().map(|t| t.route(head, &info.borrow(), random));
+            let outcome = routes
+                .as_ref()
+                .map(|t| t.route(head, &info.borrow(), random));
             info.borrow_mut().route = outcome.as_ref().and_then(|o| o.view());
             rerouted.set(true);
         })
@@ -163,7 +206,9 @@ async fn run(
         Flow::Reset(error) => return Err(Stop::Reset(error)),
     }
     if rerouted.get() {
-        chosen = routes.as_ref().map(|table| table.route(head, &info.borrow(), random));
+        chosen = routes
+            .as_ref()
+            .map(|table| table.route(head, &info.borrow(), random));
     }
     let exchange = Exchange {
         head,
@@ -228,9 +273,15 @@ impl Deadline {
         config: &HcmConfig,
         info: &SharedInfo,
     ) -> Result<T, Stop> {
-        let Self { request, stream: whole, idle } = self;
+        let Self {
+            request,
+            stream: whole,
+            idle,
+        } = self;
         let shortest = [request, whole, idle].into_iter().flatten().min();
-        let Some(shortest) = shortest else { return stream.await };
+        let Some(shortest) = shortest else {
+            return stream.await;
+        };
         tokio::pin!(stream);
         let start = Instant::now();
         let mut wait = shortest;
@@ -242,32 +293,53 @@ impl Deadline {
                     let age = now - start;
                     let (received_all, quiet) = {
                         let info = info.borrow();
-                        (info.request_complete, now.saturating_duration_since(info.last_activity.into()))
+                        (
+                            info.request_complete,
+                            now.saturating_duration_since(info.last_activity.into()),
+                        )
                     };
                     if let Some(limit) = whole
                         && age >= limit
                     {
                         config.stats.downstream_rq_max_duration_reached.inc();
-                        info.borrow_mut().flags.insert(ResponseFlags::DURATION_TIMEOUT);
-                        return Err(timed_out(received_all, "downstream duration timeout", "max_duration_timeout"));
+                        info.borrow_mut()
+                            .flags
+                            .insert(ResponseFlags::DURATION_TIMEOUT);
+                        return Err(timed_out(
+                            received_all,
+                            "downstream duration timeout",
+                            "max_duration_timeout",
+                        ));
                     }
                     if let Some(limit) = request
                         && !received_all
                         && age >= limit
                     {
                         config.stats.downstream_rq_timeout.inc();
-                        return Err(timed_out(received_all, "request timeout", "request_overall_timeout"));
+                        return Err(timed_out(
+                            received_all,
+                            "request timeout",
+                            "request_overall_timeout",
+                        ));
                     }
                     if let Some(limit) = idle
                         && quiet >= limit
                     {
                         config.stats.downstream_rq_idle_timeout.inc();
-                        info.borrow_mut().flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-                        return Err(timed_out(received_all, "stream timeout", "stream_idle_timeout"));
+                        info.borrow_mut()
+                            .flags
+                            .insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
+                        return Err(timed_out(
+                            received_all,
+                            "stream timeout",
+                            "stream_idle_timeout",
+                        ));
                     }
                     wait = [
                         whole.map(|l| l.saturating_sub(age)),
-                        request.filter(|_| !received_all).map(|l| l.saturating_sub(age)),
+                        request
+                            .filter(|_| !received_all)
+                            .map(|l| l.saturating_sub(age)),
                         idle.map(|l| l.saturating_sub(quiet)),
                     ]
                     .into_iter()
@@ -283,8 +355,11 @@ impl Deadline {
 
 /// Envoy answers 408 to a request that is still coming in and 504 to one that waits for its upstream.
 fn timed_out(received_all: bool, body: &'static str, details: &'static str) -> Stop {
-    let status =
-        if received_all { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+    let status = if received_all {
+        StatusCode::GATEWAY_TIMEOUT
+    } else {
+        StatusCode::REQUEST_TIMEOUT
+    };
     Stop::Reply(reply(status, body, details))
 }
 
@@ -294,7 +369,10 @@ fn observe_request(body: Body, _config: &HcmConfig, info: &SharedInfo) -> Body {
         info.borrow_mut().request_complete = true;
         return body;
     }
-    Body::stream(RequestBody { body, info: info.clone() })
+    Body::stream(RequestBody {
+        body,
+        info: info.clone(),
+    })
 }
 
 struct RequestBody {
@@ -393,7 +471,11 @@ impl StreamEnd {
             .config
             .stream_idle_timeout
             .map(|after| (after, Box::pin(sleep(after))));
-        Body::stream(ResponseBody { body, end: self, idle })
+        Body::stream(ResponseBody {
+            body,
+            end: self,
+            idle,
+        })
     }
 }
 
@@ -404,7 +486,8 @@ impl Drop for StreamEnd {
         if !self.complete {
             stats.downstream_rq_rx_reset.inc();
             let mut info = self.info.borrow_mut();
-            info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            info.flags
+                .insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             if info.details.is_none() {
                 info.details = Some("downstream_remote_disconnect".into());
             }
@@ -413,7 +496,9 @@ impl Drop for StreamEnd {
             filters.complete();
         }
         let elapsed = self.info.borrow().start.elapsed();
-        stats.downstream_rq_time.record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        stats
+            .downstream_rq_time
+            .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
         for log in &self.config.access_logs {
             log.record(
                 &self.info.borrow(),

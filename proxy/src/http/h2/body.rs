@@ -30,7 +30,10 @@ pub(super) struct RecvBody {
 
 impl RecvBody {
     pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, data_done: false }
+        Self {
+            stream,
+            data_done: false,
+        }
     }
 }
 
@@ -72,7 +75,12 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, pending: Bytes::new(), end_after_pending: false, done: false }
+        Self {
+            body,
+            pending: Bytes::new(),
+            end_after_pending: false,
+            done: false,
+        }
     }
 
     /// Goes on until the body has been sent, its source fails, or the peer resets the stream.
@@ -102,9 +110,7 @@ impl Pump {
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
                     self.done = true;
-                    return Poll::Ready(
-                        stream.send_trailers(trailers).map_err(|e| error_of(&e)),
-                    );
+                    return Poll::Ready(stream.send_trailers(trailers).map_err(|e| error_of(&e)));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     self.done = true;
@@ -125,7 +131,11 @@ impl Pump {
 
     fn finish(&mut self, stream: &mut SendStream<Bytes>) -> Poll<Result<(), BodyError>> {
         self.done = true;
-        Poll::Ready(stream.send_data(Bytes::new(), true).map_err(|e| error_of(&e)))
+        Poll::Ready(
+            stream
+                .send_data(Bytes::new(), true)
+                .map_err(|e| error_of(&e)),
+        )
     }
 
     /// Sends of `pending` what the peer's window allows.

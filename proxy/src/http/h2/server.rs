@@ -145,9 +145,18 @@ async fn serve_stream<S: HttpService>(
             return;
         }
     };
-    let body = if stream.is_end_stream() { Body::Empty } else { Body::stream(RecvBody::new(stream)) };
+    let body = if stream.is_end_stream() {
+        Body::Empty
+    } else {
+        Body::stream(RecvBody::new(stream))
+    };
     let early = EarlyResponses::default();
-    let request = Request { head, body, protocol: Protocol::Http2, early: early.clone() };
+    let request = Request {
+        head,
+        body,
+        protocol: Protocol::Http2,
+        early: early.clone(),
+    };
     let mut handling = service.call(request);
     let outcome = poll_fn(|cx| {
         let polled = handling.as_mut().poll(cx);
@@ -225,11 +234,18 @@ fn request_head(
     let uri = parts.uri.into_parts();
     let mut head = RequestHead {
         method: parts.method,
-        scheme: uri
-            .scheme
-            .map_or_else(|| ByteString::from_static("http"), |s| ByteString::from(s.as_str())),
-        authority: uri.authority.map(|a| ByteString::from(a.as_str())).unwrap_or_default(),
-        path: uri.path_and_query.map(|p| ByteString::from(p.as_str())).unwrap_or_default(),
+        scheme: uri.scheme.map_or_else(
+            || ByteString::from_static("http"),
+            |s| ByteString::from(s.as_str()),
+        ),
+        authority: uri
+            .authority
+            .map(|a| ByteString::from(a.as_str()))
+            .unwrap_or_default(),
+        path: uri
+            .path_and_query
+            .map(|p| ByteString::from(p.as_str()))
+            .unwrap_or_default(),
         upgrade,
         headers: parts.headers,
     };

@@ -1,0 +1,383 @@
+//! The control side of clusters: applies resources, keeps hosts over updates, fills the slots.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::ConfigSource;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use filters::stream::Address;
+use xds_client::error::{At, ConfigError};
+
+use crate::upstream::balance::{HostSet, LocalityHosts};
+use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery, Locality, compile_assignment};
+use crate::upstream::host::{Host, HostTransport, Target};
+use crate::upstream::slot::ClusterSlot;
+
+/// What applying a cluster did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterChange {
+    /// It is new, or its settings changed.
+    Changed,
+    /// It was the same already; nothing was touched.
+    Unchanged,
+}
+
+struct Entry {
+    slot: Arc<ClusterSlot<Cluster>>,
+    /// Kept over removal: round robin turns stand at this place on every worker.
+    index: usize,
+    active: Option<Active>,
+}
+
+struct Active {
+    version: String,
+    cluster: Arc<Cluster>,
+    localities: Vec<Locality>,
+    overprovisioning: u32,
+    known: bool,
+}
+
+/// One cluster for the admin interface.
+pub struct Snapshot {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The version that it came with; empty for static clusters.
+    pub version: String,
+    /// Whether its endpoints are known, so that requests can reach it.
+    pub warm: bool,
+}
+
+/// Applies cluster and endpoint resources. Lives on the control thread; workers see the slots.
+#[derive(Default)]
+pub struct ClusterManager {
+    entries: HashMap<ByteString, Entry>,
+    assignments: HashMap<ByteString, ClusterLoadAssignment>,
+    /// Which clusters an EDS resource feeds, so that an update touches no others.
+    eds_users: HashMap<ByteString, Vec<ByteString>>,
+    /// DNS answers by name.
+    resolved: HashMap<ByteString, Vec<IpAddr>>,
+    next_index: usize,
+}
+
+impl ClusterManager {
+    /// A manager without clusters.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn entry(&mut self, name: &str) -> &mut Entry {
+        let name = ByteString::from(name);
+        let next = &mut self.next_index;
+        self.entries.entry(name.clone()).or_insert_with(|| {
+            let index = *next;
+            *next += 1;
+            Entry {
+                slot: Arc::new(ClusterSlot::new(name)),
+                index,
+                active: None,
+            }
+        })
+    }
+
+    /// The slot of a cluster, which exists whether or not the cluster does.
+    pub fn slot(&mut self, name: &str) -> Arc<ClusterSlot<Cluster>> {
+        self.entry(name).slot.clone()
+    }
+
+    /// Adds or updates a cluster. Its slot is filled once its endpoints are known.
+    ///
+    /// # Errors
+    /// See [`ClusterConfig::compile`]; the last good version stays.
+    pub fn apply_cluster(
+        &mut self,
+        proto: &pb::Cluster,
+        version: &str,
+    ) -> Result<ClusterChange, ConfigError> {
+        let config = ClusterConfig::compile(proto)?;
+        let empty = ClusterLoadAssignment::default();
+        let (assignment, known) = match &config.discovery {
+            Discovery::Eds { name, .. } => match self.assignments.get(name) {
+                Some(assignment) => (assignment, true),
+                None => (&empty, false),
+            },
+            _ => (config.assignment.as_ref().unwrap_or(&empty), true),
+        };
+        let (localities, overprovisioning) =
+            compile_assignment(&config, assignment).at("load_assignment")?;
+        let names = || localities.iter().flat_map(|l| &l.endpoints);
+        let dns = matches!(
+            config.discovery,
+            Discovery::StrictDns | Discovery::LogicalDns
+        );
+        if !dns && names().any(|e| matches!(e.target, Target::Name(..))) {
+            return Err(
+                ConfigError::new("malformed IP address; only DNS clusters resolve names")
+                    .at("load_assignment"),
+            );
+        }
+        if config.discovery == Discovery::LogicalDns && names().count() != 1 {
+            return Err(
+                ConfigError::new("LOGICAL_DNS clusters must have a single endpoint")
+                    .at("load_assignment"),
+            );
+        }
+        let name = config.name.clone();
+        let entry = self.entry(&name);
+        let index = entry.index;
+        let mut old = entry.active.take();
+        if let Some(active) = &mut old
+            && *active.cluster.config == config
+        {
+            active.version = version.to_owned();
+            entry.active = old;
+            return Ok(ClusterChange::Unchanged);
+        }
+        // Pools are found by host, so hosts are kept only while their connections would be the same.
+        let keep = old.as_ref().is_some_and(|a| {
+            let before = &a.cluster.config;
+            before.protocol == config.protocol
+                && before.http2 == config.http2
+                && before.bind == config.bind
+                && before.idle_timeout == config.idle_timeout
+                && before.max_requests == config.max_requests
+        });
+        let hosts = old.as_ref().map(|a| a.cluster.hosts());
+        if let Some(Discovery::Eds { name: eds, .. }) =
+            old.as_ref().map(|a| &a.cluster.config.discovery)
+            && let Some(users) = self.eds_users.get_mut(eds)
+        {
+            users.retain(|user| *user != name);
+        }
+        if let Discovery::Eds { name: eds, .. } = &config.discovery {
+            let users = self.eds_users.entry(eds.clone()).or_default();
+            users.push(name.clone());
+        }
+        let breakers = old.as_ref().map(|a| a.cluster.breakers.clone());
+        let kept = if keep { hosts.as_deref() } else { None };
+        if !keep {
+            hosts
+                .iter()
+                .flat_map(|h| h.hosts())
+                .for_each(|h| h.set_removed());
+        }
+        let set = match kept {
+            Some(kept) => HostSet::new(kept.localities().to_vec(), &config.set),
+            None => HostSet::default(),
+        };
+        let cluster = Cluster::new(Arc::new(config), breakers, index, set);
+        let was_known = old.is_some_and(|a| a.known);
+        self.entry(&name).active = Some(Active {
+            version: version.to_owned(),
+            cluster,
+            localities,
+            overprovisioning,
+            known: known || was_known,
+        });
+        self.rebuild(&name);
+        Ok(ClusterChange::Changed)
+    }
+
+    /// Removes a cluster; whether it existed. Its slot stays, empty.
+    pub fn remove_cluster(&mut self, name: &str) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let Some(active) = entry.active.take() else {
+            return false;
+        };
+        entry.slot.set(None);
+        let hosts = active.cluster.hosts();
+        hosts.hosts().for_each(|h| h.set_removed());
+        if let Discovery::Eds { name: eds, .. } = &active.cluster.config.discovery
+            && let Some(users) = self.eds_users.get_mut(eds)
+        {
+            users.retain(|user| &**user != name);
+            if users.is_empty() {
+                self.eds_users.remove(eds);
+                self.assignments.remove(eds);
+            }
+        }
+        true
+    }
+
+    /// Applies an EDS resource to the clusters that use it.
+    ///
+    /// # Errors
+    /// The path of the invalid field; the endpoints of before stay.
+    pub fn apply_endpoints(&mut self, proto: &ClusterLoadAssignment) -> Result<(), ConfigError> {
+        if proto.cluster_name.is_empty() {
+            return Err(ConfigError::new("must not be empty").at("cluster_name"));
+        }
+        let name = ByteString::from(proto.cluster_name.as_str());
+        let users = self.eds_users.get(&name).cloned().unwrap_or_default();
+        let mut compiled = Vec::with_capacity(users.len());
+        for user in users {
+            let active = self.entries.get(&user).and_then(|e| e.active.as_ref());
+            let Some(active) = active else { continue };
+            let (localities, factor) = compile_assignment(&active.cluster.config, proto)?;
+            let mut all = localities.iter().flat_map(|l| &l.endpoints);
+            if all.any(|e| matches!(e.target, Target::Name(..))) {
+                return Err(ConfigError::new("malformed IP address").at("endpoints"));
+            }
+            compiled.push((user, localities, factor));
+        }
+        self.assignments.insert(name, proto.clone());
+        for (user, localities, factor) in compiled {
+            if let Some(active) = self.entries.get_mut(&user).and_then(|e| e.active.as_mut()) {
+                active.localities = localities;
+                active.overprovisioning = factor;
+                active.known = true;
+            }
+            self.rebuild(&user);
+        }
+        Ok(())
+    }
+
+    /// No endpoints came in time, or the resource was removed: the clusters go on with none.
+    pub fn endpoints_missing(&mut self, name: &str) {
+        self.assignments.remove(name);
+        for user in self.eds_users.get(name).cloned().unwrap_or_default() {
+            if let Some(active) = self.entries.get_mut(&user).and_then(|e| e.active.as_mut()) {
+                active.localities.clear();
+                active.known = true;
+            }
+            self.rebuild(&user);
+        }
+    }
+
+    /// The EDS resources that clusters need, with the source each asks for.
+    pub fn eds_names_wanted(&self) -> Vec<(ByteString, ConfigSource)> {
+        let mut wanted: Vec<_> = self
+            .entries
+            .values()
+            .filter_map(|e| match &e.active.as_ref()?.cluster.config.discovery {
+                Discovery::Eds { name, source } => Some((name.clone(), (**source).clone())),
+                _ => None,
+            })
+            .collect();
+        wanted.sort_by(|a, b| a.0.cmp(&b.0));
+        wanted.dedup_by(|a, b| a.0 == b.0);
+        wanted
+    }
+
+    /// The DNS names that clusters need, with the cluster that needs each.
+    pub fn dns_names_wanted(&self) -> Vec<(ByteString, Arc<Cluster>)> {
+        let mut wanted = Vec::new();
+        for active in self.entries.values().filter_map(|e| e.active.as_ref()) {
+            for endpoint in active.localities.iter().flat_map(|l| &l.endpoints) {
+                if let Target::Name(name, _) = &endpoint.target {
+                    wanted.push((name.clone(), active.cluster.clone()));
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Applies a DNS answer. A failed look-up is an empty answer for names without one, and is not
+    /// reported for others: Envoy keeps the addresses of before.
+    pub fn apply_resolved(&mut self, name: &str, addresses: Vec<IpAddr>) {
+        self.resolved.insert(name.into(), addresses);
+        let users: Vec<_> = self
+            .dns_names_wanted()
+            .into_iter()
+            .filter(|(wanted, _)| &**wanted == name)
+            .map(|(_, cluster)| cluster.name().clone())
+            .collect();
+        for user in users {
+            self.rebuild(&user);
+        }
+    }
+
+    /// All clusters, by name.
+    pub fn snapshot(&self) -> Vec<Snapshot> {
+        let mut all: Vec<_> = self
+            .entries
+            .values()
+            .filter_map(|e| e.active.as_ref().map(|a| (e, a)))
+            .map(|(entry, active)| Snapshot {
+                cluster: active.cluster.clone(),
+                version: active.version.clone(),
+                warm: entry.slot.get().is_some(),
+            })
+            .collect();
+        all.sort_by(|a, b| a.cluster.name().cmp(b.cluster.name()));
+        all
+    }
+
+    /// Builds the hosts anew, keeping those whose address and transport stayed, and fills the slot.
+    fn rebuild(&mut self, name: &str) {
+        let Some(entry) = self.entries.get(name) else {
+            return;
+        };
+        let Some(active) = &entry.active else { return };
+        let config = &active.cluster.config;
+        let before = active.cluster.hosts();
+        let mut old: HashMap<(Address, HostTransport), &Arc<Host>> = before
+            .hosts()
+            .map(|h| ((h.address.clone(), h.transport.clone()), h))
+            .collect();
+        let mut warm = active.known;
+        let mut localities = Vec::with_capacity(active.localities.len());
+        for locality in &active.localities {
+            let mut hosts = Vec::with_capacity(locality.endpoints.len());
+            for endpoint in &locality.endpoints {
+                let (hostname, addresses) = match &endpoint.target {
+                    Target::Address(address) => (&endpoint.hostname, vec![address.clone()]),
+                    Target::Name(dns, port) => {
+                        let found = self.resolved.get(dns);
+                        warm &= found.is_some();
+                        let found = found.map(Vec::as_slice).unwrap_or_default();
+                        let take = match config.discovery {
+                            Discovery::LogicalDns => 1,
+                            _ => usize::MAX,
+                        };
+                        let addresses = found.iter().take(take);
+                        let addresses = addresses.map(|ip| Address::Ip((*ip, *port).into()));
+                        let hostname = if endpoint.hostname.is_empty() {
+                            dns
+                        } else {
+                            &endpoint.hostname
+                        };
+                        (hostname, addresses.collect())
+                    }
+                };
+                for address in addresses {
+                    let kept = old.remove(&(address.clone(), endpoint.transport.clone()));
+                    hosts.push(match kept {
+                        Some(host) => {
+                            host.update(endpoint.weight, endpoint.health);
+                            host.clone()
+                        }
+                        None => Host::new(
+                            address,
+                            hostname.clone(),
+                            endpoint.transport.clone(),
+                            endpoint.weight,
+                            endpoint.health,
+                        ),
+                    });
+                }
+            }
+            localities.push(LocalityHosts {
+                priority: locality.priority,
+                weight: locality.weight,
+                locality: locality.name.clone(),
+                hosts,
+            });
+        }
+        old.values().for_each(|host| host.set_removed());
+        let mut options = config.set;
+        options.overprovisioning = active.overprovisioning;
+        active.cluster.set_hosts(HostSet::new(localities, &options));
+        if warm {
+            entry.slot.set(Some(active.cluster.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;

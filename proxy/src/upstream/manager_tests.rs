@@ -1,0 +1,166 @@
+#![allow(deprecated)]
+
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
+};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as eds;
+
+use super::*;
+use crate::upstream::balance::LbContext;
+
+fn cluster(name: &str, kind: DiscoveryType) -> pb::Cluster {
+    pb::Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
+        eds_cluster_config: (kind == DiscoveryType::Eds).then(|| EdsClusterConfig {
+            eds_config: Some(ConfigSource::default()),
+            service_name: String::new(),
+        }),
+        ..Default::default()
+    }
+}
+
+fn assignment(name: &str, hosts: &[(&str, u32)]) -> ClusterLoadAssignment {
+    let endpoint = |(host, port): &(&str, u32)| eds::LbEndpoint {
+        host_identifier: Some(eds::lb_endpoint::HostIdentifier::Endpoint(eds::Endpoint {
+            address: Some(core::Address {
+                address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                    address: (*host).into(),
+                    port_specifier: Some(core::socket_address::PortSpecifier::PortValue(*port)),
+                    ..Default::default()
+                })),
+            }),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: vec![eds::LocalityLbEndpoints {
+            lb_endpoints: hosts.iter().map(endpoint).collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+const ANY: LbContext<'static> = LbContext {
+    hash: None,
+    excluded: &[],
+    random: 1,
+};
+
+#[test]
+fn eds_clusters_warm_with_their_endpoints_and_keep_hosts_over_updates() {
+    let mut manager = ClusterManager::new();
+    let slot = manager.slot("a");
+    let proto = cluster("a", DiscoveryType::Eds);
+    manager.apply_cluster(&proto, "1").unwrap();
+    assert!(slot.get().is_none());
+    assert_eq!(&*manager.eds_names_wanted()[0].0, "a");
+
+    let first = assignment("a", &[("10.0.0.1", 80), ("10.0.0.2", 80)]);
+    manager.apply_endpoints(&first).unwrap();
+    let cluster = slot.get().unwrap();
+    let before: Vec<_> = cluster.hosts().hosts().cloned().collect();
+    assert_eq!(before.len(), 2);
+
+    let second = assignment("a", &[("10.0.0.2", 80), ("10.0.0.3", 80)]);
+    manager.apply_endpoints(&second).unwrap();
+    assert!(Arc::ptr_eq(&cluster, &slot.get().unwrap()));
+    let after: Vec<_> = cluster.hosts().hosts().cloned().collect();
+    assert!(Arc::ptr_eq(&before[1], &after[0]));
+    assert!(before[0].is_removed() && !after[0].is_removed());
+}
+
+#[test]
+fn a_changed_cluster_keeps_hosts_and_breakers_unless_connections_would_differ() {
+    let mut manager = ClusterManager::new();
+    let mut proto = cluster("a", DiscoveryType::Static);
+    proto.load_assignment = Some(assignment("a", &[("10.0.0.1", 80)]));
+    manager.apply_cluster(&proto, "1").unwrap();
+    let first = manager.slot("a").get().unwrap();
+    let host = first.choose_host(&ANY).unwrap();
+    assert_eq!(
+        manager.apply_cluster(&proto, "2").unwrap(),
+        ClusterChange::Unchanged
+    );
+    proto.alt_stat_name = "other".into();
+    manager.apply_cluster(&proto, "3").unwrap();
+    let second = manager.slot("a").get().unwrap();
+    assert!(Arc::ptr_eq(&host, &second.choose_host(&ANY).unwrap()));
+    assert!(Arc::ptr_eq(&first.breakers, &second.breakers));
+    proto.http2_protocol_options = Some(core::Http2ProtocolOptions::default());
+    manager.apply_cluster(&proto, "4").unwrap();
+    assert!(host.is_removed());
+    assert!(manager.remove_cluster("a"));
+    assert!(manager.slot("a").get().is_none());
+}
+
+#[test]
+fn missing_endpoints_and_empty_clusters_choose_no_host() {
+    let mut manager = ClusterManager::new();
+    let black_hole = cluster("BlackHoleCluster", DiscoveryType::Static);
+    manager.apply_cluster(&black_hole, "").unwrap();
+    let slot = manager.slot("BlackHoleCluster").get().unwrap();
+    assert!(slot.choose_host(&ANY).is_none());
+    let proto = cluster("late", DiscoveryType::Eds);
+    manager.apply_cluster(&proto, "").unwrap();
+    manager.endpoints_missing("late");
+    assert!(
+        manager
+            .slot("late")
+            .get()
+            .unwrap()
+            .choose_host(&ANY)
+            .is_none()
+    );
+}
+
+#[test]
+fn dns_clusters_wait_for_their_names() {
+    let mut manager = ClusterManager::new();
+    let mut proto = cluster("dns", DiscoveryType::StrictDns);
+    proto.load_assignment = Some(assignment("dns", &[("example.test", 80)]));
+    manager.apply_cluster(&proto, "").unwrap();
+    assert!(manager.slot("dns").get().is_none());
+    assert_eq!(&*manager.dns_names_wanted()[0].0, "example.test");
+    let answers = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+    manager.apply_resolved("example.test", answers);
+    assert_eq!(manager.slot("dns").get().unwrap().hosts().total(), 2);
+}
+
+#[test]
+fn refusals_name_the_field_and_leave_the_last_good_version() {
+    let mut manager = ClusterManager::new();
+    let mut proto = cluster("a", DiscoveryType::Static);
+    proto.load_assignment = Some(assignment("a", &[("10.0.0.1", 80)]));
+    manager.apply_cluster(&proto, "1").unwrap();
+    proto.health_checks = vec![core::HealthCheck::default()];
+    let error = manager.apply_cluster(&proto, "2").unwrap_err();
+    assert_eq!(error.path(), "health_checks");
+    assert_eq!(manager.snapshot()[0].version, "1");
+    let bad = assignment("a", &[("10.0.0.1", 70_000)]);
+    proto.health_checks.clear();
+    proto.load_assignment = Some(bad);
+    let error = manager.apply_cluster(&proto, "3").unwrap_err();
+    assert_eq!(
+        error.path(),
+        "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value"
+    );
+}
+
+#[test]
+fn other_transports_are_accepted_but_never_plaintext() {
+    let mut proto = cluster("a", DiscoveryType::Static);
+    proto.transport_socket = Some(core::TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: None,
+    });
+    let config = ClusterConfig::compile(&proto).unwrap();
+    assert!(matches!(
+        config.transport_for(None),
+        HostTransport::Unavailable(_)
+    ));
+}
