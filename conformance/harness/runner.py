@@ -4,6 +4,7 @@ import importlib
 import json
 import pkgutil
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -58,6 +59,12 @@ def normal(value, ports, name=""):
 def headers(pairs, ports):
     """Header order between different names carries no meaning; between equal names it does, and is kept."""
     hidden = {"date": "<date>", "x-envoy-upstream-service-time": "<ms>"}
+
+    def remaining(value):
+        """The rest of a deadline after a few milliseconds of tries, told as the deadline."""
+        step = 1000 if int(value) > 1000 else 100
+        return str(-(-int(value) // step) * step)
+    pairs = [[h[0], remaining(h[1])] if h[0] == "x-envoy-expected-rq-timeout-ms" and h[-1].isdigit() else h for h in pairs]
     made = [[h[0], hidden.get(h[0].lower(), normal(h[-1], ports)) if h[-1] else h[-1]] if len(h) > 1 else h
             for h in pairs]
     return sorted(made, key=lambda h: h[0].lower())
@@ -106,6 +113,7 @@ def text(observed):
 
 def differential(envoy, fairway, only=None, verbose=False):
     """Runs all; returns the number of failures. Without `fairway`, shows what Envoy does."""
+    sys.stdout.reconfigure(line_buffering=True)
     listed, passed, failed, names = differences(), 0, 0, set()
     began = time.monotonic()
     for file, group in groups():
