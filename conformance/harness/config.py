@@ -25,7 +25,7 @@ def listener(p, routes, name="main", filters=(), route_config=None, **hcm):
     """A listener with one connection manager; `routes` is a list of routes or of whole virtual hosts."""
     hosts = routes if routes and "domains" in routes[0] else [host(routes)]
     manager = {
-        "@type": HCM, "stat_prefix": name,
+        "@type": HCM, "stat_prefix": name, "delayed_close_timeout": "0.05s",
         "route_config": {"name": name, "virtual_hosts": hosts, **(route_config or {})},
         "http_filters": [*filters, {"name": "envoy.filters.http.router", "typed_config": {
             "@type": TYPE + "envoy.extensions.filters.http.router.v3.Router"}}],
