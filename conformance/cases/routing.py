@@ -38,8 +38,8 @@ def config(p):
             {"name": "dead", "weight": 0}, {"name": "up", "weight": 100, "request_headers_to_add": [
                 {"header": {"key": "x-chosen", "value": "up"}}]}]}}),
         route({"prefix": "/by-header"}, {"cluster_header": "x-cluster"}),
-        route({"prefix": "/gone"}, {"cluster": "nowhere"}),
         route({"prefix": "/gone404"}, {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}),
+        route({"prefix": "/gone"}, {"cluster": "nowhere"}),
     ]
     hosts = [host(routes, ["a.test", "a.test:*"], "a"),
              host([route("/", direct_response={"status": 200, "body": {"inline_string": "suffix"}})], ["*.wild.test"], "suffix"),

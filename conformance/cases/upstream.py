@@ -1,5 +1,5 @@
 """The router's upstream side: local replies, timeouts, retries, resets, balancing, h2 upstreams."""
-from harness.config import TYPE, address, bootstrap, cluster, listener, route
+from harness.config import address, bootstrap, cluster, listener, route
 from harness.runner import Group
 
 
@@ -30,22 +30,22 @@ def config(p):
     ]
     tiny = cluster("tiny", p.up, circuit_breakers={"thresholds": [{"max_requests": 0, "max_pending_requests": 0,
                                                                    "max_connections": 0, "track_remaining": True}]})
-    sick = cluster("sick", common_lb_config={"healthy_panic_threshold": {"value": 0}}, load_assignment_=None)
-    del sick["load_assignment_"]
+    sick = cluster("sick", common_lb_config={"healthy_panic_threshold": {"value": 0}})
     sick["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
         {"health_status": "UNHEALTHY", "endpoint": {"address": address(p.up)}}]
     mixed = cluster("mixed", p.dead, p.up)
-    filters = []
     return bootstrap(p, [
-        listener(p, routes, filters=filters),
-        listener(p, routes, "plain", filters=[], common_http_protocol_options={"max_stream_duration": "0.3s"}),
+        listener(p, routes),
+        listener(p, routes, "plain", common_http_protocol_options={"max_stream_duration": "0.3s"}),
+        listener(p, routes, "inside", use_remote_address=True, internal_address_config={
+            "cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}),
         listener(p, routes, "hcmtimeout", request_timeout="0.2s"),
         listener(p, routes, "headertimeout", request_headers_timeout="0.2s"),
         listener(p, routes, "idle", drain_timeout="0.1s", common_http_protocol_options={"idle_timeout": "0.2s"}),
         listener(p, routes, "streamidle", stream_idle_timeout="0.2s"),
         listener(p, routes, "once", common_http_protocol_options={"max_requests_per_connection": 2}),
         listener(p, [route("/", direct_response={"status": 200})], "norouter"),
-        listener(p, [route("/", {"timeout": "0.2s"})], "suppress", filters=[], local_reply_config={"mappers": [
+        listener(p, [route("/", {"timeout": "0.2s"})], "suppress", local_reply_config={"mappers": [
             {"filter": {"status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "none"}}}},
              "status_code": 599, "body": {"inline_string": "mapped"},
              "headers_to_add": [{"header": {"key": "x-mapped", "value": "1"}}],
@@ -81,8 +81,13 @@ get("request after that", "/")
 get("connection: close from the upstream", "/", upstream=[{"headers": [("connection", "close")], "close_after": True}])
 get("route timeout", "/timeout", upstream=[{"delay": 0.5}])
 get("route timeout over h2", "/h2timeout", upstream=[{"delay": 0.5}])
-get("timeout 504 becomes 408 by header", "/timeout", "x-envoy-upstream-rq-timeout-alt-response: 1", upstream=[{"delay": 0.5}])
-get("timeout header", "/", "x-envoy-upstream-rq-timeout-ms: 200", upstream=[{"delay": 0.5}])
+get("timeout 504 becomes 204 by header", "/timeout", "x-envoy-upstream-rq-timeout-alt-response: 1", listener="inside", upstream=[{"delay": 0.5}])
+get("timeout header of a stranger is ignored", "/", "x-envoy-upstream-rq-timeout-ms: 200", upstream=[{"delay": 0.3}])
+get("x-envoy headers of an internal caller are kept", "/", "x-envoy-foo: 1", "x-envoy-expected-rq-timeout-ms: 7", listener="inside")
+get("per-try timeout header", "/rnone", "x-envoy-upstream-rq-per-try-timeout-ms: 200", "x-envoy-retry-on: 5xx",
+    listener="inside", upstream=[{"delay": 0.5}, {}])
+get("retried on another host", "/rconn")
+get("timeout header", "/", "x-envoy-upstream-rq-timeout-ms: 200", listener="inside", upstream=[{"delay": 0.5}])
 get("timeout disabled", "/never")
 get("per-try timeout retried", "/pertry", upstream=[{"delay": 0.5}, {}])
 get("per-try timeout exhausted", "/pertry", upstream=[{"delay": 0.5}])
@@ -104,7 +109,7 @@ get("retry on listed status", "/rcodes", upstream=[{"status": 418}, {}])
 get("retry on a response header", "/rheaders", upstream=[{"headers": [("x-again", "1")]}, {}])
 get("retry on refused stream", "/rh2", upstream=[{"reset": 7}, {}])
 get("retry connect failure exhausted", "/rdead")
-get("retry by header", "/rnone", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 1", upstream=[{"status": 503}, {}])
+get("retry by header", "/rnone", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 1", listener="inside", upstream=[{"status": 503}, {}])
 get("h1 to h2", "/h2?x=1", "cookie: a=1", "cookie: b=2", method="POST", body="data")
 get("h1 to h2 response trailers dropped", "/h2", upstream=[{"trailers": [("x-t", "1")]}])
 get("h1 to h2 empty response", "/h2", upstream=[{"body": b""}])

@@ -40,7 +40,11 @@ class Backend:
         with self.lock:
             self.script, self.seen, self.arrived = list(script), [], 0
 
-    def take(self):
+    def settled(self):
+        """What was seen, once every body has arrived or was given a moment to: a response can overtake its request."""
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until and not all("body" in record for record in list(self.seen)):
+            time.sleep(0.005)
         with self.lock:
             return list(self.seen)
 
