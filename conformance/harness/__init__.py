@@ -1,0 +1,1 @@
+"""The differential suite's machinery: a recording backend, raw clients, the proxies' processes and the comparison."""

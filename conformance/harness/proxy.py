@@ -1,0 +1,153 @@
+"""One proxy process on one bootstrap, with its backend, log and ports."""
+import http.client
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from .backend import Backend
+from .client import H1, H2
+
+
+class Ports:
+    """Free ports below the ephemeral range, remembered by name so that a port can be told back as its name."""
+
+    def __init__(self, log):
+        self.log, self.names = str(log), {}
+        self.admin, self.up, self.up2, self.dead = (self.listener(n) for n in ("ADMIN", "UP", "UP2", "DEAD"))
+
+    def listener(self, name):
+        for number, known in self.names.items():
+            if known == name:
+                return number
+        while True:
+            number = random.randrange(15000, 31000)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", number))
+                except OSError:
+                    continue
+            if number not in self.names:
+                self.names[number] = name
+                return number
+
+
+class Proxy:
+    def __init__(self, binary, build):
+        self.home = tempfile.TemporaryDirectory(prefix="conformance-")
+        home = Path(self.home.name)
+        self.binary = binary
+        self.log, self.read = home / "access.log", 0
+        self.ports = Ports(self.log)
+        self.backend = Backend(self.ports.up, self.ports.up2)
+        config = home / "bootstrap.json"
+        config.write_text(json.dumps(build(self.ports)))
+        self.errors = home / "stderr"
+        self.process = subprocess.Popen(
+            [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart",
+             "--file-flush-interval-msec", "20", "-l", "warning"],
+            stdout=subprocess.DEVNULL, stderr=self.errors.open("wb"))
+        until = time.monotonic() + 20
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{binary} left at start: {self.said()}")
+            try:
+                if self.admin("/ready")["status"] == 200:
+                    return
+            except OSError:
+                pass
+            if time.monotonic() > until:
+                self.stop()
+                raise RuntimeError(f"{binary} not ready in 20 s: {self.said()}")
+            time.sleep(0.05)
+
+    def said(self):
+        return self.errors.read_text(errors="replace")[-1500:]
+
+    def admin(self, path, method="GET"):
+        conn = http.client.HTTPConnection("127.0.0.1", self.ports.admin, timeout=5)
+        conn.request(method, path)
+        answer = conn.getresponse()
+        return {"status": answer.status, "headers": [list(h) for h in answer.getheaders()],
+                "body": answer.read().decode("latin-1")}
+
+    def lines(self, count):
+        """The next `count` access log lines, or those that came within two seconds."""
+        until = time.monotonic() + 2
+        while True:
+            data = self.log.read_bytes()[self.read:] if self.log.exists() else b""
+            if data.count(b"\n") >= count or time.monotonic() > until:
+                whole = data[:data.rfind(b"\n") + 1]
+                self.read += len(whole)
+                return whole.decode("latin-1").splitlines()
+            time.sleep(0.01)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode
+
+
+class Talk:
+    """What a case has in its hands: clients to this proxy; everything they see is recorded."""
+
+    def __init__(self, proxy):
+        self.proxy, self.record, self.expect, self.open = proxy, [], 0, []
+        self.unsure = False  # whether a stream ended without a response
+
+    def connect(self, listener="main"):
+        conn = H1(self.proxy.ports.listener(listener))
+        self.open.append(conn)
+        return conn
+
+    def h1(self, data, listener="main", count=1, after=None):
+        """Sends bytes on a fresh connection and reads `count` responses; `after`: also whether it then closes."""
+        data = data.encode("latin-1") if isinstance(data, str) else data
+        conn = self.connect(listener)
+        conn.send(data)
+        for _ in range(count):
+            answer = conn.response("HEAD" if data.startswith(b"HEAD ") else "GET")
+            self.record.append(answer)
+            self.expect += 1 if "line" in answer else 0
+            self.unsure |= "line" not in answer
+        if after is not None:
+            self.record.append({"closed afterwards": conn.closed(after)})
+        conn.close()
+
+    def get(self, path="/", *headers, listener="main", method="GET", host="a.test", body=None):
+        """A well-formed HTTP/1.1 request."""
+        lines = [f"{method} {path} HTTP/1.1", f"host: {host}", *headers]
+        if body is not None:
+            lines.append(f"content-length: {len(body)}")
+        self.h1("\r\n".join(lines) + "\r\n\r\n" + (body or ""), listener)
+
+    def h2(self, path="/", headers=(), body=b"", trailers=None, method="GET", listener="main", host="a.test", head=None):
+        """One request on a fresh HTTP/2 connection; `head` replaces the whole header list."""
+        conn = H2(self.proxy.ports.listener(listener))
+        self.open.append(conn)
+        given = head or [(":method", method), (":scheme", "http"), (":authority", host), (":path", path), *headers]
+        answer, = conn.finish([conn.start(given, body, trailers)])
+        self.record.append(answer)
+        self.expect += 1 if "headers" in answer else 0
+        self.unsure |= "headers" not in answer
+        conn.close()
+
+    def admin(self, path, method="GET", keep=None):
+        """An admin request; `keep` limits the body to the lines that match, sorted."""
+        answer = self.proxy.admin(path, method)
+        if keep:
+            answer["body"] = sorted(line for line in answer["body"].splitlines() if re.search(keep, line))
+        self.record.append(answer)
+
+    def note(self, **facts):
+        self.record.append(facts)
