@@ -112,6 +112,7 @@ pub struct ConnectionControl(Rc<ControlState>);
 #[derive(Default)]
 struct ControlState {
     draining: Cell<bool>,
+    aborted: Cell<bool>,
     active: Cell<u32>,
     waker: RefCell<Option<Waker>>,
 }
@@ -124,6 +125,17 @@ impl ConnectionControl {
         if let Some(waker) = self.0.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Asks the codec to close at once: the peer is gone.
+    pub fn abort(&self) {
+        self.0.aborted.set(true);
+        self.drain();
+    }
+
+    /// Whether [`abort`](Self::abort) was called.
+    pub fn is_aborted(&self) -> bool {
+        self.0.aborted.get()
     }
 
     /// Whether [`drain`](Self::drain) was called.

@@ -1,8 +1,13 @@
 //! Clusters, endpoints, balancing, pools.
+//!
+//! The control side ([`manager`]) compiles and publishes clusters; workers choose hosts and keep their own
+//! pools ([`pool`]), so that no request touches another worker's connections.
 
 pub mod balance;
 pub mod cluster;
 pub mod connect;
 pub mod host;
 pub mod manager;
+mod pool;
+pub mod request;
 pub mod slot;

@@ -90,6 +90,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
         self.exchanges > 0
     }
 
+    /// How many exchanges it has carried.
+    pub fn exchanges(&self) -> u64 {
+        self.exchanges
+    }
+
     /// Ready once an idle connection is of no more use: the server closed it, or sent what nobody asked for.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         wire::poll_read(&mut self.io, &mut BytesMut::new(), cx).map(|_| ())
@@ -101,15 +106,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
     /// See [`ExchangeError`]; whether to try again is the caller's to decide.
     pub async fn exchange(
         self,
-        head: RequestHead,
+        head: &RequestHead,
         body: Body,
         options: ExchangeOptions<IO>,
     ) -> Result<ClientResponse, ExchangeError> {
         // One allocation for the whole exchange; it becomes the response's body as it is.
-        let mut exchange = Box::new(Exchange::new(self, &head, body, options));
-        let begun = if encode::is_sendable(&head) {
-            encode::request(&mut exchange.out.head, &head, exchange.request_framing);
-            drop(head);
+        let mut exchange = Box::new(Exchange::new(self, head, body, options));
+        let begun = if encode::is_sendable(head) {
+            encode::request(&mut exchange.out.head, head, exchange.request_framing);
             poll_fn(|cx| exchange.poll_head(cx)).await
         } else {
             Err(BodyError {

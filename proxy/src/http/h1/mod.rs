@@ -48,6 +48,13 @@ pub struct Http1Settings {
     pub idle_timeout: Option<Duration>,
 }
 
+impl Http1Settings {
+    /// What holds for upstream connections: response heads may not be larger than requests'.
+    pub fn upstream() -> Self {
+        Self { accept_http_10: true, ..Self::default() }
+    }
+}
+
 impl Default for Http1Settings {
     fn default() -> Self {
         Self {

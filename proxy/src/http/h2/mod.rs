@@ -3,6 +3,7 @@
 //! RFC 9113. `h2` frames, compresses and bounds; this module maps streams to the service seam.
 
 mod body;
+pub mod client;
 pub mod server;
 
 use std::time::Duration;

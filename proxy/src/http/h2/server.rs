@@ -70,6 +70,9 @@ async fn accept_streams<IO, S>(
     loop {
         let accepted = poll_fn(|cx| {
             control.register(cx.waker());
+            if control.is_aborted() {
+                return Poll::Ready(Some(None));
+            }
             if control.is_draining() && !goaway {
                 // `h2` sends GOAWAY twice: with 2^31-1, and after a ping's answer with the last id.
                 goaway = true;
@@ -116,7 +119,7 @@ async fn keep_alive(
         match tokio::time::timeout(timeout, pings.ping(h2::Ping::opaque())).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return,
-            Err(_) => return control.drain(),
+            Err(_) => return control.abort(),
         }
     }
 }
@@ -233,7 +236,9 @@ fn request_head(
         .map(|protocol| ByteString::from(protocol.as_str().to_ascii_lowercase()));
     let uri = parts.uri.into_parts();
     let mut head = RequestHead {
-        method: parts.method,
+        // An extended CONNECT means what a GET with `upgrade` means in HTTP/1, and that is how filters,
+        // routes and HTTP/1 upstreams see it.
+        method: if upgrade.is_some() { http::Method::GET } else { parts.method },
         scheme: uri.scheme.map_or_else(
             || ByteString::from_static("http"),
             |s| ByteString::from(s.as_str()),

@@ -1,0 +1,241 @@
+//! The client side of an HTTP/2 connection: many exchanges at a time.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
+use filters::head::{RequestHead, ResponseHead};
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, StatusCode, Uri};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{Pump, RecvBody, reset_reason};
+use crate::http::service::EarlyResponses;
+
+/// Settings that we announce.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientSettings {
+    /// Initial window of a stream, in bytes.
+    pub stream_window: u32,
+    /// Window of the connection, in bytes.
+    pub connection_window: u32,
+    /// Most streams on one connection.
+    pub max_streams: u32,
+}
+
+/// A connection that can carry exchanges.
+pub struct ClientConnection {
+    requests: SendRequest<Bytes>,
+    state: Rc<State>,
+    max_streams: u32,
+}
+
+#[derive(Default)]
+struct State {
+    closed: Cell<bool>,
+    active: Cell<u32>,
+}
+
+/// An exchange that failed before a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExchangeError {
+    /// Why.
+    pub reason: ResetReason,
+    /// Whether the server may have seen the request.
+    pub request_sent: bool,
+}
+
+impl ClientConnection {
+    /// Says the preface and starts to drive the connection on this worker.
+    ///
+    /// # Errors
+    /// The transport failed.
+    pub async fn handshake<IO>(io: IO, settings: ClientSettings) -> Result<Self, ResetReason>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let (requests, connection) = h2::client::Builder::new()
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .enable_push(false)
+            .handshake::<IO, Bytes>(io)
+            .await
+            .map_err(|error| reset_reason(&error))?;
+        let state = Rc::new(State::default());
+        let driven = state.clone();
+        tokio::task::spawn_local(async move {
+            // Its error reaches every stream; there is nobody else to tell.
+            let _ = connection.await;
+            driven.closed.set(true);
+        });
+        Ok(Self { requests, state, max_streams: settings.max_streams })
+    }
+
+    /// Whether another exchange may begin now.
+    pub fn has_room(&self) -> bool {
+        let peer = u32::try_from(self.requests.current_max_send_streams()).unwrap_or(u32::MAX);
+        !self.is_closed() && self.state.active.get() < self.max_streams.min(peer)
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state.closed.get()
+    }
+
+    /// Exchanges in flight.
+    pub fn active(&self) -> u32 {
+        self.state.active.get()
+    }
+
+    /// Marks the connection as of no use for new exchanges.
+    pub fn retire(&self) {
+        self.state.closed.set(true);
+    }
+
+    /// Sends a request and waits for the final head. Dropping the future, or later the body, cancels the
+    /// stream.
+    ///
+    /// # Errors
+    /// See [`ExchangeError`].
+    pub async fn exchange(
+        &self,
+        head: &RequestHead,
+        body: Body,
+        early: Option<&EarlyResponses>,
+    ) -> Result<(ResponseHead, Body), ExchangeError> {
+        let unsent = |reason| ExchangeError { reason, request_sent: false };
+        let active = ActiveStream::new(&self.state);
+        let request = request_of(head).ok_or(unsent(ResetReason::ProtocolError))?;
+        // GOAWAY shows here: the request has not been sent and may go elsewhere.
+        let mut requests = self
+            .requests
+            .clone()
+            .ready()
+            .await
+            .map_err(|_| unsent(ResetReason::RemoteRefusedStreamReset))?;
+        let end = body.is_end() && !head.is_tunnel();
+        let (mut response, stream) =
+            requests.send_request(request, end).map_err(|e| unsent(reset_reason(&e)))?;
+        let mut sending = (!end).then(|| Sending { pump: Pump::new(body), stream });
+        let answered = poll_fn(|cx| {
+            // A server may answer, or refuse, before it has read everything.
+            if let Poll::Ready(Err(error)) = poll_sending(&mut sending, cx)
+                && error.reason == ResetReason::LocalReset
+            {
+                return Poll::Ready(Err(error.reason));
+            }
+            poll_response(&mut response, early, cx)
+        })
+        .await;
+        let response = answered.map_err(|reason| ExchangeError { reason, request_sent: true })?;
+        let (parts, stream) = response.into_parts();
+        let mut head_back = ResponseHead { status: parts.status, headers: parts.headers };
+        if head.upgrade.is_some() && head_back.status == StatusCode::OK {
+            head_back.status = StatusCode::SWITCHING_PROTOCOLS;
+        }
+        if stream.is_end_stream() && sending.is_none() {
+            return Ok((head_back, Body::Empty));
+        }
+        let received = RecvBody::new(stream);
+        Ok((head_back, Body::stream(ClientBody { received, sending, _active: active })))
+    }
+}
+
+struct Sending {
+    pump: Pump,
+    stream: SendStream<Bytes>,
+}
+
+fn poll_sending(
+    sending: &mut Option<Sending>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BodyError>> {
+    let Some(Sending { pump, stream }) = sending else { return Poll::Ready(Ok(())) };
+    let polled = pump.poll(stream, cx);
+    if polled.is_ready() {
+        *sending = None;
+    }
+    polled
+}
+
+fn poll_response(
+    response: &mut ResponseFuture,
+    early: Option<&EarlyResponses>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<http::Response<h2::RecvStream>, ResetReason>> {
+    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+        if let Some(early) = early {
+            let (parts, ()) = interim.into_parts();
+            early.send(ResponseHead { status: parts.status, headers: parts.headers });
+        }
+    }
+    Pin::new(response).poll(cx).map_err(|error| reset_reason(&error))
+}
+
+
+/// A response body that goes on sending the request's while it is polled.
+struct ClientBody {
+    received: RecvBody,
+    sending: Option<Sending>,
+    _active: ActiveStream,
+}
+
+impl BodyStream for ClientBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        // The upstream's view of the request body is its business once it has answered.
+        let _ = poll_sending(&mut self.sending, cx);
+        self.received.poll_frame(cx)
+    }
+
+    fn is_end(&self) -> bool {
+        self.received.is_end()
+    }
+}
+
+/// Counts an exchange for as long as it lives.
+struct ActiveStream(Rc<State>);
+
+impl ActiveStream {
+    fn new(state: &Rc<State>) -> Self {
+        state.active.set(state.active.get() + 1);
+        Self(state.clone())
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+    }
+}
+
+/// Our head as HTTP/2 pseudo-headers (RFC 9113, 8.3.1; RFC 8441 for upgrades).
+fn request_of(head: &RequestHead) -> Option<http::Request<()>> {
+    let mut uri = http::uri::Parts::default();
+    if !head.authority.is_empty() {
+        uri.authority = Authority::from_maybe_shared(head.authority.clone().into_bytes()).ok();
+        uri.authority.as_ref()?;
+    }
+    let plain_connect = head.method == Method::CONNECT && head.upgrade.is_none();
+    if !plain_connect {
+        uri.scheme = Some(if &*head.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.path_and_query =
+            Some(PathAndQuery::from_maybe_shared(head.path.clone().into_bytes()).ok()?);
+    }
+    let mut request = http::Request::new(());
+    *request.uri_mut() = Uri::from_parts(uri).ok()?;
+    *request.method_mut() = match &head.upgrade {
+        Some(protocol) => {
+            request.extensions_mut().insert(h2::ext::Protocol::from(&**protocol));
+            Method::CONNECT
+        }
+        None => head.method.clone(),
+    };
+    *request.headers_mut() = head.headers.clone();
+    Some(request)
+}
