@@ -3,7 +3,9 @@
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use filters::head::RequestHead;
-use filters::matcher::{FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher};
+use filters::matcher::{
+    FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher,
+};
 use filters::stream::StreamInfo;
 use http::Method;
 use xds_client::error::{At, ConfigError};
@@ -53,7 +55,10 @@ impl Conditions {
         if !config.cookies.is_empty() {
             return Err(ConfigError::unsupported("cookies"));
         }
-        let fraction = config.runtime_fraction.as_ref().and_then(|f| f.default_value);
+        let fraction = config
+            .runtime_fraction
+            .as_ref()
+            .and_then(|f| f.default_value);
         if config.runtime_fraction.is_some() && fraction.is_none() {
             return Err(ConfigError::new("is required").at("runtime_fraction.default_value"));
         }
@@ -61,11 +66,23 @@ impl Conditions {
             path: PathRule::compile(config)?,
             case_sensitive: config.case_sensitive.is_none_or(|c| c.value),
             headers: each(&config.headers, "headers", HeaderMatcher::compile)?,
-            query: each(&config.query_parameters, "query_parameters", QueryMatcher::compile)?,
+            query: each(
+                &config.query_parameters,
+                "query_parameters",
+                QueryMatcher::compile,
+            )?,
             fraction: fraction.map(|f| (u64::from(f.numerator), denominator(f.denominator()))),
             grpc: config.grpc.is_some(),
-            metadata: each(&config.dynamic_metadata, "dynamic_metadata", MetadataMatcher::compile)?,
-            filter_state: each(&config.filter_state, "filter_state", FilterStateMatcher::compile)?,
+            metadata: each(
+                &config.dynamic_metadata,
+                "dynamic_metadata",
+                MetadataMatcher::compile,
+            )?,
+            filter_state: each(
+                &config.filter_state,
+                "filter_state",
+                FilterStateMatcher::compile,
+            )?,
         })
     }
 
@@ -131,7 +148,9 @@ impl PathRule {
                 leading_literal(&regex.regex).into(),
             ),
             Some(P::ConnectMatcher(_)) => Self::Connect,
-            Some(P::PathMatchPolicy(_)) => return Err(ConfigError::unsupported("path_match_policy")),
+            Some(P::PathMatchPolicy(_)) => {
+                return Err(ConfigError::unsupported("path_match_policy"));
+            }
             None => return Err(ConfigError::new("path_specifier is required")),
         })
     }
@@ -190,3 +209,7 @@ fn leading_literal(pattern: &str) -> String {
     }
     literal
 }
+
+#[cfg(test)]
+#[path = "conditions_tests.rs"]
+pub(super) mod tests;

@@ -58,9 +58,9 @@ impl PathIndex {
             if case_sensitive {
                 index.sensitive.add(key, number, |s| s.as_bytes().into());
             } else {
-                index.insensitive.add(key, number, |s| {
-                    s.to_ascii_lowercase().into_bytes().into()
-                });
+                index
+                    .insensitive
+                    .add(key, number, |s| s.to_ascii_lowercase().into_bytes().into());
             }
         }
         index.sensitive.finish();
@@ -148,9 +148,7 @@ impl Layer {
             if !node.any.is_empty() {
                 lists.push(&node.any);
             }
-            if !node.segments.is_empty()
-                && path.get(node.prefix.len()).is_none_or(|b| *b == b'/')
-            {
+            if !node.segments.is_empty() && path.get(node.prefix.len()).is_none_or(|b| *b == b'/') {
                 lists.push(&node.segments);
             }
         }

@@ -55,9 +55,8 @@ impl RouteTable {
         };
         let domains = HostTable::compile(config)?;
         let info = Arc::new(RouteConfigInfo::compile(config, cx)?);
-        let one = |(i, host)| {
-            VirtualHost::compile(host, &info, cx).at(format!("virtual_hosts[{i}]"))
-        };
+        let one =
+            |(i, host)| VirtualHost::compile(host, &info, cx).at(format!("virtual_hosts[{i}]"));
         let virtual_hosts = config.virtual_hosts.iter().enumerate();
         Ok(Self {
             name: config.name.as_str().into(),
@@ -122,3 +121,7 @@ impl RouteOutcome {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
