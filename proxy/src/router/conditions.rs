@@ -1,7 +1,6 @@
 //! `RouteMatch`: what a request must be for a route to take it.
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use filters::head::RequestHead;
 use filters::matcher::{
     FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher,
@@ -10,6 +9,7 @@ use filters::stream::StreamInfo;
 use http::Method;
 use xds_client::error::{At, ConfigError};
 
+use super::context::fraction as fraction_of;
 use super::path_index::Key;
 
 /// The path rule of a route. All but `Connect` look at the path without query and fragment.
@@ -55,13 +55,8 @@ impl Conditions {
         if !config.cookies.is_empty() {
             return Err(ConfigError::unsupported("cookies"));
         }
-        let fraction = config
-            .runtime_fraction
-            .as_ref()
-            .and_then(|f| f.default_value);
-        if config.runtime_fraction.is_some() && fraction.is_none() {
-            return Err(ConfigError::new("is required").at("runtime_fraction.default_value"));
-        }
+        let fraction = config.runtime_fraction.as_ref();
+        let fraction = fraction.map(|f| fraction_of(Some(f)).at("runtime_fraction"));
         Ok(Self {
             path: PathRule::compile(config)?,
             case_sensitive: config.case_sensitive.is_none_or(|c| c.value),
@@ -71,7 +66,9 @@ impl Conditions {
                 "query_parameters",
                 QueryMatcher::compile,
             )?,
-            fraction: fraction.map(|f| (u64::from(f.numerator), denominator(f.denominator()))),
+            fraction: fraction
+                .transpose()?
+                .map(|(numerator, denominator)| (numerator.into(), denominator.into())),
             grpc: config.grpc.is_some(),
             metadata: each(
                 &config.dynamic_metadata,
@@ -163,14 +160,6 @@ fn each<P, T>(
 ) -> Result<Box<[T]>, ConfigError> {
     let one = |(i, p)| compile(p).at(format!("{field}[{i}]"));
     config.iter().enumerate().map(one).collect()
-}
-
-fn denominator(kind: DenominatorType) -> u64 {
-    match kind {
-        DenominatorType::Hundred => 100,
-        DenominatorType::TenThousand => 10_000,
-        DenominatorType::Million => 1_000_000,
-    }
 }
 
 /// A plain CONNECT or CONNECT-UDP. Envoy turns every other extended CONNECT into an upgrade GET before

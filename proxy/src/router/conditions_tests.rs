@@ -5,6 +5,7 @@ use std::rc::Rc;
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::BoolValue;
 use filters::stream::{Address, ConnectionInfo, FilterObject, Protocol};
 use http::{HeaderName, HeaderValue};

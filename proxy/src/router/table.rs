@@ -44,7 +44,7 @@ impl RouteTable {
     /// The first bad or unsupported field, with its path.
     pub fn compile(
         config: &pb::RouteConfiguration,
-        cx: &CompileContext,
+        cx: &CompileContext<'_>,
     ) -> Result<Self, ConfigError> {
         if config.vhds.is_some() {
             return Err(ConfigError::unsupported("vhds"));

@@ -10,8 +10,15 @@ use prost::Message;
 
 use super::super::conditions::Conditions;
 use super::super::conditions::tests::info;
-use super::super::context::test_context;
 use super::*;
+use crate::upstream::slot::ClusterSlot;
+
+fn test_context() -> CompileContext<'static> {
+    CompileContext {
+        cluster: &|name| Arc::new(ClusterSlot::new(name.into())),
+        filter_config: &|_, _| Ok(None),
+    }
+}
 
 fn route(name: String, rule: pb::RouteMatch) -> pb::Route {
     pb::Route {

@@ -34,7 +34,7 @@ impl VirtualHost {
     pub(super) fn compile(
         config: &pb::VirtualHost,
         parent: &Arc<RouteConfigInfo>,
-        cx: &CompileContext,
+        cx: &CompileContext<'_>,
     ) -> Result<Self, ConfigError> {
         if config.name.is_empty() {
             return Err(ConfigError::new("must not be empty").at("name"));
@@ -46,8 +46,8 @@ impl VirtualHost {
             .map_err(|_| ConfigError::new("unknown value").at("require_tls"))?;
         let info = Arc::new(VirtualHostInfo::compile(config, cx)?);
         let scope = Scope {
-            config: parent.clone(),
-            virtual_host: info.clone(),
+            config: parent,
+            virtual_host: &info,
         };
         let one = |(i, route): (usize, &pb::Route)| {
             let rule = route.r#match.as_ref();
