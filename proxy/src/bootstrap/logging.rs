@@ -529,7 +529,7 @@ thread_local! {
 }
 
 /// Year, month and day of a number of days since 1970-01-01 (proleptic Gregorian, years from 1 March).
-fn civil(days: u64) -> (u64, u64, u64) {
+pub(crate) fn civil(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let (era, doe) = (z / 146_097, z % 146_097);
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
