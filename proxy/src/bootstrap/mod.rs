@@ -1,6 +1,7 @@
 //! The command line and the bootstrap, turned into settings.
 
 pub mod command_line;
+pub mod logging;
 pub mod settings;
 
 /// The bootstrap that serves when none is given.

@@ -2,6 +2,7 @@
 //!
 //! It knows the proxy only through [`AdminBackend`]. Runs on the control runtime, never on a worker.
 
+pub mod config_dump;
 mod stats;
 
 use std::convert::Infallible;
