@@ -1,1 +1,7 @@
 //! xDS resources, validated and compiled, and the stores that publish them.
+
+pub mod context;
+pub mod dns;
+pub mod resources;
+pub mod routes;
+pub mod sources;

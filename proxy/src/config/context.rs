@@ -1,0 +1,120 @@
+//! What compiling filter chains and route configurations takes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::google::protobuf::Any;
+use filters::registry::{FactoryContext, FilterNames, GrpcConnector, Registry};
+use filters::stream::{FilterId, RouteFilterConfig};
+use xds_client::error::ConfigError;
+
+use super::routes::RouteStore;
+use crate::bootstrap::settings::Runtime;
+use crate::router::RouteTable;
+use crate::router::context::CompileContext;
+use crate::telemetry::access_log::AccessLogFile;
+use crate::telemetry::stats::Stats;
+use crate::upstream::cluster::Cluster;
+use crate::upstream::slot::ClusterSlot;
+
+/// A cluster by reference.
+pub type ClusterRef = Arc<ClusterSlot<Cluster>>;
+
+/// The process's stores, as compilers see them. Control side only.
+pub struct ChainContext {
+    /// Route configurations by name.
+    pub routes: Arc<RouteStore>,
+    /// Finds the slot of a cluster.
+    pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
+    /// The numbers of the process.
+    pub stats: Arc<Stats>,
+    /// The HTTP filters there are.
+    pub registry: Arc<Registry>,
+    /// The numbers of filter names.
+    pub filter_names: Mutex<FilterNames>,
+    /// The way of filters to gRPC services.
+    pub grpc: Arc<dyn GrpcConnector>,
+    /// Access log files by path, open as long as one listener writes to them.
+    pub access_logs: AccessLogs,
+    /// Answer 400 to a fragment in the path instead of cutting it off.
+    pub reject_fragment: bool,
+    /// Runtime values.
+    pub runtime: Arc<Runtime>,
+}
+
+impl ChainContext {
+    /// Compiles a route configuration, inline or from RDS.
+    ///
+    /// # Errors
+    /// The path of the invalid field.
+    pub fn compile_routes(&self, routes: &RouteConfiguration) -> Result<RouteTable, ConfigError> {
+        let filter_config =
+            |name: &str, any: &Any| -> Result<Option<(FilterId, RouteFilterConfig)>, ConfigError> {
+                let context = self.factory_context(name);
+                let config = self.registry.compile_route(any, &context)?;
+                Ok(config.map(|c| (context.id, c)))
+            };
+        RouteTable::compile(
+            routes,
+            &CompileContext {
+                cluster: &*self.clusters,
+                filter_config: &filter_config,
+            },
+        )
+    }
+
+    /// What the factory of the filter called `name` gets.
+    pub fn factory_context(&self, name: &str) -> FactoryContext {
+        let mut names = self
+            .filter_names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        FactoryContext {
+            id: names.intern(name),
+            grpc: self.grpc.clone(),
+        }
+    }
+}
+
+/// Access log files, shared by path.
+pub struct AccessLogs {
+    flush_interval: Duration,
+    files: Mutex<HashMap<String, std::sync::Weak<AccessLogFile>>>,
+}
+
+impl AccessLogs {
+    /// No files yet; lines wait at most `flush_interval` (`--file-flush-interval-msec`).
+    pub fn new(flush_interval: Duration) -> Self {
+        Self {
+            flush_interval,
+            files: Mutex::default(),
+        }
+    }
+
+    /// The file at `path`, opened if it is not.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(&self, path: &str) -> Result<Arc<AccessLogFile>, ConfigError> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path).and_then(std::sync::Weak::upgrade) {
+            return Ok(file);
+        }
+        let file = AccessLogFile::open(path, self.flush_interval)
+            .map_err(|e| ConfigError::new(format!("unable to open file '{path}': {e}")))?;
+        let file = Arc::new(file);
+        files.retain(|_, f| f.strong_count() > 0);
+        files.insert(path.to_owned(), Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Opens every file anew before its next line (SIGUSR1, `/reopen_logs`).
+    pub fn reopen(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.values().filter_map(std::sync::Weak::upgrade) {
+            file.reopen();
+        }
+    }
+}

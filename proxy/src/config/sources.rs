@@ -1,0 +1,213 @@
+//! Where dynamic resources come from: `ConfigSource`s turned into subscriptions.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::api_config_source::ApiType;
+use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
+use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, ConfigSource, Node};
+use filters::stream::Address;
+use xds_client::ads::{self, Config, Handle, Protocol, Transport};
+use xds_client::error::{At, ConfigError};
+use xds_client::subscription::ResourceHandler;
+
+use crate::upstream::host::Target;
+
+/// Envoy's default `initial_fetch_timeout`.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Makes the handler of one more subscription.
+pub type HandlerFactory = Box<dyn Fn() -> Box<dyn ResourceHandler> + Send + Sync>;
+
+/// The open streams and watched files of the process. Must be used on the control runtime.
+pub struct Sources {
+    node: Node,
+    transports: HashMap<String, Transport>,
+    handler: HandlerFactory,
+    ads: Option<Handle>,
+    /// Streams of `api_config_source`, by type and cluster.
+    streams: HashMap<(String, String), Handle>,
+    /// Watched files, by type and path.
+    files: HashMap<(String, String), tokio::task::JoinHandle<()>>,
+}
+
+/// `initial_fetch_timeout` of a source; zero is for ever.
+pub fn fetch_timeout(source: &ConfigSource) -> Duration {
+    let timeout = source.initial_fetch_timeout.as_ref();
+    timeout.map_or(FETCH_TIMEOUT, |t| {
+        t.clone().try_into().unwrap_or(FETCH_TIMEOUT)
+    })
+}
+
+impl Sources {
+    /// The sources of a bootstrap. Opens the ADS stream if there is an `ads_config`.
+    ///
+    /// # Errors
+    /// An unsupported `ads_config`, or one whose cluster is not static.
+    pub fn new(
+        bootstrap: &Bootstrap,
+        node: Node,
+        handler: HandlerFactory,
+    ) -> Result<Self, ConfigError> {
+        let mut sources = Self {
+            node,
+            transports: transports(bootstrap),
+            handler,
+            ads: None,
+            streams: HashMap::new(),
+            files: HashMap::new(),
+        };
+        let dynamic = bootstrap.dynamic_resources.as_ref();
+        if let Some(ads) = dynamic.and_then(|d| d.ads_config.as_ref()) {
+            let handle = sources.open(ads, None).at("dynamic_resources.ads_config")?;
+            sources.ads = Some(handle);
+        }
+        Ok(sources)
+    }
+
+    fn open(&self, api: &ApiConfigSource, type_url: Option<&str>) -> Result<Handle, ConfigError> {
+        let (cluster, mut config) = stream_config(api)?;
+        if let Some(type_url) = type_url {
+            config.method = ads::method(type_url, config.protocol)
+                .ok_or_else(|| ConfigError::new(format!("no service for {type_url}")))?;
+        }
+        let transport = self.transports.get(&cluster).ok_or_else(|| {
+            ConfigError::new(format!(
+                "'{cluster}' is not a static cluster with one endpoint"
+            ))
+            .at("grpc_services[0].envoy_grpc.cluster_name")
+        })?;
+        let (handle, commands) = ads::channel();
+        ads::spawn(
+            config,
+            self.node.clone(),
+            transport.clone(),
+            commands,
+            (self.handler)(),
+        );
+        Ok(handle)
+    }
+
+    /// Subscribes to names of a type, or to all of it if there are none.
+    ///
+    /// # Errors
+    /// An unsupported source.
+    pub fn subscribe(
+        &mut self,
+        source: &ConfigSource,
+        type_url: &str,
+        names: Vec<String>,
+    ) -> Result<(), ConfigError> {
+        if let Some(handle) = self.handle(source, type_url)? {
+            handle.subscribe(type_url, names, fetch_timeout(source));
+        }
+        Ok(())
+    }
+
+    /// Gives names up. A file goes on being watched.
+    pub fn unsubscribe(&mut self, source: &ConfigSource, type_url: &str, names: Vec<String>) {
+        if let Ok(Some(handle)) = self.handle(source, type_url) {
+            handle.unsubscribe(type_url, names);
+        }
+    }
+
+    /// The stream of a source; `None` for a file, which is watched from now on.
+    fn handle(
+        &mut self,
+        source: &ConfigSource,
+        type_url: &str,
+    ) -> Result<Option<Handle>, ConfigError> {
+        match &source.config_source_specifier {
+            Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
+                let ads = self.ads.clone();
+                let missing = || ConfigError::new("there is no dynamic_resources.ads_config");
+                ads.map(Some).ok_or_else(missing).at("ads")
+            }
+            Some(ConfigSourceSpecifier::Path(path)) => {
+                self.watch(path, type_url);
+                Ok(None)
+            }
+            Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
+                self.watch(&file.path, type_url);
+                Ok(None)
+            }
+            Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+                let (cluster, _) = stream_config(api).at("api_config_source")?;
+                let key = (type_url.to_owned(), cluster);
+                if let Some(handle) = self.streams.get(&key) {
+                    return Ok(Some(handle.clone()));
+                }
+                let handle = self.open(api, Some(type_url)).at("api_config_source")?;
+                self.streams.insert(key, handle.clone());
+                Ok(Some(handle))
+            }
+            None => Err(ConfigError::new("no configuration source is set")),
+        }
+    }
+
+    fn watch(&mut self, path: &str, type_url: &str) {
+        let key = (type_url.to_owned(), path.to_owned());
+        let handler = &self.handler;
+        self.files
+            .entry(key)
+            .or_insert_with(|| xds_client::filesystem::spawn(path.into(), type_url, handler()));
+    }
+}
+
+impl Drop for Sources {
+    fn drop(&mut self) {
+        self.files.values().for_each(|task| task.abort());
+    }
+}
+
+/// The cluster and settings of a gRPC stream.
+fn stream_config(api: &ApiConfigSource) -> Result<(String, Config), ConfigError> {
+    let protocol = match api.api_type() {
+        ApiType::Grpc | ApiType::AggregatedGrpc => Protocol::StateOfTheWorld,
+        ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => Protocol::Delta,
+        other => {
+            let reason = format!("{} is not supported", other.as_str_name());
+            return Err(ConfigError::new(reason).at("api_type"));
+        }
+    };
+    let target = api.grpc_services.first();
+    let cluster = match target.and_then(|s| s.target_specifier.as_ref()) {
+        Some(TargetSpecifier::EnvoyGrpc(envoy)) => envoy.cluster_name.clone(),
+        Some(TargetSpecifier::GoogleGrpc(_)) => {
+            return Err(ConfigError::unsupported("grpc_services[0].google_grpc"));
+        }
+        None => return Err(ConfigError::new("value is required").at("grpc_services")),
+    };
+    let mut config = Config::ads(protocol, &cluster);
+    config.node_on_first_message_only = api.set_node_on_first_message_only;
+    Ok((cluster, config))
+}
+
+/// How to reach the static clusters that a stream can use: those whose first endpoint is in plaintext.
+fn transports(bootstrap: &Bootstrap) -> HashMap<String, Transport> {
+    let statics = bootstrap.static_resources.as_ref();
+    let clusters = statics.map(|s| s.clusters.as_slice()).unwrap_or_default();
+    let with = |c: &Cluster| Some((c.name.clone(), transport(c)?));
+    clusters.iter().filter_map(with).collect()
+}
+
+fn transport(cluster: &Cluster) -> Option<Transport> {
+    use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+    if cluster.transport_socket.is_some() {
+        return None;
+    }
+    let endpoints = &cluster.load_assignment.as_ref()?.endpoints;
+    let first = endpoints.iter().flat_map(|l| &l.lb_endpoints).next()?;
+    let Some(HostIdentifier::Endpoint(endpoint)) = &first.host_identifier else {
+        return None;
+    };
+    Some(match Target::compile(endpoint.address.as_ref()).ok()? {
+        Target::Address(Address::Ip(address)) => Transport::Tcp(address.to_string()),
+        Target::Address(Address::Pipe(path)) => Transport::Unix((&*path).into()),
+        Target::Name(name, port) => Transport::Tcp(format!("{name}:{port}")),
+        _ => return None,
+    })
+}
