@@ -1,5 +1,8 @@
 //! Fairway: an Envoy-compatible L7 proxy. The binary is `fairway`; this library is its parts.
 
+// Control planes still send deprecated fields of Envoy's API, and Envoy obeys them.
+#![allow(deprecated)]
+
 pub mod bootstrap;
 pub mod config;
 pub mod http;

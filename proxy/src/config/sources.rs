@@ -38,7 +38,10 @@ pub struct Sources {
 pub fn fetch_timeout(source: &ConfigSource) -> Duration {
     let timeout = source.initial_fetch_timeout.as_ref();
     timeout.map_or(FETCH_TIMEOUT, |t| {
-        t.clone().try_into().unwrap_or(FETCH_TIMEOUT)
+        match (u64::try_from(t.seconds), u32::try_from(t.nanos)) {
+            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Duration::new(seconds, nanos),
+            _ => FETCH_TIMEOUT,
+        }
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Envoy: "Router", "x-envoy-retry-on", "x-envoy-max-retries"; `RetryStateImpl`.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -48,31 +49,10 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// From the route and, if the sender may, the request's headers, which are taken off.
-    pub(super) fn new(
-        route: &Route,
-        head: &mut RequestHead,
-        _body: &Body,
-        internal: bool,
-        buffer_limit: u32,
-    ) -> Self {
-        let mut policy = route.retry_policy().cloned();
-        if internal {
-            let asked = [&names::RETRY_ON, &names::RETRY_GRPC_ON]
-                .into_iter()
-                .filter_map(|name| head.headers.remove(name));
-            for value in asked {
-                if let Ok(text) = value.to_str() {
-                    policy.get_or_insert_default().add_retry_on(text);
-                }
-            }
-            if let Some(most) = head.headers.remove(names::MAX_RETRIES)
-                && let Some(most) = most.to_str().ok().and_then(|t| t.parse().ok())
-                && let Some(policy) = &mut policy
-            {
-                policy.num_retries = most;
-            }
-        }
+    /// From the route and the request's `x-envoy-retry-*` headers, which are taken off. (External senders'
+    /// were taken off before.)
+    pub(super) fn new(route: &Route, head: &mut RequestHead, buffer_limit: u32) -> Self {
+        let policy = RetryPolicy::for_request(route.retry_policy(), head).map(Cow::into_owned);
         Self {
             left: policy.as_ref().map_or(0, |policy| policy.num_retries),
             policy,
@@ -93,15 +73,6 @@ impl Attempts {
         }
         self.left -= 1;
         Verdict::Retry
-    }
-
-    /// Exponential back-off with full jitter: up to `(2^n - 1) * base`, at most the maximum.
-    fn backoff(&self, retry: u32, random: u64) -> Duration {
-        let Some(policy) = &self.policy else { return Duration::ZERO };
-        let base = u64::try_from(policy.base_interval.as_millis()).unwrap_or(u64::MAX).max(1);
-        let most = u64::try_from(policy.max_interval.as_millis()).unwrap_or(u64::MAX).max(1);
-        let ceiling = base.saturating_mul((1u64 << retry.clamp(1, 32)) - 1).min(most).max(1);
-        Duration::from_millis(random.rotate_left(retry) % ceiling)
     }
 }
 
@@ -143,11 +114,14 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
         };
         note_host(request.info, &host);
         if request.route.include_request_attempt_count() {
-            request.head.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+            request
+                .head
+                .headers
+                .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
         }
-        if request.route.auto_host_rewrite() && !host.hostname.is_empty() {
-            request.head.authority = host.hostname.clone();
-        }
+        request
+            .route
+            .set_upstream_host(request.head, &host.hostname);
         let body = replay.body(&mut request.body);
         let outcome = one(&request, &host, body, &mut global).await;
         let replayable = replay.can_replay();
@@ -178,7 +152,13 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             Verdict::Retry => {
                 drop(outcome);
                 tried.push(host);
-                let pause = request.attempts.backoff(attempt, request.random);
+                let pause = request
+                    .attempts
+                    .policy
+                    .as_ref()
+                    .map_or(Duration::ZERO, |p| {
+                        p.back_off_delay(attempt, request.random.rotate_left(attempt))
+                    });
                 let waited = wait(&mut global, request.info, pause).await;
                 request.cluster.breakers.default.retries.give();
                 if !waited {
@@ -188,9 +168,14 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             other => {
                 if other == Verdict::LimitExceeded {
                     let mut info = request.info.borrow_mut();
-                    info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                    info.flags
+                        .insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
                 } else if other == Verdict::Overflow {
-                    request.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                    request
+                        .info
+                        .borrow_mut()
+                        .flags
+                        .insert(ResponseFlags::UPSTREAM_OVERFLOW);
                 }
                 return conclude(request, outcome, global, attempt, started);
             }
@@ -236,7 +221,11 @@ fn choose(
     tried: &SmallVec<[Arc<Host>; 2]>,
     attempt: u32,
 ) -> Option<Arc<Host>> {
-    let policy = request.attempts.policy.as_ref().filter(|p| p.previous_hosts && attempt > 1);
+    let policy = request
+        .attempts
+        .policy
+        .as_ref()
+        .filter(|p| p.previous_hosts && attempt > 1);
     let excluded: SmallVec<[&Arc<Host>; 2]> = match policy {
         Some(_) => tried.iter().collect(),
         None => SmallVec::new(),
@@ -262,8 +251,14 @@ async fn one(
     global: &mut AfterRequest,
 ) -> Outcome {
     let downstream = request.info.borrow().protocol;
-    let sending =
-        request::send(&request.cluster, host, request.head, body, downstream, request.early.clone());
+    let sending = request::send(
+        &request.cluster,
+        host,
+        request.head,
+        body,
+        downstream,
+        request.early.clone(),
+    );
     let mut sending = pin!(sending);
     let mut per_try = AfterRequest::new(request.timeouts.per_try);
     poll_fn(|cx| {
@@ -327,7 +322,13 @@ fn respond(
     attempt: u32,
     started: Instant,
 ) -> Forwarded {
-    let UpstreamResponse { mut head, body, protocol, local, guard } = response;
+    let UpstreamResponse {
+        mut head,
+        body,
+        protocol,
+        local,
+        guard,
+    } = response;
     {
         let mut info = request.info.borrow_mut();
         info.upstream.protocol = Some(protocol);
@@ -336,15 +337,25 @@ fn respond(
     }
     write_service_time(&mut head, started);
     if request.route.include_attempt_count_in_response() {
-        head.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+        head.headers
+            .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
     }
-    request.route.finish_response(&mut head, Some(request.head), &request.info.borrow());
+    request
+        .route
+        .finish_response(&mut head, Some(request.head), &request.info.borrow());
     // A tunnel is not a response that could be late.
-    let global = if request.head.is_tunnel() { AfterRequest::new(None) } else { global };
+    let global = if request.head.is_tunnel() {
+        AfterRequest::new(None)
+    } else {
+        global
+    };
     let body = match body {
-        Body::Stream(_) => {
-            Body::stream(TimedBody { body, timer: global, info: request.info.clone(), _guard: guard })
-        }
+        Body::Stream(_) => Body::stream(TimedBody {
+            body,
+            timer: global,
+            info: request.info.clone(),
+            _guard: guard,
+        }),
         at_hand => at_hand,
     };
     Forwarded::Response(head, body)
@@ -352,5 +363,6 @@ fn respond(
 
 fn write_service_time(head: &mut ResponseHead, started: Instant) {
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    head.headers.insert(names::SERVICE_TIME, HeaderValue::from(millis));
+    head.headers
+        .insert(names::SERVICE_TIME, HeaderValue::from(millis));
 }

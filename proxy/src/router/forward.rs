@@ -64,11 +64,9 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
     let slot = match route.action() {
         Action::Cluster(slot) => slot.clone(),
         Action::Redirect(redirect) => {
-            let location = redirect.location(exchange.head, route.matched());
+            let location = redirect.location(exchange.head, route.matched_path());
             let mut reply = LocalReply::new(redirect.status(), Bytes::new(), "direct_response");
-            if let Ok(location) = HeaderValue::try_from(location) {
-                reply.headers.insert(header::LOCATION, location);
-            }
+            reply.headers.insert(header::LOCATION, location);
             return own_response(reply, &route, exchange.head, exchange.info);
         }
         Action::DirectResponse(direct) => {
@@ -80,13 +78,25 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
     exchange.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
     let Some(cluster) = slot.get() else {
         return Forwarded::reply(
-            LocalReply::new(route.cluster_not_found_status(), Bytes::new(), "cluster_not_found")
-                .with_flags(ResponseFlags::NO_CLUSTER_FOUND),
+            LocalReply::new(
+                route.cluster_not_found_status(),
+                Bytes::new(),
+                "cluster_not_found",
+            )
+            .with_flags(ResponseFlags::NO_CLUSTER_FOUND),
         );
     };
-    let Exchange { head, body, info, internal, early, random, .. } = exchange;
+    let Exchange {
+        head,
+        body,
+        info,
+        internal,
+        early,
+        random,
+        ..
+    } = exchange;
     let timeouts = Timeouts::of(head, &route, internal);
-    let attempts = Attempts::new(&route, head, &body, internal, cluster.config.buffer_limit);
+    let attempts = Attempts::new(&route, head, cluster.config.buffer_limit);
     timeouts.write_expected(head);
     route.prepare_request(head, &info.borrow());
     attempt::run(attempt::Upstreaming {
@@ -126,7 +136,11 @@ fn not_found() -> Forwarded {
 
 /// A virtual host that requires TLS sends plain requests to the same place over `https`.
 fn https_redirect(head: &RequestHead) -> Forwarded {
-    let mut reply = LocalReply::new(StatusCode::MOVED_PERMANENTLY, Bytes::new(), "direct_response");
+    let mut reply = LocalReply::new(
+        StatusCode::MOVED_PERMANENTLY,
+        Bytes::new(),
+        "direct_response",
+    );
     if let Ok(to) = HeaderValue::try_from(format!("https://{}{}", head.authority, head.path)) {
         reply.headers.insert(header::LOCATION, to);
     }
@@ -139,14 +153,16 @@ pub(super) fn failure_reply(
     transport_failure: Option<&str>,
     retried: bool,
 ) -> LocalReply {
-    let mut body =
-        String::from("upstream connect error or disconnect/reset before headers. ");
+    let mut body = String::from("upstream connect error or disconnect/reset before headers. ");
     if retried {
         body.push_str("retried and the latest ");
     }
     body.push_str("reset reason: ");
     body.push_str(reason.as_str());
-    let mut details = format!("upstream_reset_before_response_started{{{}", reason.as_str());
+    let mut details = format!(
+        "upstream_reset_before_response_started{{{}",
+        reason.as_str()
+    );
     if let Some(text) = transport_failure {
         body.push_str(", transport failure reason: ");
         body.push_str(text);
@@ -161,7 +177,9 @@ pub(super) fn failure_reply(
     };
     let mut reply = LocalReply::new(status, body, details).with_flags(flags_of(reason));
     if reason == ResetReason::Overflow {
-        reply.headers.insert(names::OVERLOADED, HeaderValue::from_static("true"));
+        reply
+            .headers
+            .insert(names::OVERLOADED, HeaderValue::from_static("true"));
     }
     reply
 }
@@ -191,7 +209,11 @@ pub(super) fn timeout_reply(details: &'static str, alternative: bool) -> LocalRe
     let reply = if alternative {
         LocalReply::new(StatusCode::NO_CONTENT, Bytes::new(), details)
     } else {
-        LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", details)
+        LocalReply::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "upstream request timeout",
+            details,
+        )
     };
     reply.with_flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT)
 }

@@ -1,15 +1,19 @@
 //! Route tables and the upstream side of a request.
 
 pub mod action;
+mod attempt;
 mod conditions;
 pub mod context;
+pub(crate) mod forward;
 mod path_index;
 pub mod redirect;
+mod replay;
 pub mod retry_policy;
 pub mod rewrite;
 pub mod route;
-mod slot;
-mod table;
+pub mod slot;
+pub mod table;
+mod timeout;
 mod virtual_host;
 
 pub use slot::RouteSlot;

@@ -42,7 +42,10 @@ impl ReplayBuffer {
         if self.0.borrow().kept.is_empty() && self.0.borrow().source.is_end() {
             return Body::Empty;
         }
-        Body::stream(Replay { shared: self.0.clone(), next: 0 })
+        Body::stream(Replay {
+            shared: self.0.clone(),
+            next: 0,
+        })
     }
 }
 
@@ -125,7 +128,10 @@ mod tests {
     fn a_half_sent_body_is_sent_again_from_its_beginning() {
         let buffer = ReplayBuffer::new(Body::stream(Pieces(vec!["a", "b", "c"])), 10);
         let mut first = buffer.body();
-        assert_eq!(first.frame().now_or_never().unwrap().unwrap(), Ok(Frame::Data("a".into())));
+        assert_eq!(
+            first.frame().now_or_never().unwrap().unwrap(),
+            Ok(Frame::Data("a".into()))
+        );
         drop(first);
         assert!(buffer.can_replay());
         assert_eq!(collect(buffer.body()).data, "abc");

@@ -42,7 +42,9 @@ impl Timeouts {
                 (None, false) => Some(max),
             };
         }
-        let mut per_try = route.retry_policy().and_then(|policy| policy.per_try_timeout);
+        let mut per_try = route
+            .retry_policy()
+            .and_then(|policy| policy.per_try_timeout);
         let mut alternative = false;
         if internal {
             if let Some(asked) = milliseconds(head, &names::UPSTREAM_TIMEOUT) {
@@ -60,14 +62,19 @@ impl Timeouts {
         {
             per_try = None;
         }
-        Self { global, per_try, alternative }
+        Self {
+            global,
+            per_try,
+            alternative,
+        }
     }
 
     /// Tells the upstream how long it has.
     pub(super) fn write_expected(&self, head: &mut RequestHead) {
         if let Some(expected) = self.per_try.or(self.global) {
             let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
-            head.headers.insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+            head.headers
+                .insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
         }
     }
 }
@@ -99,17 +106,22 @@ pub(super) struct AfterRequest {
 
 impl AfterRequest {
     pub(super) fn new(length: Option<Duration>) -> Self {
-        Self { length, timer: None }
+        Self {
+            length,
+            timer: None,
+        }
     }
 
     /// Ready once the time is over.
     pub(super) fn poll(&mut self, info: &SharedInfo, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(length) = self.length else { return Poll::Pending };
+        let Some(length) = self.length else {
+            return Poll::Pending;
+        };
         let timer = match &mut self.timer {
             Some(timer) => timer,
-            None if info.borrow().request_complete => {
-                self.timer.insert(Box::pin(sleep_until(Instant::now() + length)))
-            }
+            None if info.borrow().request_complete => self
+                .timer
+                .insert(Box::pin(sleep_until(Instant::now() + length))),
             None => return Poll::Pending,
         };
         timer.as_mut().poll(cx)
@@ -138,7 +150,8 @@ impl BodyStream for TimedBody {
                 let mut info = self.info.borrow_mut();
                 info.flags.insert(super::forward::flags_of(error.reason));
                 let reason = error.reason.as_str().replace(' ', "_");
-                info.details = Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
+                info.details =
+                    Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
             }
             Poll::Pending if self.timer.poll(&self.info, cx).is_ready() => {
                 let mut info = self.info.borrow_mut();
@@ -182,7 +195,8 @@ mod tests {
             ("5x", None),
             ("-5S", None),
         ] {
-            head.headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_static(text));
+            head.headers
+                .insert(names::GRPC_TIMEOUT, HeaderValue::from_static(text));
             assert_eq!(grpc_timeout(&head), want, "{text}");
         }
     }

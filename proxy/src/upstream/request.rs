@@ -93,9 +93,15 @@ async fn over_http1(
     let mut fresh = false;
     loop {
         let checkout = pool.http1.checkout(fresh).await?;
-        let options =
-            ExchangeOptions { recycle: Some(pool.http1.recycler()), early: Some(early.clone()) };
-        match checkout.connection.exchange(head, std::mem::take(&mut body), options).await {
+        let options = ExchangeOptions {
+            recycle: Some(pool.http1.recycler()),
+            early: Some(early.clone()),
+        };
+        match checkout
+            .connection
+            .exchange(head, std::mem::take(&mut body), options)
+            .await
+        {
             Ok(response) => {
                 return Ok(UpstreamResponse {
                     head: response.head,

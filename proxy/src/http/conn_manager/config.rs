@@ -23,7 +23,7 @@ use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::http_log::AccessLog;
 
 /// Which codec a connection gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

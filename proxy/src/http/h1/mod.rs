@@ -51,7 +51,10 @@ pub struct Http1Settings {
 impl Http1Settings {
     /// What holds for upstream connections: response heads may not be larger than requests'.
     pub fn upstream() -> Self {
-        Self { accept_http_10: true, ..Self::default() }
+        Self {
+            accept_http_10: true,
+            ..Self::default()
+        }
     }
 }
 

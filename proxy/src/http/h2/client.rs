@@ -74,7 +74,11 @@ impl ClientConnection {
             let _ = connection.await;
             driven.closed.set(true);
         });
-        Ok(Self { requests, state, max_streams: settings.max_streams })
+        Ok(Self {
+            requests,
+            state,
+            max_streams: settings.max_streams,
+        })
     }
 
     /// Whether another exchange may begin now.
@@ -109,7 +113,10 @@ impl ClientConnection {
         body: Body,
         early: Option<&EarlyResponses>,
     ) -> Result<(ResponseHead, Body), ExchangeError> {
-        let unsent = |reason| ExchangeError { reason, request_sent: false };
+        let unsent = |reason| ExchangeError {
+            reason,
+            request_sent: false,
+        };
         let active = ActiveStream::new(&self.state);
         let request = request_of(head).ok_or(unsent(ResetReason::ProtocolError))?;
         // GOAWAY shows here: the request has not been sent and may go elsewhere.
@@ -120,9 +127,13 @@ impl ClientConnection {
             .await
             .map_err(|_| unsent(ResetReason::RemoteRefusedStreamReset))?;
         let end = body.is_end() && !head.is_tunnel();
-        let (mut response, stream) =
-            requests.send_request(request, end).map_err(|e| unsent(reset_reason(&e)))?;
-        let mut sending = (!end).then(|| Sending { pump: Pump::new(body), stream });
+        let (mut response, stream) = requests
+            .send_request(request, end)
+            .map_err(|e| unsent(reset_reason(&e)))?;
+        let mut sending = (!end).then(|| Sending {
+            pump: Pump::new(body),
+            stream,
+        });
         let answered = poll_fn(|cx| {
             // A server may answer, or refuse, before it has read everything.
             if let Poll::Ready(Err(error)) = poll_sending(&mut sending, cx)
@@ -133,9 +144,15 @@ impl ClientConnection {
             poll_response(&mut response, early, cx)
         })
         .await;
-        let response = answered.map_err(|reason| ExchangeError { reason, request_sent: true })?;
+        let response = answered.map_err(|reason| ExchangeError {
+            reason,
+            request_sent: true,
+        })?;
         let (parts, stream) = response.into_parts();
-        let mut head_back = ResponseHead { status: parts.status, headers: parts.headers };
+        let mut head_back = ResponseHead {
+            status: parts.status,
+            headers: parts.headers,
+        };
         if head.upgrade.is_some() && head_back.status == StatusCode::OK {
             head_back.status = StatusCode::SWITCHING_PROTOCOLS;
         }
@@ -143,7 +160,14 @@ impl ClientConnection {
             return Ok((head_back, Body::Empty));
         }
         let received = RecvBody::new(stream);
-        Ok((head_back, Body::stream(ClientBody { received, sending, _active: active })))
+        Ok((
+            head_back,
+            Body::stream(ClientBody {
+                received,
+                sending,
+                _active: active,
+            }),
+        ))
     }
 }
 
@@ -156,7 +180,9 @@ fn poll_sending(
     sending: &mut Option<Sending>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), BodyError>> {
-    let Some(Sending { pump, stream }) = sending else { return Poll::Ready(Ok(())) };
+    let Some(Sending { pump, stream }) = sending else {
+        return Poll::Ready(Ok(()));
+    };
     let polled = pump.poll(stream, cx);
     if polled.is_ready() {
         *sending = None;
@@ -172,12 +198,16 @@ fn poll_response(
     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
         if let Some(early) = early {
             let (parts, ()) = interim.into_parts();
-            early.send(ResponseHead { status: parts.status, headers: parts.headers });
+            early.send(ResponseHead {
+                status: parts.status,
+                headers: parts.headers,
+            });
         }
     }
-    Pin::new(response).poll(cx).map_err(|error| reset_reason(&error))
+    Pin::new(response)
+        .poll(cx)
+        .map_err(|error| reset_reason(&error))
 }
-
 
 /// A response body that goes on sending the request's while it is polled.
 struct ClientBody {
@@ -223,7 +253,11 @@ fn request_of(head: &RequestHead) -> Option<http::Request<()>> {
     }
     let plain_connect = head.method == Method::CONNECT && head.upgrade.is_none();
     if !plain_connect {
-        uri.scheme = Some(if &*head.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.scheme = Some(if &*head.scheme == "https" {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        });
         uri.path_and_query =
             Some(PathAndQuery::from_maybe_shared(head.path.clone().into_bytes()).ok()?);
     }
@@ -231,7 +265,9 @@ fn request_of(head: &RequestHead) -> Option<http::Request<()>> {
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
     *request.method_mut() = match &head.upgrade {
         Some(protocol) => {
-            request.extensions_mut().insert(h2::ext::Protocol::from(&**protocol));
+            request
+                .extensions_mut()
+                .insert(h2::ext::Protocol::from(&**protocol));
             Method::CONNECT
         }
         None => head.method.clone(),

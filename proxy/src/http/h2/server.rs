@@ -238,7 +238,11 @@ fn request_head(
     let mut head = RequestHead {
         // An extended CONNECT means what a GET with `upgrade` means in HTTP/1, and that is how filters,
         // routes and HTTP/1 upstreams see it.
-        method: if upgrade.is_some() { http::Method::GET } else { parts.method },
+        method: if upgrade.is_some() {
+            http::Method::GET
+        } else {
+            parts.method
+        },
         scheme: uri.scheme.map_or_else(
             || ByteString::from_static("http"),
             |s| ByteString::from(s.as_str()),

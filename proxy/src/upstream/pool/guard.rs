@@ -24,7 +24,10 @@ impl RequestGuard {
             return None;
         }
         host.begin();
-        Some(Self { cluster: cluster.clone(), host: host.clone() })
+        Some(Self {
+            cluster: cluster.clone(),
+            host: host.clone(),
+        })
     }
 }
 
@@ -49,7 +52,10 @@ impl ConnectionGuard {
             .default
             .connections
             .try_take()
-            .then(|| Self { cluster: cluster.clone(), on_close: None })
+            .then(|| Self {
+                cluster: cluster.clone(),
+                on_close: None,
+            })
     }
 
     /// Calls `f` when the connection is gone.

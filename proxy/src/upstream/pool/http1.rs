@@ -61,7 +61,10 @@ impl Pool {
     /// An idle connection that is alive, or a new one; waits for one while the cluster's limit is reached.
     pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool) -> Result<Checkout, ConnectError> {
         if !fresh && let Some(connection) = self.take_idle() {
-            return Ok(Checkout { connection, local: self.local.borrow().clone() });
+            return Ok(Checkout {
+                connection,
+                local: self.local.borrow().clone(),
+            });
         }
         let pending = &self.cluster.breakers.default.pending;
         if !pending.try_take() {
@@ -81,9 +84,15 @@ impl Pool {
                 if self.local.borrow().is_none() {
                     self.local.replace(connected.local.clone());
                 }
-                let io = PooledIo { stream: connected.io, _guard: guard };
+                let io = PooledIo {
+                    stream: connected.io,
+                    _guard: guard,
+                };
                 let connection = ClientConnection::new(io, self.settings.clone());
-                return Ok(Checkout { connection, local: connected.local });
+                return Ok(Checkout {
+                    connection,
+                    local: connected.local,
+                });
             }
             if self.open.get() == 0 {
                 // Other hosts or workers hold all connections: none of ours can come free.
@@ -92,7 +101,10 @@ impl Pool {
             let (sender, receiver) = oneshot::channel();
             self.waiting.borrow_mut().push_back(sender);
             if let Ok(Some(connection)) = receiver.await {
-                return Ok(Checkout { connection, local: self.local.borrow().clone() });
+                return Ok(Checkout {
+                    connection,
+                    local: self.local.borrow().clone(),
+                });
             }
         }
     }
@@ -153,18 +165,27 @@ impl Pool {
 impl Recycle<PooledIo> for Pool {
     fn recycle(&self, mut connection: Connection) {
         if self.host.is_removed()
-            || self.cluster.config.max_requests.is_some_and(|max| connection.exchanges() >= u64::from(max))
+            || self
+                .cluster
+                .config
+                .max_requests
+                .is_some_and(|max| connection.exchanges() >= u64::from(max))
         {
             return;
         }
         loop {
-            let Some(waiter) = self.waiting.borrow_mut().pop_front() else { break };
+            let Some(waiter) = self.waiting.borrow_mut().pop_front() else {
+                break;
+            };
             match waiter.send(Some(connection)) {
                 Err(Some(back)) => connection = back,
                 Ok(()) | Err(None) => return,
             }
         }
-        self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
+        self.idle.borrow_mut().push(Idle {
+            connection,
+            since: Instant::now(),
+        });
     }
 }
 
@@ -177,5 +198,8 @@ impl Drop for GiveBack<'_> {
 }
 
 pub(super) fn overflow() -> ConnectError {
-    ConnectError { reason: ResetReason::Overflow, transport_failure: None }
+    ConnectError {
+        reason: ResetReason::Overflow,
+        transport_failure: None,
+    }
 }

@@ -51,7 +51,10 @@ impl Pool {
             let found = {
                 let mut connections = self.connections.borrow_mut();
                 connections.retain(|c| !c.connection.is_closed());
-                connections.iter().find(|c| c.connection.has_room()).cloned()
+                connections
+                    .iter()
+                    .find(|c| c.connection.has_room())
+                    .cloned()
             };
             if let Some(pooled) = found {
                 pooled.used.set(Instant::now());
@@ -96,11 +99,21 @@ impl Pool {
             connection_window: options.connection_window,
             max_streams: options.max_streams,
         };
-        let io = PooledIo { stream: connected.io, _guard: guard };
+        let io = PooledIo {
+            stream: connected.io,
+            _guard: guard,
+        };
         let connection = ClientConnection::handshake(io, settings)
             .await
-            .map_err(|reason| ConnectError { reason, transport_failure: None })?;
-        Ok(Rc::new(Pooled { connection, local: connected.local, used: Cell::new(Instant::now()) }))
+            .map_err(|reason| ConnectError {
+                reason,
+                transport_failure: None,
+            })?;
+        Ok(Rc::new(Pooled {
+            connection,
+            local: connected.local,
+            used: Cell::new(Instant::now()),
+        }))
     }
 
     pub(super) fn sweep(&self, gone: bool) {

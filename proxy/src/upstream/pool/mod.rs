@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-pub(super) use self::guard::{ConnectionGuard, PooledIo, RequestGuard};
+pub(crate) use self::guard::{ConnectionGuard, PooledIo, RequestGuard};
 use super::cluster::Cluster;
 use super::host::Host;
 

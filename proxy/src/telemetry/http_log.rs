@@ -1,0 +1,298 @@
+//! Access logs of HTTP streams: which streams, in which format, to which file.
+//!
+//! Envoy: `envoy.config.accesslog.v3.AccessLog` with `FileAccessLog`.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::accesslog::v3::{
+    self as pb, ComparisonFilter, access_log, access_log_filter::FilterSpecifier,
+    comparison_filter::Op,
+};
+use envoy_types::pb::envoy::config::core::v3::{
+    SubstitutionFormatString, data_source, substitution_format_string,
+};
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
+    FileAccessLog, file_access_log::AccessLogFormat,
+};
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use filters::flags::ResponseFlags;
+use filters::formatter::{FormatContext, Formatter};
+use filters::head::{RequestHead, ResponseHead};
+use filters::matcher::HeaderMatcher;
+use filters::stream::StreamInfo;
+use http::HeaderMap;
+use xds_client::error::{At, ConfigError};
+
+use super::access_log::AccessLogFile;
+
+/// Envoy's default format.
+const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
+
+/// One compiled access log.
+pub struct AccessLog {
+    file: Arc<AccessLogFile>,
+    format: Format,
+    filter: Option<Filter>,
+}
+
+enum Format {
+    Text(Formatter),
+    Json(Json),
+}
+
+enum Json {
+    Text(Formatter),
+    Constant(serde_json::Value),
+    Object(Vec<(String, Json)>),
+    List(Vec<Json>),
+}
+
+enum Filter {
+    Status(Op, u32),
+    Duration(Op, u32),
+    Flags(Vec<ResponseFlags>),
+    Header(Box<HeaderMatcher>),
+    And(Vec<Filter>),
+    Or(Vec<Filter>),
+}
+
+impl AccessLog {
+    /// Compiles a log; `open` gives the file of a path.
+    ///
+    /// # Errors
+    /// Names the field that is not supported or invalid.
+    pub fn compile(
+        proto: &pb::AccessLog,
+        open: impl Fn(&str) -> Result<Arc<AccessLogFile>, ConfigError>,
+    ) -> Result<Self, ConfigError> {
+        let Some(access_log::ConfigType::TypedConfig(any)) = &proto.config_type else {
+            return Err(ConfigError::new("is required").at("typed_config"));
+        };
+        let url = any.type_url.rsplit('/').next().unwrap_or_default();
+        let path_and_format = match url {
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+                let file: FileAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                (file.path, file.access_log_format)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+                ("/dev/stdout".to_owned(), None)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+                ("/dev/stderr".to_owned(), None)
+            }
+            other => {
+                return Err(
+                    ConfigError::new(format!("access logger {other} is not supported"))
+                        .at("typed_config"),
+                );
+            }
+        };
+        let (path, format) = path_and_format;
+        let filter = match proto
+            .filter
+            .as_ref()
+            .and_then(|f| f.filter_specifier.as_ref())
+        {
+            Some(filter) => Some(Filter::compile(filter).at("filter")?),
+            None => None,
+        };
+        Ok(Self {
+            file: open(&path).at("path")?,
+            format: Format::compile(format)?,
+            filter,
+        })
+    }
+
+    /// Writes a line about a stream that has ended, if the filter lets it through. Never blocks.
+    pub fn record(
+        &self,
+        info: &StreamInfo,
+        request: Option<&RequestHead>,
+        response: Option<&ResponseHead>,
+        trailers: Option<&HeaderMap>,
+    ) {
+        if self
+            .filter
+            .as_ref()
+            .is_some_and(|filter| !filter.admits(info, request))
+        {
+            return;
+        }
+        let context = FormatContext {
+            info,
+            request,
+            response,
+            trailers,
+        };
+        let mut line = Vec::with_capacity(256);
+        match &self.format {
+            Format::Text(format) => format.write(&context, &mut line),
+            Format::Json(json) => {
+                line = json.value(&context).to_string().into_bytes();
+                line.push(b'\n');
+            }
+        }
+        self.file.write(line);
+    }
+}
+
+impl Format {
+    fn compile(format: Option<AccessLogFormat>) -> Result<Self, ConfigError> {
+        match format {
+            None => Formatter::compile(DEFAULT_FORMAT).map(Self::Text),
+            Some(AccessLogFormat::Format(text)) if text.is_empty() => {
+                Formatter::compile(DEFAULT_FORMAT).map(Self::Text)
+            }
+            Some(AccessLogFormat::Format(text)) => {
+                Formatter::compile(&text).map(Self::Text).at("format")
+            }
+            Some(AccessLogFormat::JsonFormat(json) | AccessLogFormat::TypedJsonFormat(json)) => {
+                Json::object(&json).map(Self::Json).at("json_format")
+            }
+            Some(AccessLogFormat::LogFormat(format)) => Self::substitution(format).at("log_format"),
+        }
+    }
+
+    fn substitution(format: SubstitutionFormatString) -> Result<Self, ConfigError> {
+        use substitution_format_string::Format as Spec;
+        if !format.formatters.is_empty() {
+            return Err(ConfigError::unsupported("formatters"));
+        }
+        match format.format {
+            Some(Spec::JsonFormat(json)) => Json::object(&json).map(Self::Json).at("json_format"),
+            Some(Spec::TextFormatSource(source)) => match source.specifier {
+                Some(data_source::Specifier::InlineString(text)) => Formatter::compile(&text)
+                    .map(Self::Text)
+                    .at("text_format_source.inline_string"),
+                _ => Err(ConfigError::unsupported("text_format_source")),
+            },
+            #[allow(deprecated)]
+            Some(Spec::TextFormat(text)) => {
+                Formatter::compile(&text).map(Self::Text).at("text_format")
+            }
+            None => Formatter::compile(DEFAULT_FORMAT).map(Self::Text),
+        }
+    }
+}
+
+impl Json {
+    fn object(proto: &Struct) -> Result<Self, ConfigError> {
+        let mut fields: Vec<_> = proto.fields.iter().collect();
+        fields.sort_by_key(|(name, _)| *name);
+        fields
+            .into_iter()
+            .map(|(name, value)| Ok((name.clone(), Self::compile(value).at(name)?)))
+            .collect::<Result<_, _>>()
+            .map(Self::Object)
+    }
+
+    fn compile(value: &Value) -> Result<Self, ConfigError> {
+        Ok(match &value.kind {
+            Some(value::Kind::StringValue(text)) => Self::Text(Formatter::compile(text)?),
+            Some(value::Kind::StructValue(object)) => Self::object(object)?,
+            Some(value::Kind::ListValue(list)) => Self::List(
+                list.values
+                    .iter()
+                    .map(Self::compile)
+                    .collect::<Result<_, _>>()?,
+            ),
+            Some(value::Kind::NumberValue(number)) => Self::Constant((*number).into()),
+            Some(value::Kind::BoolValue(yes)) => Self::Constant((*yes).into()),
+            Some(value::Kind::NullValue(_)) | None => Self::Constant(serde_json::Value::Null),
+        })
+    }
+
+    fn value(&self, context: &FormatContext<'_>) -> serde_json::Value {
+        match self {
+            Self::Text(format) => format.json(context),
+            Self::Constant(value) => value.clone(),
+            Self::Object(fields) => serde_json::Value::Object(
+                fields
+                    .iter()
+                    .map(|(name, json)| (name.clone(), json.value(context)))
+                    .collect(),
+            ),
+            Self::List(items) => {
+                serde_json::Value::Array(items.iter().map(|json| json.value(context)).collect())
+            }
+        }
+    }
+}
+
+impl Filter {
+    fn compile(spec: &FilterSpecifier) -> Result<Self, ConfigError> {
+        let comparison = |c: &Option<ComparisonFilter>| match c {
+            Some(c) => Ok((c.op(), c.value.as_ref().map_or(0, |v| v.default_value))),
+            None => Err(ConfigError::new("is required").at("comparison")),
+        };
+        let all = |filters: &[pb::AccessLogFilter]| {
+            filters
+                .iter()
+                .enumerate()
+                .map(|(i, filter)| match &filter.filter_specifier {
+                    Some(spec) => Self::compile(spec).at(format!("filters[{i}]")),
+                    None => Err(ConfigError::new("is required").at(format!("filters[{i}]"))),
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(match spec {
+            FilterSpecifier::StatusCodeFilter(filter) => {
+                let (op, value) = comparison(&filter.comparison).at("status_code_filter")?;
+                Self::Status(op, value)
+            }
+            FilterSpecifier::DurationFilter(filter) => {
+                let (op, value) = comparison(&filter.comparison).at("duration_filter")?;
+                Self::Duration(op, value)
+            }
+            FilterSpecifier::ResponseFlagFilter(filter) => Self::Flags(
+                filter
+                    .flags
+                    .iter()
+                    .map(|name| {
+                        ResponseFlags::from_short(name).ok_or_else(|| {
+                            ConfigError::new(format!("unknown flag {name}"))
+                                .at("response_flag_filter.flags")
+                        })
+                    })
+                    .collect::<Result<_, _>>()?,
+            ),
+            FilterSpecifier::HeaderFilter(filter) => {
+                let header = filter.header.clone().unwrap_or_default();
+                Self::Header(Box::new(
+                    HeaderMatcher::compile(&header).at("header_filter.header")?,
+                ))
+            }
+            FilterSpecifier::AndFilter(filter) => Self::And(all(&filter.filters).at("and_filter")?),
+            FilterSpecifier::OrFilter(filter) => Self::Or(all(&filter.filters).at("or_filter")?),
+            other => {
+                let name = format!("{other:?}");
+                let name = name.split('(').next().unwrap_or_default();
+                return Err(ConfigError::new(format!("{name} is not supported")));
+            }
+        })
+    }
+
+    fn admits(&self, info: &StreamInfo, request: Option<&RequestHead>) -> bool {
+        match self {
+            Self::Status(op, value) => {
+                compare(*op, u128::from(info.response_code.unwrap_or(0)), *value)
+            }
+            Self::Duration(op, value) => compare(*op, info.start.elapsed().as_millis(), *value),
+            Self::Flags(flags) if flags.is_empty() => !info.flags.is_empty(),
+            Self::Flags(flags) => flags.iter().any(|flag| info.flags.contains(*flag)),
+            Self::Header(matcher) => request.is_some_and(|head| matcher.matches(head)),
+            Self::And(filters) => filters.iter().all(|f| f.admits(info, request)),
+            Self::Or(filters) => filters.iter().any(|f| f.admits(info, request)),
+        }
+    }
+}
+
+fn compare(op: Op, left: u128, right: u32) -> bool {
+    let right = u128::from(right);
+    match op {
+        Op::Eq => left == right,
+        Op::Ge => left >= right,
+        Op::Le => left <= right,
+        Op::Ne => left != right,
+    }
+}
