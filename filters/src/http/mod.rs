@@ -2,8 +2,13 @@
 
 pub mod buffer;
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
 pub mod gzip;
+mod wire;
+
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
@@ -31,4 +36,10 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.fault.v3.HTTPFault",
         Arc::new(fault::FaultFactory),
     );
+    for name in [
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+    ] {
+        registry.add(name, Arc::new(ext_authz::ExtAuthzFactory));
+    }
 }
