@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod cors;
 pub mod ext_authz;
+pub mod ext_proc;
 pub mod fault;
 pub mod gzip;
 mod wire;
@@ -41,5 +42,11 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
     ] {
         registry.add(name, Arc::new(ext_authz::ExtAuthzFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+    ] {
+        registry.add(name, Arc::new(ext_proc::ExtProcFactory));
     }
 }
