@@ -1,6 +1,7 @@
 //! The HTTP filters.
 
 pub mod buffer;
+pub mod compressor;
 pub mod cors;
 pub mod ext_authz;
 pub mod ext_proc;
@@ -48,5 +49,11 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
     ] {
         registry.add(name, Arc::new(ext_proc::ExtProcFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.compressor.v3.Compressor",
+        "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute",
+    ] {
+        registry.add(name, Arc::new(compressor::CompressorFactory));
     }
 }

@@ -126,7 +126,7 @@ fn namespaces(options: Option<&MetadataOptions>) -> Result<Vec<String>, ConfigEr
 
 fn refuse(fields: &[(bool, &str)]) -> Result<(), ConfigError> {
     match fields.iter().find(|(set, _)| *set) {
-        Some((_, field)) => Err(ConfigError::unsupported(*field)),
+        Some((_, field)) => Err(ConfigError::unsupported(field)),
         None => Ok(()),
     }
 }
@@ -323,10 +323,10 @@ impl State {
             let answer = std::future::poll_fn(|cx| {
                 if message.is_some()
                     && let Poll::Ready(room) = sender.poll_reserve(cx)
+                    && let Some(message) = message.take()
+                    && room.is_ok()
                 {
-                    if let (Ok(()), Some(message)) = (room, message.take()) {
-                        let _ = sender.send_item(message);
-                    }
+                    let _ = sender.send_item(message);
                 }
                 // A processor may want to see the body before it answers the head.
                 if let (None, Some(pump)) = (&message, &mut pump) {
@@ -346,14 +346,14 @@ impl State {
                 Ok(Err(error)) => return Flow::Reset(error),
                 Ok(Ok(Ok(answer))) => self.obey(side, settings, answer, head, info),
                 Ok(Ok(Err(Closed::Done))) if pump.as_ref().is_none_or(|p| !p.touched) => Ok(()),
-                Ok(Ok(Err(_))) => Err((failure(settings, false), true)),
-                Err(_) => Err((failure(settings, true), true)),
+                Ok(Ok(Err(_))) => Err((Box::new(failure(settings, false)), true)),
+                Err(_) => Err((Box::new(failure(settings, true)), true)),
             };
             if let Err((reply, failed)) = answered {
                 let whole = pump.as_ref().is_none_or(|p| !p.touched);
                 if !(failed && self.failure_mode_allow && whole) {
                     self.off = true;
-                    return Flow::Reply(Box::new(reply));
+                    return Flow::Reply(reply);
                 }
                 self.off = true;
             }
@@ -385,20 +385,21 @@ impl State {
         answer: pb::ProcessingResponse,
         head: &mut impl Target,
         info: &SharedInfo,
-    ) -> Result<(), (LocalReply, bool)> {
+    ) -> Result<(), (Box<LocalReply>, bool)> {
         note_metadata(settings, &answer, info);
         let common = match (answer.response, side) {
             (Some(Response::RequestHeaders(answer)), Side::Request)
             | (Some(Response::ResponseHeaders(answer)), Side::Response) => answer.response,
             (Some(Response::ImmediateResponse(answer)), _) => {
-                return Err((immediate(settings, answer), settings.no_immediate));
+                let reply = immediate(settings, answer);
+                return Err((Box::new(reply), settings.no_immediate));
             }
-            _ => return Err((failure(settings, false), true)),
+            _ => return Err((Box::new(failure(settings, false)), true)),
         };
         let common = common.unwrap_or_default();
         if common.status != 0 {
             // CONTINUE_AND_REPLACE
-            return Err((failure(settings, false), true));
+            return Err((Box::new(failure(settings, false)), true));
         }
         if let Some(mutation) = &common.header_mutation {
             wire::remove(&mutation.remove_headers, head.map());
