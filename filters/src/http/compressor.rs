@@ -109,6 +109,7 @@ impl HttpFilterFactory for CompressorFactory {
             Ok(level @ 1..=9) => Compression::new(level),
             _ => return Err(ConfigError::new("unknown").at("compressor_library.compression_level")),
         };
+        #[allow(deprecated)] // its successor, a matcher, is refused above
         let types = match common.content_type.is_empty() {
             true => TYPES.iter().map(|t| (*t).to_owned()).collect(),
             false => (common.content_type.iter())
@@ -177,11 +178,12 @@ impl CompressorFilter {
         let kind = kind.map(|k| k.split(';').next().unwrap_or(k).trim());
         let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok());
         let length = length.and_then(|l| l.parse().ok()).or(body.remaining());
-        !body.is_end()
-            && !matches!(head.status.as_u16(), 100..=199 | 204 | 206 | 304)
-            && !headers.contains_key(CONTENT_ENCODING)
-            && !has_token(headers, CACHE_CONTROL, "no-transform")
-            && !(self.keep_etag && headers.contains_key(ETAG))
+        let excluded = body.is_end()
+            || matches!(head.status.as_u16(), 100..=199 | 204 | 206 | 304)
+            || headers.contains_key(CONTENT_ENCODING)
+            || has_token(headers, CACHE_CONTROL, "no-transform")
+            || (self.keep_etag && headers.contains_key(ETAG));
+        !excluded
             && kind.is_none_or(|k| self.types.iter().any(|t| t.eq_ignore_ascii_case(k)))
             && length.is_none_or(|l| l >= self.min_length)
     }

@@ -345,6 +345,34 @@ async fn immediate_response_done_and_failure_at_every_message() {
 }
 
 #[tokio::test]
+async fn the_response_ends_early_at_every_message() {
+    // The request's head is message 0; then come the response's head, data and trailers.
+    for at in 1..5 {
+        for act in [Act::Immediate(at), Act::Done(at), Act::Fail(at)] {
+            let (_, cx) = processor(act).await;
+            let mut stream = Stream::new(&config(true), &cx);
+            stream.request(&mut Body::Empty).await;
+            let data = Ok(Frame::Data(Bytes::from_static(b"abc")));
+            let mut body = Body::stream(Slow::new(vec![data.clone(), data, Ok(trailers())]));
+            match stream.response(&mut body).await.0 {
+                Flow::Reply(reply) => {
+                    let expected = if matches!(act, Act::Immediate(_)) {
+                        418
+                    } else {
+                        500
+                    };
+                    assert_eq!(reply.status, expected, "{act:?}");
+                }
+                Flow::Reset(error) => panic!("{error:?}"),
+                // The head is on its way: all that is left is to end the stream.
+                Flow::Continue => assert!(body.collect(100).await.is_err(), "{act:?}"),
+            }
+            assert!(stream.facts.borrow().body_reply.is_none());
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_originals_reset_passes_at_every_point() {
     let (_, cx) = processor(Act::Echo).await;
     for at in 0..5 {
@@ -422,7 +450,6 @@ async fn what_is_in_flight_is_bounded_when_nobody_pulls() {
         most = most.max(pulled.get() - got);
     }
     // HTTP/2's windows both ways, at 2 MiB each, and a few frames of ours.
-    println!("in flight: {most} frames of 64 KiB");
     assert!(most <= 80, "{most}");
 }
 
