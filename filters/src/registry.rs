@@ -6,8 +6,8 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::GrpcService;
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::google::protobuf::Any;
-use prost::Message;
 use tonic::transport::Channel;
+use xds_client::any::{inner_type_name, unpack};
 use xds_client::error::{At, ConfigError};
 
 use crate::filter::HttpFilter;
@@ -62,15 +62,6 @@ pub enum Compiled {
     Harmless(&'static str),
 }
 
-/// Decodes an extension's configuration.
-///
-/// # Errors
-/// The bytes are not that message.
-pub fn decode<T: Message + Default>(any: &Any) -> Result<T, ConfigError> {
-    T::decode(any.value.as_slice())
-        .map_err(|e| ConfigError::new(format!("{}: {e}", type_name(&any.type_url))))
-}
-
 /// Filters that change no message: telemetry and Istio's peer metadata.
 const HARMLESS: &[&str] = &[
     "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
@@ -82,29 +73,6 @@ const HARMLESS: &[&str] = &[
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
-const TYPED_STRUCTS: &[&str] = &["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
-
-/// The first field of both `TypedStruct` messages.
-#[derive(Clone, PartialEq, Message)]
-struct TypedStructHead {
-    #[prost(string, tag = "1")]
-    type_url: String,
-}
-
-/// A type URL's part after the last slash.
-fn type_name(url: &str) -> &str {
-    url.rsplit('/').next().unwrap_or(url)
-}
-
-/// The type of what `any` holds, and whether it is wrapped in a `TypedStruct`.
-fn inner_type(any: &Any) -> Result<(String, bool), ConfigError> {
-    let outer = type_name(&any.type_url);
-    if !TYPED_STRUCTS.contains(&outer) {
-        return Ok((outer.to_owned(), false));
-    }
-    let head: TypedStructHead = decode(any)?;
-    Ok((type_name(&head.type_url).to_owned(), true))
-}
 
 /// The HTTP filters that Fairway has, by type.
 pub struct Registry {
@@ -132,16 +100,14 @@ impl Registry {
     /// # Errors
     /// The type is unsupported (the error names it) or its factory refused the configuration.
     pub fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Compiled, ConfigError> {
-        let (name, wrapped) = inner_type(any)?;
+        let name = inner_type_name(any)?;
         if name == ROUTER {
             return Ok(Compiled::Router);
         }
         if let Some(known) = HARMLESS.iter().find(|h| **h == name) {
             return Ok(Compiled::Harmless(known));
         }
-        self.factory(&name, wrapped)?
-            .compile(any, cx)
-            .map(Compiled::Filter)
+        self.factory(&name)?.compile(any, cx).map(Compiled::Filter)
     }
 
     /// Compiles one value of `typed_per_filter_config`; `None` for harmless filters and for unsupported
@@ -154,10 +120,10 @@ impl Registry {
         any: &Any,
         cx: &FactoryContext,
     ) -> Result<Option<RouteFilterConfig>, ConfigError> {
-        if type_name(&any.type_url) != FILTER_CONFIG {
+        if inner_type_name(any)? != FILTER_CONFIG {
             return self.compile_route_inner(any, cx);
         }
-        let wrapper: FilterConfig = decode(any)?;
+        let wrapper: FilterConfig = unpack(any)?;
         if wrapper.disabled {
             return Ok(Some(RouteFilterConfig::Disabled));
         }
@@ -165,8 +131,8 @@ impl Registry {
         let Some(config) = &wrapper.config else {
             return Ok(Some(RouteFilterConfig::Config(Arc::new(()))));
         };
-        let known = inner_type(config)
-            .is_ok_and(|(name, wrapped)| !wrapped && self.factories.contains_key(name.as_str()));
+        let known =
+            inner_type_name(config).is_ok_and(|name| self.factories.contains_key(name.as_str()));
         if wrapper.is_optional && !known {
             return Ok(None);
         }
@@ -178,25 +144,17 @@ impl Registry {
         any: &Any,
         cx: &FactoryContext,
     ) -> Result<Option<RouteFilterConfig>, ConfigError> {
-        let (name, wrapped) = inner_type(any)?;
+        let name = inner_type_name(any)?;
         if HARMLESS.contains(&name.as_str()) {
             return Ok(None);
         }
-        self.factory(&name, wrapped)?
-            .compile_route(any, cx)
-            .map(Some)
+        self.factory(&name)?.compile_route(any, cx).map(Some)
     }
 
-    fn factory(
-        &self,
-        name: &str,
-        wrapped: bool,
-    ) -> Result<&Arc<dyn HttpFilterFactory>, ConfigError> {
-        let factory = self.factories.get(name).filter(|_| !wrapped);
-        factory.ok_or_else(|| {
-            let form = if wrapped { " as a TypedStruct" } else { "" };
-            ConfigError::new(format!("HTTP filter type {name}{form} is not supported"))
-        })
+    fn factory(&self, name: &str) -> Result<&Arc<dyn HttpFilterFactory>, ConfigError> {
+        self.factories
+            .get(name)
+            .ok_or_else(|| ConfigError::new(format!("HTTP filter type {name} is not supported")))
     }
 }
 
@@ -219,7 +177,9 @@ impl FilterNames {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use prost::Message;
+
     use super::*;
 
     struct NoGrpc;
@@ -229,11 +189,18 @@ mod tests {
         }
     }
 
-    fn cx() -> FactoryContext {
+    pub(crate) fn cx() -> FactoryContext {
         FactoryContext {
             id: FilterId(0),
             grpc: Arc::new(NoGrpc),
         }
+    }
+
+    /// The first field of both `TypedStruct` messages.
+    #[derive(Clone, PartialEq, Message)]
+    struct TypedStructHead {
+        #[prost(string, tag = "1")]
+        type_url: String,
     }
 
     fn any(name: &str, value: Vec<u8>) -> Any {
@@ -259,6 +226,12 @@ mod tests {
             registry.compile(&any(ROUTER, vec![]), &cx()),
             Ok(Compiled::Router)
         ));
+        let cors = TypedStructHead {
+            type_url: "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors".into(),
+        };
+        let wrapped = any("xds.type.v3.TypedStruct", cors.encode_to_vec());
+        let compiled = registry.compile(&wrapped, &cx());
+        assert!(matches!(compiled, Ok(Compiled::Filter(_))));
         let unknown = registry.compile(&any("a.b.Health", vec![]), &cx());
         assert!(unknown.err().unwrap().to_string().contains("a.b.Health"));
     }

@@ -218,7 +218,7 @@ fn disabled_filters_see_nothing_and_ready_filters_need_one_poll() {
         Probe::new(Act::Reply, Act::Pass),
     ];
     let facts = info();
-    facts.borrow_mut().route = Some(Rc::new(Route));
+    facts.borrow_mut().route = Some(Arc::new(Route));
     let mut run = StreamFilters::new(chain(&probes), &facts);
     let mut head = RequestHead::new(Method::GET, "/");
     let mut body = Body::Empty;

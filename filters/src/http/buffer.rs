@@ -9,13 +9,14 @@ use envoy_types::pb::envoy::extensions::filters::http::buffer::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode};
+use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
 use crate::body::{Body, ResetReason};
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::head::RequestHead;
-use crate::registry::{FactoryContext, HttpFilterFactory, decode};
+use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::stream::{FilterId, RouteFilterConfig};
 
 /// Compiles the buffer filter.
@@ -40,7 +41,7 @@ impl HttpFilterFactory for BufferFactory {
     fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Arc<dyn HttpFilter>, ConfigError> {
         Ok(Arc::new(BufferFilter {
             id: cx.id,
-            limit: limit(&decode(any)?)?,
+            limit: limit(&unpack(any)?)?,
         }))
     }
 
@@ -49,7 +50,7 @@ impl HttpFilterFactory for BufferFactory {
         any: &Any,
         _: &FactoryContext,
     ) -> Result<RouteFilterConfig, ConfigError> {
-        match decode::<BufferPerRoute>(any)?.r#override {
+        match unpack::<BufferPerRoute>(any)?.r#override {
             Some(Override::Disabled(true)) => Ok(RouteFilterConfig::Disabled),
             Some(Override::Buffer(config)) => {
                 let limit = limit(&config).at("buffer")?;
@@ -100,6 +101,7 @@ mod tests {
     use std::task::{Context, Poll};
 
     use bytes::Bytes;
+    use envoy_types::pb::google::protobuf::UInt32Value;
     use http::Method;
 
     use super::*;
@@ -132,6 +134,22 @@ mod tests {
             Step::Wait(future) => future.await,
         };
         (flow, head, body)
+    }
+
+    #[test]
+    fn the_chain_and_the_routes_have_their_own_types() {
+        let cx = crate::registry::tests::cx();
+        let buffer = Buffer {
+            max_request_bytes: Some(UInt32Value { value: 9 }),
+        };
+        let chain = xds_client::any::pack(&buffer);
+        let route = xds_client::any::pack(&BufferPerRoute {
+            r#override: Some(Override::Buffer(buffer)),
+        });
+        assert!(BufferFactory.compile(&chain, &cx).is_ok());
+        assert!(BufferFactory.compile(&route, &cx).is_err());
+        assert!(BufferFactory.compile_route(&route, &cx).is_ok());
+        assert!(BufferFactory.compile_route(&chain, &cx).is_err());
     }
 
     #[tokio::test]

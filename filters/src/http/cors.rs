@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
-use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use envoy_types::pb::envoy::r#type::matcher::v3::{self as pb, string_matcher::MatchPattern};
 use envoy_types::pb::google::protobuf::Any;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -12,14 +12,15 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use regex::Regex;
+use xds_client::any::unpack;
 use xds_client::error::ConfigError;
 
 use crate::body::Body;
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::head::{RequestHead, ResponseHead};
-use crate::registry::{FactoryContext, HttpFilterFactory, decode};
+use crate::matcher::StringMatcher;
+use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::stream::{FilterId, RouteFilterConfig};
 
 const REQUEST_PRIVATE_NETWORK: HeaderName =
@@ -38,47 +39,22 @@ struct CorsFilter {
 /// A matcher of origins.
 enum Origin {
     Any,
-    Exact(String, bool),
-    Prefix(String, bool),
-    Suffix(String, bool),
-    Contains(String, bool),
-    Regex(Regex),
+    Like(StringMatcher),
 }
 
 impl Origin {
-    fn compile(matcher: &StringMatcher) -> Result<Self, ConfigError> {
-        let nocase = matcher.ignore_case;
-        let text = |s: &String| match nocase {
-            true => s.to_ascii_lowercase(),
-            false => s.clone(),
-        };
-        Ok(match &matcher.match_pattern {
+    fn compile(matcher: &pb::StringMatcher) -> Result<Self, ConfigError> {
+        match &matcher.match_pattern {
             // Envoy takes an exact `*` as any origin.
-            Some(MatchPattern::Exact(s)) if s == "*" => Self::Any,
-            Some(MatchPattern::Exact(s)) => Self::Exact(text(s), nocase),
-            Some(MatchPattern::Prefix(s)) => Self::Prefix(text(s), nocase),
-            Some(MatchPattern::Suffix(s)) => Self::Suffix(text(s), nocase),
-            Some(MatchPattern::Contains(s)) => Self::Contains(text(s), nocase),
-            Some(MatchPattern::SafeRegex(r)) => Self::Regex(
-                Regex::new(&format!("^(?:{})$", r.regex))
-                    .map_err(|e| ConfigError::new(e.to_string()).at("safe_regex"))?,
-            ),
-            _ => return Err(ConfigError::unsupported("match_pattern")),
-        })
+            Some(MatchPattern::Exact(s)) if s == "*" => Ok(Self::Any),
+            _ => StringMatcher::compile(matcher).map(Self::Like),
+        }
     }
 
-    fn matches(&self, origin: &str) -> bool {
-        let fold = |nocase: &bool| match nocase {
-            true => std::borrow::Cow::Owned(origin.to_ascii_lowercase()),
-            false => std::borrow::Cow::Borrowed(origin),
-        };
+    fn matches(&self, origin: &[u8]) -> bool {
         match self {
             Self::Any => true,
-            Self::Exact(s, nocase) => fold(nocase) == *s,
-            Self::Prefix(s, nocase) => fold(nocase).starts_with(s),
-            Self::Suffix(s, nocase) => fold(nocase).ends_with(s),
-            Self::Contains(s, nocase) => fold(nocase).contains(s),
-            Self::Regex(r) => r.is_match(origin),
+            Self::Like(matcher) => matcher.matches(origin),
         }
     }
 }
@@ -112,7 +88,7 @@ fn header(text: &str, field: &str) -> Result<Option<HeaderValue>, ConfigError> {
 
 impl HttpFilterFactory for CorsFactory {
     fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Arc<dyn HttpFilter>, ConfigError> {
-        decode::<Cors>(any)?;
+        unpack::<Cors>(any)?;
         Ok(Arc::new(CorsFilter { id: cx.id }))
     }
 
@@ -121,7 +97,7 @@ impl HttpFilterFactory for CorsFactory {
         any: &Any,
         _: &FactoryContext,
     ) -> Result<RouteFilterConfig, ConfigError> {
-        let proto: CorsPolicy = decode(any)?;
+        let proto: CorsPolicy = unpack(any)?;
         if let Some(enabled) = &proto.filter_enabled {
             match enabled.default_value.map(|p| (p.numerator, p.denominator)) {
                 Some((0, _)) => return Ok(RouteFilterConfig::Disabled),
@@ -170,9 +146,7 @@ impl HttpFilter for CorsFilter {
         let Some(policy) = route_config::<Policy>(info, self.id) else {
             return Step::CONTINUE;
         };
-        let allowed = origin
-            .to_str()
-            .is_ok_and(|text| policy.origins.iter().any(|m| m.matches(text)));
+        let allowed = policy.origins.iter().any(|m| m.matches(origin.as_bytes()));
         let preflight = head.method == Method::OPTIONS
             && (head.headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| !m.is_empty());
         if preflight && (allowed || !policy.forward_not_matching) {
@@ -226,8 +200,6 @@ impl HttpFilter for CorsFilter {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
     use crate::chain::tests::info;
 
@@ -250,11 +222,21 @@ mod tests {
 
     fn run(method: Method, origin: &str, forward: bool) -> (Option<LocalReply>, HeaderMap) {
         let facts = info();
-        let regex = Regex::new("^(?:https://[a-z]+\\.example)$").unwrap();
+        let matcher = |ignore_case, pattern| {
+            Origin::compile(&pb::StringMatcher {
+                ignore_case,
+                match_pattern: Some(pattern),
+            })
+            .unwrap()
+        };
+        let regex = pb::RegexMatcher {
+            regex: "https://[a-z]+\\.example".into(),
+            ..pb::RegexMatcher::default()
+        };
         let policy = Policy {
             origins: vec![
-                Origin::Regex(regex),
-                Origin::Prefix("http://local".into(), true),
+                matcher(false, MatchPattern::SafeRegex(regex)),
+                matcher(true, MatchPattern::Prefix("http://local".into())),
             ],
             methods: Some(HeaderValue::from_static("GET,POST")),
             headers: None,
@@ -265,7 +247,7 @@ mod tests {
             forward_not_matching: forward,
         };
         let route = Route(RouteFilterConfig::Config(Arc::new(policy)));
-        facts.borrow_mut().route = Some(Rc::new(route));
+        facts.borrow_mut().route = Some(Arc::new(route));
         let filter = CorsFilter { id: FilterId(0) };
         let mut head = RequestHead::new(method, "/");
         (head.headers).insert(ORIGIN, HeaderValue::from_str(origin).unwrap());
@@ -295,6 +277,17 @@ mod tests {
         assert!(reply.is_none());
         assert_eq!(headers[ACCESS_CONTROL_ALLOW_ORIGIN], "HTTP://LOCAL:80");
         assert_eq!(headers[ACCESS_CONTROL_EXPOSE_HEADERS], "x-a");
+    }
+
+    #[test]
+    fn the_chain_and_the_routes_have_their_own_types() {
+        let cx = crate::registry::tests::cx();
+        let chain = xds_client::any::pack(&Cors::default());
+        let route = xds_client::any::pack(&CorsPolicy::default());
+        assert!(CorsFactory.compile(&chain, &cx).is_ok());
+        assert!(CorsFactory.compile(&route, &cx).is_err());
+        assert!(CorsFactory.compile_route(&route, &cx).is_ok());
+        assert!(CorsFactory.compile_route(&chain, &cx).is_err());
     }
 
     #[test]

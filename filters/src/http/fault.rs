@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
+use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
 use crate::body::Body;
@@ -19,7 +20,7 @@ use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::flags::ResponseFlags;
 use crate::head::RequestHead;
-use crate::registry::{FactoryContext, HttpFilterFactory, decode};
+use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::stream::{FilterId, RouteFilterConfig};
 
 /// Compiles the fault filter.
@@ -70,7 +71,7 @@ struct Fault {
 }
 
 fn compile(any: &Any) -> Result<Fault, ConfigError> {
-    let proto: HttpFault = decode(any)?;
+    let proto: HttpFault = unpack(any)?;
     let unsupported = [
         ("upstream_cluster", !proto.upstream_cluster.is_empty()),
         ("headers", !proto.headers.is_empty()),
@@ -218,17 +219,12 @@ mod tests {
 
     #[test]
     fn empty_is_accepted_and_scope_is_refused() {
-        use prost::Message;
-        assert!(compile(&Any::default()).is_ok());
+        assert!(compile(&xds_client::any::pack(&HttpFault::default())).is_ok());
         let scoped = HttpFault {
             upstream_cluster: "c".into(),
             ..HttpFault::default()
         };
-        let value = scoped.encode_to_vec();
-        let any = Any {
-            value,
-            ..Any::default()
-        };
+        let any = xds_client::any::pack(&scoped);
         assert_eq!(compile(&any).unwrap_err().path(), "upstream_cluster");
     }
 }

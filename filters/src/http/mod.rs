@@ -1,9 +1,16 @@
 //! The HTTP filters.
 
 pub mod buffer;
+pub mod compressor;
 pub mod cors;
+pub mod ext_authz;
+pub mod ext_proc;
 pub mod fault;
 pub mod gzip;
+mod wire;
+
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
@@ -31,4 +38,22 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.fault.v3.HTTPFault",
         Arc::new(fault::FaultFactory),
     );
+    for name in [
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+    ] {
+        registry.add(name, Arc::new(ext_authz::ExtAuthzFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+    ] {
+        registry.add(name, Arc::new(ext_proc::ExtProcFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.compressor.v3.Compressor",
+        "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute",
+    ] {
+        registry.add(name, Arc::new(compressor::CompressorFactory));
+    }
 }

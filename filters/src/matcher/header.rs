@@ -210,6 +210,7 @@ mod tests {
 
     // The examples in route_components.proto.
     #[test]
+    #[allow(deprecated)] // ExactMatch is still sent
     fn missing_headers_and_inversion() {
         let range = || {
             Some(Spec::RangeMatch(
