@@ -263,7 +263,7 @@ impl Inner {
 
     fn level(&self, component: &str) -> Level {
         let stored = index(component).and_then(|i| self.levels.get(i));
-        stored.map_or(Level::Info, |l| read(l))
+        stored.map_or(Level::Info, read)
     }
 
     fn store(&self, component: &str, level: Level) -> bool {

@@ -194,9 +194,11 @@ impl FilterChainHandler for HttpChain {
             match config.max_connection_duration {
                 None => serve_http(config, io, prefix, info, control).await,
                 Some(most) => {
+                    let counted = config.clone();
                     let serving = serve_http(config, io, prefix, info, control.clone());
                     tokio::pin!(serving);
                     if tokio::time::timeout(most, &mut serving).await.is_err() {
+                        counted.count_max_duration();
                         control.drain();
                         serving.await;
                     }
@@ -225,7 +227,7 @@ async fn serve_http(
             None => return,
         },
     };
-    let service = Rc::new(ConnectionManager::new(
+    let service = Rc::new(ConnectionManager::start(
         config.clone(),
         info,
         control.clone(),

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use filters::body::{Body, BodyError, ResetReason};
+use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
@@ -44,8 +44,6 @@ pub(crate) enum Forwarded {
     Response(ResponseHead, Body),
     /// A response of our own.
     Reply(Box<LocalReply>),
-    /// Nothing: the stream is reset.
-    Reset(BodyError),
 }
 
 impl Forwarded {

@@ -126,12 +126,6 @@ impl AfterRequest {
         };
         timer.as_mut().poll(cx)
     }
-
-    /// Whether there is a limit at all.
-    #[cfg(test)]
-    pub(super) fn is_set(&self) -> bool {
-        self.length.is_some()
-    }
 }
 
 /// A response body under the global timeout. When it strikes, the response has begun: the stream is reset.

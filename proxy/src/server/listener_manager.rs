@@ -1,7 +1,6 @@
 //! Adds, changes and removes listeners on the running workers.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
@@ -312,11 +311,9 @@ impl ListenerManager {
     }
 
     /// Waits until every worker has carried out what it was told so far.
-    pub fn flush(&self) -> impl Future<Output = ()> + '_ {
-        async {
-            for worker in &self.workers {
-                worker.flush().await;
-            }
+    pub async fn flush(&self) {
+        for worker in &self.workers {
+            worker.flush().await;
         }
     }
 }

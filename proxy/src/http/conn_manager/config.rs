@@ -104,10 +104,7 @@ impl HcmConfig {
     /// Names the field that cannot be honoured.
     pub fn compile(proto: &HttpConnectionManager, parts: HcmParts) -> Result<Self, ConfigError> {
         refuse_unsupported(proto)?;
-        let common = proto
-            .common_http_protocol_options
-            .clone()
-            .unwrap_or_default();
+        let common = proto.common_http_protocol_options.unwrap_or_default();
         let http1 = proto.http_protocol_options.clone().unwrap_or_default();
         let max_head_kb = proto
             .max_request_headers_kb
@@ -130,7 +127,6 @@ impl HcmConfig {
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
-                ..Http1Settings::default()
             },
             http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
             idle_timeout,
@@ -183,6 +179,11 @@ impl HcmConfig {
             chain: parts.chain,
             access_logs: parts.access_logs,
         })
+    }
+
+    /// Counts a connection that has reached `max_connection_duration`.
+    pub fn count_max_duration(&self) {
+        self.stats.downstream_cx_max_duration_reached.inc();
     }
 
     /// Whether a sender at this address is internal. Since Envoy 1.33 no address is, unless configured.

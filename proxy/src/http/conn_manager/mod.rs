@@ -34,7 +34,7 @@ pub struct ConnectionManager {
 
 impl ConnectionManager {
     /// A manager for a connection, which it counts for as long as it lives.
-    pub fn new(
+    pub fn start(
         config: Arc<HcmConfig>,
         connection: Rc<ConnectionInfo>,
         control: ConnectionControl,

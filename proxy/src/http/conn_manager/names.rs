@@ -29,7 +29,6 @@ names! {
     SERVICE_TIME = "x-envoy-upstream-service-time";
     OVERLOADED = "x-envoy-overloaded";
     GRPC_TIMEOUT = "grpc-timeout";
-    GRPC_STATUS = "grpc-status";
 }
 
 /// Obeyed from internal senders only; taken off everyone else's requests.

@@ -225,7 +225,6 @@ async fn run(
             count_reply(config, &reply);
             Err(Stop::Reply(reply))
         }
-        Forwarded::Reset(error) => Err(Stop::Reset(error)),
     }
 }
 

@@ -347,7 +347,7 @@ async fn fetch(response: &[u8], step: usize) -> Result<(u16, Vec<u8>, bool), Res
     head.authority = "h".into();
     let connection = ClientConnection::new(client, Rc::new(settings()));
     let mut answer = connection
-        .exchange(head, Body::Empty, options)
+        .exchange(&head, Body::Empty, options)
         .await
         .map_err(|e| e.reason)?;
     let body = answer.body.collect(1 << 20).await.map_err(|e| e.reason)?;
@@ -420,7 +420,7 @@ fn client_and_server_together_with_trailers() {
         let connection = ClientConnection::new(client, Rc::new(settings()));
         let body = Body::stream(Unsized(sent.clone()));
         let mut answer = connection
-            .exchange(head, body, ExchangeOptions::default())
+            .exchange(&head, body, ExchangeOptions::default())
             .await
             .unwrap();
         assert_eq!(answer.body.collect(1 << 20).await.unwrap(), sent);
