@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod compiled;
 pub mod drain;
+pub mod echo;
 pub mod filter_chain_match;
 pub mod lifecycle;
 pub mod listener;

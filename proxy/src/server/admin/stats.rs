@@ -173,6 +173,7 @@ fn metric(name: &str) -> String {
         .find_map(|p| name.strip_prefix(p))
     {
         Some(custom) => sanitize(custom),
+        None if name.starts_with("istio_") => sanitize(name),
         None => format!("envoy_{}", sanitize(name)),
     }
 }
