@@ -1,5 +1,6 @@
 //! xDS resources, validated and compiled, and the stores that publish them.
 
+pub mod chain;
 pub mod context;
 pub mod dns;
 pub mod resources;

@@ -4,6 +4,7 @@
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
 pub mod admin;
+pub mod admin_backend;
 pub mod compiled;
 pub mod drain;
 pub mod echo;
