@@ -11,8 +11,8 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::Any;
@@ -125,10 +125,7 @@ fn rds_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
             continue;
         };
         if let Some(RouteSpecifier::Rds(rds)) = config.route_specifier {
-            names.push((
-                rds.route_config_name,
-                rds.config_source.unwrap_or_default(),
-            ));
+            names.push((rds.route_config_name, rds.config_source.unwrap_or_default()));
         }
     }
     names
@@ -181,13 +178,17 @@ impl Resources {
             let any = packed(&pack(CDS, cluster));
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
-            state.statics.insert((Static::Cluster, cluster.name.clone()));
+            state
+                .statics
+                .insert((Static::Cluster, cluster.name.clone()));
         }
         self.cluster_numbers();
         for (i, listener) in resources.listeners.iter().enumerate() {
             let path = format!("static_resources.listeners[{i}]");
             let any = Arc::new(pack(LDS, listener));
-            state.statics.insert((Static::Listener, listener.name.clone()));
+            state
+                .statics
+                .insert((Static::Listener, listener.name.clone()));
             self.listener(state, listener.clone(), "", &any).at(path)?;
         }
         Ok(())
@@ -314,7 +315,10 @@ impl Resources {
             .iter()
             .map(|(name, _)| self.context.routes.slot(name))
             .collect();
-        if wanted.iter().all(|(n, _)| self.context.routes.is_answered(n)) {
+        if wanted
+            .iter()
+            .all(|(n, _)| self.context.routes.is_answered(n))
+        {
             state.warming.remove(&listener.name);
             state.rds_sources.extend(wanted);
             return self.activate(state, &listener, version, any);
@@ -346,8 +350,13 @@ impl Resources {
         state.listeners.apply(listener, version)?;
         let name = (Static::Listener, listener.name.clone());
         let is_static = version.is_empty() && state.statics.contains(&name);
-        self.config
-            .accepted(Kind::Listener, &listener.name, version, packed(any), is_static);
+        self.config.accepted(
+            Kind::Listener,
+            &listener.name,
+            version,
+            packed(any),
+            is_static,
+        );
         Ok(())
     }
 
@@ -432,16 +441,13 @@ impl Resources {
         let cold = clusters.iter().filter(|c| !c.warm).count();
         let scope = self.context.stats.scope("cluster_manager");
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        scope.gauge("active_clusters").set(number(clusters.len() - cold));
+        scope
+            .gauge("active_clusters")
+            .set(number(clusters.len() - cold));
         scope.gauge("warming_clusters").set(number(cold));
     }
 
-    fn take(
-        &self,
-        state: &mut State,
-        kind: Kind,
-        resource: &Resource,
-    ) -> Result<(), ConfigError> {
+    fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
         let (any, version) = (&resource.any, resource.version.as_str());
         match kind {
             Kind::Cluster => {
@@ -506,7 +512,9 @@ impl Resources {
     fn drop_resource(&self, state: &mut State, kind: Kind, name: &str) {
         match kind {
             Kind::Cluster if state.statics.contains(&(Static::Cluster, name.to_owned())) => return,
-            Kind::Listener if state.statics.contains(&(Static::Listener, name.to_owned())) => return,
+            Kind::Listener if state.statics.contains(&(Static::Listener, name.to_owned())) => {
+                return;
+            }
             Kind::Cluster => {
                 lock(&self.clusters).remove_cluster(name);
             }

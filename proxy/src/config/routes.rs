@@ -87,6 +87,9 @@ mod tests {
         assert_eq!(store.wanted(), ["a"]);
         drop(a);
         assert!(store.wanted().is_empty());
-        assert!(!store.is_answered("a"), "an answer is not kept over lost interest");
+        assert!(
+            !store.is_answered("a"),
+            "an answer is not kept over lost interest"
+        );
     }
 }

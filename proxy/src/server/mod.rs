@@ -14,5 +14,6 @@ pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
 pub mod sniff;
+pub mod process;
 pub mod socket;
 pub mod worker;
