@@ -4,6 +4,7 @@
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
 pub mod admin;
+pub mod admin_backend;
 pub mod compiled;
 pub mod drain;
 pub mod echo;
@@ -13,5 +14,6 @@ pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
 pub mod sniff;
+pub mod process;
 pub mod socket;
 pub mod worker;

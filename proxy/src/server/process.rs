@@ -1,0 +1,250 @@
+//! The whole process: from the command line to serving, and its end.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::core::v3::GrpcService;
+use filters::registry::{GrpcConnector, Registry};
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{RunArgs, Server, ShutdownWatch};
+use pingora_core::services::background::{BackgroundService, background_service};
+use tonic::transport::Channel;
+use xds_client::error::ConfigError;
+
+use super::admin::{self, AdminBackend, AdminListener, ServerState};
+use super::admin_backend::{Backend, resident_bytes};
+use super::drain::DrainManager;
+use super::lifecycle::Lifecycle;
+use super::listener::ListenerContext;
+use super::listener_manager::ListenerManager;
+use super::socket::BindAddress;
+use crate::bootstrap::command_line::{CommandLine, Mode};
+use crate::bootstrap::logging::{LogHandle, LogOptions};
+use crate::bootstrap::{DEFAULT_BOOTSTRAP, settings::Settings};
+use crate::config::chain::ChainCompiler;
+use crate::config::context::{AccessLogs, ChainContext};
+use crate::config::resources::Resources;
+use crate::config::routes::RouteStore;
+use crate::config::sources::Sources;
+use crate::server::admin::config_dump::ConfigStore;
+use crate::telemetry::stats::{Stats, StatsSettings};
+use crate::upstream::manager::ClusterManager;
+
+/// Refuses: filters cannot call gRPC services through clusters yet.
+struct NoGrpc;
+
+impl GrpcConnector for NoGrpc {
+    fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
+        Err(ConfigError::unsupported("grpc_service"))
+    }
+}
+
+struct Control {
+    backend: Arc<Backend>,
+    bootstrap: Bootstrap,
+    stats: Arc<Stats>,
+    echo: bool,
+}
+
+/// Runs the process; returns when it has ended.
+///
+/// # Errors
+/// One line that says why it cannot start.
+pub fn run(line: CommandLine) -> Result<(), String> {
+    let log = LogHandle::init(&LogOptions {
+        level: line.log_level.clone(),
+        component_levels: line.component_log_level.clone(),
+        format: line.log_format.clone(),
+        escaped: line.log_format_escaped,
+        path: line.log_path.clone(),
+    })?;
+    let echo = line.config_path.is_none() && line.config_yaml.is_none();
+    let yaml = if echo {
+        Some(DEFAULT_BOOTSTRAP)
+    } else {
+        line.config_yaml.as_deref()
+    };
+    let bootstrap = xds_client::bootstrap::load(xds_client::bootstrap::LoadOptions {
+        path: line.config_path.as_deref().map(std::path::Path::new),
+        config_yaml: yaml,
+        allow_unknown: line.allow_unknown_static_fields,
+    })
+    .map_err(|e| e.to_string())?;
+    let settings = Settings::new(&line, &bootstrap).map_err(|e| e.to_string())?;
+    let stats = Stats::with_settings(
+        bootstrap
+            .stats_config
+            .as_ref()
+            .map(StatsSettings::from_proto)
+            .unwrap_or_default(),
+    );
+    let clusters = Arc::new(Mutex::new(ClusterManager::new()));
+    let slots = clusters.clone();
+    let context = Arc::new(ChainContext {
+        routes: Arc::new(RouteStore::default()),
+        clusters: Arc::new(move |name: &str| {
+            slots
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .slot(name)
+        }),
+        stats: stats.clone(),
+        registry: Arc::new(Registry::default()),
+        filter_names: Mutex::default(),
+        grpc: Arc::new(NoGrpc),
+        access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
+        reject_fragment: settings.reject_path_with_fragment,
+        runtime: Arc::new(settings.runtime.clone()),
+    });
+    let drain = Arc::new(DrainManager::new(
+        settings.drain_time,
+        settings.drain_strategy,
+    ));
+    let runtime = context.runtime.clone();
+    let listeners = ListenerManager::new(
+        settings.concurrency,
+        Arc::new(ListenerContext::new(settings.max_connections)),
+        drain.clone(),
+        Arc::new(ChainCompiler(context.clone())),
+        Arc::new(move |key| runtime.integer(key)),
+    );
+    let config = Arc::new(ConfigStore::default());
+    let resources = Resources::new(clusters, context.clone(), config.clone(), listeners);
+    if line.mode == Mode::Validate {
+        resources.validate(&bootstrap).map_err(|e| e.to_string())?;
+        println!(
+            "configuration '{}' OK",
+            line.config_path.as_deref().unwrap_or_default()
+        );
+        return Ok(());
+    }
+    resources
+        .apply_static(&bootstrap)
+        .map_err(|e| e.to_string())?;
+    let (draining, ending) = (drain.clone(), resources.clone());
+    let reopening = context.clone();
+    let reopen_log = log.clone();
+    let lifecycle = Lifecycle::new(
+        Arc::new(move || {
+            let plan = draining.start(true);
+            let drained = ending.with_listeners(|l| l.drain_all(plan, false, true));
+            Box::pin(drained.wait())
+        }),
+        Arc::new(move || {
+            reopening.access_logs.reopen();
+            let _ = reopen_log.reopen();
+        }),
+    );
+    let backend = Arc::new(Backend {
+        resources,
+        context,
+        config,
+        drain,
+        settings,
+        line,
+        log,
+        quit: lifecycle.quit(),
+        started: Instant::now(),
+        failed: AtomicBool::new(false),
+    });
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
+    let control = Control {
+        backend,
+        bootstrap,
+        stats,
+        echo,
+    };
+    server.add_service(background_service("control", control));
+    server.run(RunArgs {
+        shutdown_signal: Box::new(lifecycle),
+    });
+    Ok(())
+}
+
+#[async_trait]
+impl BackgroundService for Control {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        if let Err(e) = self.serve().await {
+            tracing::error!("{e}");
+            self.backend.quit.notify_one();
+        }
+        let _ = shutdown.changed().await;
+    }
+}
+
+impl Control {
+    async fn serve(&self) -> Result<(), String> {
+        let backend = &self.backend;
+        if let Some(address) = &backend.settings.admin {
+            let failed = |e: std::io::Error| format!("admin {address}: {e}");
+            let listener = match address {
+                BindAddress::Tcp { address, .. } => AdminListener::Tcp(
+                    tokio::net::TcpListener::bind(address)
+                        .await
+                        .map_err(failed)?,
+                ),
+                BindAddress::Pipe { path, .. } => {
+                    AdminListener::Unix(tokio::net::UnixListener::bind(&**path).map_err(failed)?)
+                }
+            };
+            tokio::spawn(admin::serve(listener, backend.clone(), self.stats.clone()));
+        }
+        if self.echo {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:10001").await;
+            tokio::spawn(super::echo::serve(
+                listener.map_err(|e| format!("echo: {e}"))?,
+            ));
+            println!(
+                "fairway listens on 127.0.0.1:10000, admin on 127.0.0.1:9901. Try:\n  \
+                 curl http://127.0.0.1:10000/hello\n  \
+                 curl http://127.0.0.1:10000/anything\n  \
+                 curl http://127.0.0.1:9901/stats"
+            );
+        }
+        let handler = backend.resources.clone();
+        let sources = Sources::new(
+            &self.bootstrap,
+            backend.settings.node.clone(),
+            Box::new(move || handler.handler()),
+        );
+        let sources = sources.map_err(|e| e.to_string())?;
+        let subscribed = backend.resources.subscribe(&self.bootstrap, sources);
+        subscribed.map_err(|e| e.to_string())?;
+        tokio::spawn(crate::config::dns::run(backend.resources.clone()));
+        tokio::spawn(numbers(backend.clone(), self.stats.clone()));
+        Ok(())
+    }
+}
+
+/// Keeps `server.*` and ends the histograms' intervals, for ever.
+async fn numbers(backend: Arc<Backend>, stats: Arc<Stats>) {
+    let scope = stats.scope("server");
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    scope
+        .gauge("concurrency")
+        .set(number(backend.settings.concurrency as u64));
+    for tick in 0_u64.. {
+        let state = backend.state();
+        scope.gauge("state").set(state as i64);
+        scope
+            .gauge("live")
+            .set(i64::from(state == ServerState::Live));
+        scope
+            .gauge("uptime")
+            .set(number(backend.started.elapsed().as_secs()));
+        scope
+            .gauge("memory_allocated")
+            .set(number(resident_bytes()));
+        let active = backend
+            .resources
+            .with_listeners(|l| l.context().global.active());
+        scope.gauge("total_connections").set(number(active));
+        if tick % 5 == 0 {
+            stats.flush();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
