@@ -151,9 +151,15 @@ impl AdminBackend for Backend {
     fn listeners(&self) -> Vec<(String, Vec<String>)> {
         self.resources.with_listeners(|listeners| {
             let one = |name: &str, bound: &[super::socket::BindAddress]| {
-                (name.to_owned(), bound.iter().map(ToString::to_string).collect())
+                (
+                    name.to_owned(),
+                    bound.iter().map(ToString::to_string).collect(),
+                )
             };
-            listeners.listeners().map(|(c, b, _)| one(&c.name, b)).collect()
+            listeners
+                .listeners()
+                .map(|(c, b, _)| one(&c.name, b))
+                .collect()
         })
     }
 
@@ -164,9 +170,10 @@ impl AdminBackend for Backend {
             plan.time = std::time::Duration::ZERO;
         }
         // Nobody waits for the end.
-        drop(self.resources.with_listeners(|listeners| {
-            listeners.drain_all(plan, request.inbound_only, false)
-        }));
+        drop(
+            self.resources
+                .with_listeners(|listeners| listeners.drain_all(plan, request.inbound_only, false)),
+        );
     }
 
     fn health_check(&self, ok: bool) {

@@ -13,7 +13,7 @@ pub mod lifecycle;
 pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
-pub mod sniff;
 pub mod process;
+pub mod sniff;
 pub mod socket;
 pub mod worker;
