@@ -127,7 +127,7 @@ fn dns_clusters_wait_for_their_names() {
     assert!(manager.slot("dns").get().is_none());
     assert_eq!(&*manager.dns_names_wanted()[0].0, "example.test");
     let answers = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
-    manager.apply_resolved("example.test", answers);
+    manager.apply_resolved("example.test", DnsLookupFamily::Auto, answers);
     assert_eq!(manager.slot("dns").get().unwrap().hosts().total(), 2);
 }
 
