@@ -34,6 +34,13 @@ pub(crate) fn compile_assignment(
     config: &ClusterConfig,
     proto: &eds::ClusterLoadAssignment,
 ) -> Result<(Vec<Locality>, u32), ConfigError> {
+    if proto
+        .policy
+        .as_ref()
+        .is_some_and(|p| !p.drop_overloads.is_empty())
+    {
+        return Err(ConfigError::unsupported("policy.drop_overloads"));
+    }
     let mut localities = Vec::with_capacity(proto.endpoints.len());
     for (l, group) in proto.endpoints.iter().enumerate() {
         let step = format!("endpoints[{l}]");

@@ -272,8 +272,9 @@ impl HostSet {
                         Health::Healthy
                     };
                     let all = in_panic(level);
-                    let tier =
-                        Tier::new(&level.localities, weighted, &|h| all || h.health() == wanted);
+                    let tier = Tier::new(&level.localities, weighted, &|h| {
+                        all || h.health() == wanted
+                    });
                     loads.push((used, tier));
                 }
             }

@@ -265,6 +265,14 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
 impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
+    /// Refused, because ignoring them would change which host a request reaches, or when it fails:
+    /// `health_checks`, subsets, `per_host_thresholds`, `retry_budget`, and the options
+    /// `max_connection_duration` and `max_stream_duration`.
+    ///
+    /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
+    /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
+    /// telemetry), zone aware routing (it needs a local cluster), and preconnecting (it only saves time).
+    ///
     /// # Errors
     /// The path of the field that is missing, invalid, or not supported.
     // Control planes still send the deprecated fields, and Envoy still reads them.
@@ -294,6 +302,12 @@ impl ClusterConfig {
                 Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
             );
         }
+        let breakers = proto.circuit_breakers.as_ref();
+        if breakers.is_some_and(|b| !b.per_host_thresholds.is_empty()) {
+            return Err(ConfigError::unsupported(
+                "circuit_breakers.per_host_thresholds",
+            ));
+        }
         let mut limits = [[1024, 1024, 1024, 3]; 2];
         for threshold in proto
             .circuit_breakers
@@ -301,6 +315,11 @@ impl ClusterConfig {
             .flat_map(|c| &c.thresholds)
             .rev()
         {
+            if threshold.retry_budget.is_some() {
+                return Err(
+                    ConfigError::unsupported("retry_budget").at("circuit_breakers.thresholds")
+                );
+            }
             let or = |v: &Option<wkt::UInt32Value>, d| v.as_ref().map_or(d, |v| v.value);
             let [default, high] = &mut limits;
             let slot = if threshold.priority == 0 {
@@ -341,6 +360,18 @@ impl ClusterConfig {
             }
         }
         let common = common.unwrap_or_default();
+        let refused = [
+            (
+                common.max_connection_duration.is_some(),
+                "max_connection_duration",
+            ),
+            (common.max_stream_duration.is_some(), "max_stream_duration"),
+        ];
+        for (set, field) in refused {
+            if set {
+                return Err(ConfigError::unsupported(field).at("common_http_protocol_options"));
+            }
+        }
         let max_requests = common
             .max_requests_per_connection
             .as_ref()

@@ -296,7 +296,10 @@ mod tests {
         }
 
         fn resolved(&self, key: &Key, answer: Result<Vec<IpAddr>, String>) {
-            self.answers.lock().unwrap().push((key.name.clone(), answer));
+            self.answers
+                .lock()
+                .unwrap()
+                .push((key.name.clone(), answer));
             self.answered.notify_one();
         }
 

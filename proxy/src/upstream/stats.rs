@@ -182,7 +182,9 @@ impl LazyStats {
         let mut new = false;
         let stats = self.stats.get_or_init(|| {
             new = true;
-            self.scope.clone().map_or_else(ClusterStats::default, ClusterStats::new)
+            self.scope
+                .clone()
+                .map_or_else(ClusterStats::default, ClusterStats::new)
         });
         if new {
             self.flush(stats);
