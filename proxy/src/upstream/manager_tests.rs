@@ -234,20 +234,23 @@ fn resources<M: prost::Message + Default>(file: &std::path::Path) -> Vec<M> {
 
 #[test]
 fn what_istio_sends_is_accepted_whole() {
+    let mut refused = Vec::new();
     for dir in captures() {
         let mut manager = ClusterManager::new();
         let clusters: Vec<pb::Cluster> = resources(&dir.join("cds.pb"));
         let mut names = HashSet::new();
         for proto in &clusters {
             if let Err(e) = manager.apply_cluster(proto, "1") {
-                panic!("{}: {}: {e}", dir.display(), proto.name);
+                refused.push(format!("{}: {}: {e}", dir.display(), proto.name));
+                continue;
             }
             names.insert(proto.name.clone());
         }
         let mut expected = HashMap::new();
         for proto in resources::<ClusterLoadAssignment>(&dir.join("eds.pb")) {
             if let Err(e) = manager.apply_endpoints(&proto) {
-                panic!("{}: {}: {e}", dir.display(), proto.cluster_name);
+                refused.push(format!("{}: {}: {e}", dir.display(), proto.cluster_name));
+                continue;
             }
             let endpoints = proto.endpoints.iter().flat_map(|l| &l.lb_endpoints);
             expected.insert(proto.cluster_name.clone(), endpoints.count());
@@ -264,4 +267,5 @@ fn what_istio_sends_is_accepted_whole() {
             }
         }
     }
+    assert!(refused.is_empty(), "{refused:#?}");
 }
