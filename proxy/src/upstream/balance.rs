@@ -140,7 +140,7 @@ struct Tier {
 }
 
 impl Tier {
-    fn new(localities: &[&LocalityHosts], weighted: bool, keep: impl Fn(&Host) -> bool) -> Self {
+    fn new(localities: &[&LocalityHosts], weighted: bool, keep: &dyn Fn(&Host) -> bool) -> Self {
         let filtered = |l: &LocalityHosts| -> Vec<Arc<Host>> {
             l.hosts.iter().filter(|h| keep(h)).cloned().collect()
         };
@@ -162,6 +162,10 @@ impl Tier {
             let share = (140 * hosts.len() / locality.hosts.len().max(1)).min(100) as u64;
             weights.push(u64::from(locality.weight) * share);
             groups.push(Picks::new(hosts));
+        }
+        if groups.is_empty() {
+            // No locality has a weight and hosts: weights say nothing, and Envoy too takes all hosts.
+            return Self::new(localities, false, keep);
         }
         Self {
             by_weight: schedule(&weights),
@@ -246,7 +250,7 @@ impl HostSet {
             for level in levels.iter().filter(|l| l.total > 0) {
                 seen += level.total as u64;
                 let share = (seen * 100).checked_div(total as u64).unwrap_or(100) as u32;
-                loads.push((share, Tier::new(&level.localities, weighted, |_| true)));
+                loads.push((share, Tier::new(&level.localities, weighted, &|_| true)));
             }
         } else {
             for degraded in [false, true] {
@@ -268,8 +272,9 @@ impl HostSet {
                         Health::Healthy
                     };
                     let all = in_panic(level);
-                    let tier =
-                        Tier::new(&level.localities, weighted, |h| all || h.health() == wanted);
+                    let tier = Tier::new(&level.localities, weighted, &|h| {
+                        all || h.health() == wanted
+                    });
                     loads.push((used, tier));
                 }
             }

@@ -1,20 +1,25 @@
 //! The control side of clusters: applies resources, keeps hosts over updates, fills the slots.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::DnsLookupFamily;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use filters::stream::Address;
+use tokio::sync::Notify;
 use xds_client::error::{At, ConfigError};
 
+use crate::telemetry::stats::Scope;
+use crate::upstream::assignment::{Locality, compile_assignment};
 use crate::upstream::balance::{HostSet, LocalityHosts};
-use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery, Locality, compile_assignment};
+use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery};
 use crate::upstream::host::{Host, HostTransport, Target};
 use crate::upstream::slot::ClusterSlot;
+use crate::upstream::stats::{LazyStats, Update};
 
 /// What applying a cluster did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +62,12 @@ pub struct ClusterManager {
     assignments: HashMap<ByteString, ClusterLoadAssignment>,
     /// Which clusters an EDS resource feeds, so that an update touches no others.
     eds_users: HashMap<ByteString, Vec<ByteString>>,
-    /// DNS answers by name.
-    resolved: HashMap<ByteString, Vec<IpAddr>>,
+    /// DNS answers by name and family.
+    resolved: HashMap<(ByteString, DnsLookupFamily), Vec<IpAddr>>,
+    /// Told when the names that are wanted may have changed.
+    dns_changed: Arc<Notify>,
+    /// The root scope; none: stats record nothing.
+    scope: Option<Scope>,
     next_index: usize,
 }
 
@@ -66,6 +75,17 @@ impl ClusterManager {
     /// A manager without clusters.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Where clusters make their stats when they are first used: `cluster.<name>.` below `root`, which is the
+    /// scope without a prefix. To be set before the first cluster is applied.
+    pub fn set_scope(&mut self, root: Scope) {
+        self.scope = Some(root);
+    }
+
+    /// Notified when [`dns_names_wanted`](Self::dns_names_wanted) may have changed.
+    pub fn dns_changed(&self) -> Arc<Notify> {
+        self.dns_changed.clone()
     }
 
     fn entry(&mut self, name: &str) -> &mut Entry {
@@ -167,7 +187,17 @@ impl ClusterManager {
             Some(kept) => HostSet::new(kept.localities().to_vec(), &config.set),
             None => HostSet::default(),
         };
-        let cluster = Cluster::new(Arc::new(config), breakers, index, set);
+        let stats = old.as_ref().map(|a| &a.cluster);
+        let stats = stats.filter(|c| c.config.stat_name == config.stat_name);
+        let stats = match stats {
+            Some(cluster) => cluster.lazy_stats().clone(),
+            None => LazyStats::new(
+                self.scope
+                    .as_ref()
+                    .map(|s| s.scope(&format!("cluster.{}.", config.stat_name))),
+            ),
+        };
+        let cluster = Cluster::new(Arc::new(config), breakers, stats, index, set);
         let was_known = old.is_some_and(|a| a.known);
         self.entry(&name).active = Some(Active {
             version: version.to_owned(),
@@ -177,6 +207,9 @@ impl ClusterManager {
             known: known || was_known,
         });
         self.rebuild(&name);
+        if dns {
+            self.dns_changed.notify_one();
+        }
         Ok(ClusterChange::Changed)
     }
 
@@ -200,6 +233,7 @@ impl ClusterManager {
                 self.assignments.remove(eds);
             }
         }
+        self.dns_changed.notify_one();
         true
     }
 
@@ -231,6 +265,8 @@ impl ClusterManager {
                 active.overprovisioning = factor;
                 active.known = true;
             }
+            self.count(&user, Update::Attempt);
+            self.count(&user, Update::Success);
             self.rebuild(&user);
         }
         Ok(())
@@ -276,18 +312,62 @@ impl ClusterManager {
         wanted
     }
 
-    /// Applies a DNS answer. A failed look-up is an empty answer for names without one, and is not
-    /// reported for others: Envoy keeps the addresses of before.
-    pub fn apply_resolved(&mut self, name: &str, addresses: Vec<IpAddr>) {
-        self.resolved.insert(name.into(), addresses);
-        let users: Vec<_> = self
+    /// Applies a DNS answer, which may be empty: the name has no addresses (any more).
+    pub fn apply_resolved(&mut self, name: &str, family: DnsLookupFamily, found: Vec<IpAddr>) {
+        let users = self.dns_users(name, family);
+        let outcome = if found.is_empty() {
+            Update::Empty
+        } else {
+            Update::Success
+        };
+        self.resolved.insert((name.into(), family), found);
+        for user in users {
+            self.count(&user, Update::Attempt);
+            self.count(&user, outcome);
+            self.rebuild(&user);
+        }
+    }
+
+    /// A look-up failed: the addresses of before stay. Clusters that waited for the first answer go on
+    /// without hosts, as Envoy's do, so that their requests fail instead of waiting.
+    pub fn resolve_failed(&mut self, name: &str, family: DnsLookupFamily) {
+        let users = self.dns_users(name, family);
+        let key = (name.into(), family);
+        let first = !self.resolved.contains_key(&key);
+        if first {
+            self.resolved.insert(key, Vec::new());
+        }
+        for user in users {
+            self.count(&user, Update::Attempt);
+            self.count(&user, Update::Failure);
+            if first {
+                self.rebuild(&user);
+            }
+        }
+    }
+
+    /// Forgets the answer for a name that no cluster wants any more.
+    pub fn forget_resolved(&mut self, name: &str, family: DnsLookupFamily) {
+        if self.dns_users(name, family).is_empty() {
+            self.resolved.remove(&(name.into(), family));
+        }
+    }
+
+    fn dns_users(&self, name: &str, family: DnsLookupFamily) -> Vec<ByteString> {
+        let mut users: Vec<_> = self
             .dns_names_wanted()
             .into_iter()
-            .filter(|(wanted, _)| &**wanted == name)
+            .filter(|(wanted, c)| &**wanted == name && c.config.dns_family == family)
             .map(|(_, cluster)| cluster.name().clone())
             .collect();
-        for user in users {
-            self.rebuild(&user);
+        users.sort();
+        users.dedup();
+        users
+    }
+
+    fn count(&self, cluster: &str, update: Update) {
+        if let Some(active) = self.entries.get(cluster).and_then(|e| e.active.as_ref()) {
+            active.cluster.lazy_stats().count(update);
         }
     }
 
@@ -315,10 +395,16 @@ impl ClusterManager {
         let Some(active) = &entry.active else { return };
         let config = &active.cluster.config;
         let before = active.cluster.hosts();
-        let mut old: HashMap<(Address, HostTransport), &Arc<Host>> = before
-            .hosts()
-            .map(|h| ((h.address.clone(), h.transport.clone()), h))
-            .collect();
+        // A static cluster may list an address twice, and then has two hosts, as in Envoy.
+        let mut old: HashMap<(Address, HostTransport), Vec<Arc<Host>>> = HashMap::new();
+        for host in before.hosts() {
+            let key = (host.address.clone(), host.transport.clone());
+            old.entry(key).or_default().push(host.clone());
+        }
+        old.values_mut().for_each(|same| same.reverse());
+        let eds = matches!(config.discovery, Discovery::Eds { .. });
+        let mut seen = HashSet::new();
+        let mut added = false;
         let mut warm = active.known;
         let mut localities = Vec::with_capacity(active.localities.len());
         for locality in &active.localities {
@@ -327,7 +413,7 @@ impl ClusterManager {
                 let (hostname, addresses) = match &endpoint.target {
                     Target::Address(address) => (&endpoint.hostname, vec![address.clone()]),
                     Target::Name(dns, port) => {
-                        let found = self.resolved.get(dns);
+                        let found = self.resolved.get(&(dns.clone(), config.dns_family));
                         warm &= found.is_some();
                         let found = found.map(Vec::as_slice).unwrap_or_default();
                         let take = match config.discovery {
@@ -336,20 +422,31 @@ impl ClusterManager {
                         };
                         let addresses = found.iter().take(take);
                         let addresses = addresses.map(|ip| Address::Ip((*ip, *port).into()));
+                        let mut addresses: Vec<_> = addresses.collect();
+                        if addresses.is_empty() && config.discovery == Discovery::LogicalDns {
+                            // An empty answer does not take a logical host away.
+                            addresses.extend(before.hosts().take(1).map(|h| h.address.clone()));
+                        }
                         let hostname = if endpoint.hostname.is_empty() {
                             dns
                         } else {
                             &endpoint.hostname
                         };
-                        (hostname, addresses.collect())
+                        (hostname, addresses)
                     }
                 };
                 for address in addresses {
-                    let kept = old.remove(&(address.clone(), endpoint.transport.clone()));
+                    // Of endpoints with one address, EDS has the first, whatever its priority.
+                    if eds && !seen.insert(address.clone()) {
+                        continue;
+                    }
+                    let key = (address.clone(), endpoint.transport.clone());
+                    let kept = old.get_mut(&key).and_then(Vec::pop);
+                    added |= kept.is_none();
                     hosts.push(match kept {
                         Some(host) => {
                             host.update(endpoint.weight, endpoint.health);
-                            host.clone()
+                            host
                         }
                         None => Host::new(
                             address,
@@ -368,10 +465,15 @@ impl ClusterManager {
                 hosts,
             });
         }
-        old.values().for_each(|host| host.set_removed());
+        let mut gone = old.values().flatten().peekable();
+        let changed = added || gone.peek().is_some();
+        gone.for_each(|host| host.set_removed());
         let mut options = config.set;
         options.overprovisioning = active.overprovisioning;
         active.cluster.set_hosts(HostSet::new(localities, &options));
+        if changed {
+            active.cluster.lazy_stats().count(Update::MembershipChange);
+        }
         if warm {
             entry.slot.set(Some(active.cluster.clone()));
         }

@@ -127,7 +127,7 @@ fn dns_clusters_wait_for_their_names() {
     assert!(manager.slot("dns").get().is_none());
     assert_eq!(&*manager.dns_names_wanted()[0].0, "example.test");
     let answers = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
-    manager.apply_resolved("example.test", answers);
+    manager.apply_resolved("example.test", DnsLookupFamily::Auto, answers);
     assert_eq!(manager.slot("dns").get().unwrap().hosts().total(), 2);
 }
 
@@ -163,4 +163,109 @@ fn other_transports_are_accepted_but_never_plaintext() {
         config.transport_for(None),
         HostTransport::Unavailable(_)
     ));
+}
+
+#[test]
+fn an_address_counts_once_in_eds_and_twice_in_a_static_cluster() {
+    let mut manager = ClusterManager::new();
+    let twice = [("10.0.0.1", 80), ("10.0.0.1", 80)];
+    let proto = cluster("eds", DiscoveryType::Eds);
+    manager.apply_cluster(&proto, "").unwrap();
+    manager.apply_endpoints(&assignment("eds", &twice)).unwrap();
+    assert_eq!(manager.slot("eds").get().unwrap().hosts().total(), 1);
+    let mut proto = cluster("static", DiscoveryType::Static);
+    proto.load_assignment = Some(assignment("static", &twice));
+    manager.apply_cluster(&proto, "").unwrap();
+    let before = manager.slot("static").get().unwrap().hosts();
+    proto.alt_stat_name = "other".into();
+    manager.apply_cluster(&proto, "").unwrap();
+    let after = manager.slot("static").get().unwrap().hosts();
+    assert_eq!(after.total(), 2);
+    let same = |(a, b): (&Arc<Host>, &Arc<Host>)| Arc::ptr_eq(a, b) && !a.is_removed();
+    assert!(before.hosts().zip(after.hosts()).all(same));
+}
+
+#[test]
+fn failed_look_ups_keep_the_last_answer() {
+    let mut manager = ClusterManager::new();
+    let mut proto = cluster("dns", DiscoveryType::StrictDns);
+    proto.load_assignment = Some(assignment("dns", &[("example.test", 80)]));
+    manager.apply_cluster(&proto, "").unwrap();
+    manager.resolve_failed("example.test", DnsLookupFamily::Auto);
+    assert_eq!(manager.slot("dns").get().unwrap().hosts().total(), 0);
+    let answer = vec!["10.0.0.1".parse().unwrap()];
+    manager.apply_resolved("example.test", DnsLookupFamily::Auto, answer);
+    manager.resolve_failed("example.test", DnsLookupFamily::Auto);
+    assert_eq!(manager.slot("dns").get().unwrap().hosts().total(), 1);
+}
+
+/// All resources of a capture; `FAIRWAY_CAPTURES` names a directory with further ones.
+fn captures() -> Vec<std::path::PathBuf> {
+    let fixture = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../conformance/fixtures/istio-1.27"
+    );
+    let mut open = vec![std::path::PathBuf::from(fixture)];
+    open.extend(std::env::var_os("FAIRWAY_CAPTURES").map(Into::into));
+    let mut found = Vec::new();
+    while let Some(dir) = open.pop() {
+        if dir.join("cds.pb").exists() {
+            found.push(dir.clone());
+        }
+        let entries = std::fs::read_dir(&dir).unwrap();
+        open.extend(entries.map(|e| e.unwrap().path()).filter(|p| p.is_dir()));
+    }
+    found
+}
+
+fn resources<M: prost::Message + Default>(file: &std::path::Path) -> Vec<M> {
+    use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+    use prost::Message;
+    let bytes = std::fs::read(file).unwrap_or_default();
+    let (mut rest, mut all) = (bytes.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let response = DeltaDiscoveryResponse::decode_length_delimited(&mut rest).unwrap();
+        for resource in response.resources {
+            all.push(M::decode(resource.resource.unwrap().value.as_slice()).unwrap());
+        }
+    }
+    all
+}
+
+#[test]
+fn what_istio_sends_is_accepted_whole() {
+    let mut refused = Vec::new();
+    for dir in captures() {
+        let mut manager = ClusterManager::new();
+        let clusters: Vec<pb::Cluster> = resources(&dir.join("cds.pb"));
+        let mut names = HashSet::new();
+        for proto in &clusters {
+            if let Err(e) = manager.apply_cluster(proto, "1") {
+                refused.push(format!("{}: {}: {e}", dir.display(), proto.name));
+                continue;
+            }
+            names.insert(proto.name.clone());
+        }
+        let mut expected = HashMap::new();
+        for proto in resources::<ClusterLoadAssignment>(&dir.join("eds.pb")) {
+            if let Err(e) = manager.apply_endpoints(&proto) {
+                refused.push(format!("{}: {}: {e}", dir.display(), proto.cluster_name));
+                continue;
+            }
+            let endpoints = proto.endpoints.iter().flat_map(|l| &l.lb_endpoints);
+            expected.insert(proto.cluster_name.clone(), endpoints.count());
+        }
+        let snapshot = manager.snapshot();
+        assert_eq!(snapshot.len(), names.len());
+        assert!(!names.is_empty());
+        for one in snapshot {
+            if let Discovery::Eds { name, .. } = &one.cluster.config.discovery
+                && let Some(count) = expected.get(&**name)
+            {
+                assert!(one.warm, "{name}");
+                assert_eq!(one.cluster.hosts().total(), *count, "{name}");
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{refused:#?}");
 }

@@ -3,11 +3,15 @@
 //! The control side ([`manager`]) compiles and publishes clusters; workers choose hosts and keep their own
 //! pools ([`pool`]), so that no request touches another worker's connections.
 
+mod assignment;
 pub mod balance;
 pub mod cluster;
+pub mod cluster_config;
 pub mod connect;
+pub mod dns;
 pub mod host;
 pub mod manager;
 mod pool;
 pub mod request;
 pub mod slot;
+pub mod stats;

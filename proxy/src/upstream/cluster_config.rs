@@ -1,0 +1,489 @@
+//! The settings of a cluster, compiled from `envoy.config.cluster.v3.Cluster`.
+
+use std::time::Duration;
+
+use bytestring::ByteString;
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, LbConfig, common_lb_config::LocalityConfigSpecifier,
+};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as eds;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
+use envoy_types::pb::google::protobuf as wkt;
+use prost::Message;
+use xds_client::error::{At, ConfigError};
+
+use crate::upstream::balance::{LbPolicy, SetOptions};
+use crate::upstream::host::HostTransport;
+
+/// Where a cluster's endpoints come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Discovery {
+    /// `load_assignment`, addresses only.
+    Static,
+    /// Every address of every name is a host.
+    StrictDns,
+    /// One name, one host: its first address.
+    LogicalDns,
+    /// EDS under this name (`service_name`, or the cluster's own).
+    Eds {
+        /// The resource's name.
+        name: ByteString,
+        /// The source, as the subscription needs it.
+        source: Box<core::ConfigSource>,
+    },
+    /// The connection's original destination: no hosts of its own, so requests find none (UH).
+    OriginalDst,
+}
+
+/// Which version of HTTP a cluster is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1, also for `auto_config` over plain bytes.
+    Http1,
+    /// HTTP/2 by prior knowledge.
+    Http2,
+    /// What the downstream speaks.
+    Downstream,
+}
+
+/// HTTP/2 settings, bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Options {
+    /// `initial_stream_window_size`, bytes; 16 MiB by default.
+    pub stream_window: u32,
+    /// `initial_connection_window_size`, bytes; 24 MiB by default.
+    pub connection_window: u32,
+    /// `max_concurrent_streams` on one connection; 1024 by default.
+    pub max_streams: u32,
+}
+
+impl Default for Http2Options {
+    fn default() -> Self {
+        Self {
+            stream_window: 16 << 20,
+            connection_window: 24 << 20,
+            max_streams: 1024,
+        }
+    }
+}
+
+/// The settings of a cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterConfig {
+    /// Its name.
+    pub name: ByteString,
+    /// Under which its stats stand: `alt_stat_name`, or the name.
+    pub stat_name: ByteString,
+    /// Where endpoints come from.
+    pub discovery: Discovery,
+    /// `connect_timeout`; 5 s by default.
+    pub connect_timeout: Duration,
+    /// `per_connection_buffer_limit_bytes`; 1 MiB by default.
+    pub buffer_limit: u32,
+    /// How hosts are picked.
+    pub lb: LbPolicy,
+    /// Panic threshold and localities.
+    pub set: SetOptions,
+    /// The HTTP version.
+    pub protocol: UpstreamProtocol,
+    /// HTTP/2 settings.
+    pub http2: Http2Options,
+    /// After how many requests a connection is not reused; none: no limit.
+    pub max_requests: Option<u32>,
+    /// After how long an unused connection is closed; none: never. 1 h by default.
+    pub idle_timeout: Option<Duration>,
+    /// `dns_refresh_rate`; 5 s by default.
+    pub dns_refresh: Duration,
+    /// `dns_lookup_family`.
+    pub dns_family: pb::cluster::DnsLookupFamily,
+    /// `respect_dns_ttl`.
+    pub respect_dns_ttl: bool,
+    /// `upstream_bind_config.source_address`.
+    pub bind: Option<std::net::SocketAddr>,
+    /// The default transport.
+    pub transport: HostTransport,
+    /// `transport_socket_matches`: labels that must all be in the endpoint's
+    /// `envoy.transport_socket_match` metadata, and the transport they choose.
+    pub transport_matches: Vec<(wkt::Struct, HostTransport)>,
+    /// `load_assignment`, for all but EDS.
+    pub assignment: Option<eds::ClusterLoadAssignment>,
+    /// `metadata`, for formatters and matchers.
+    pub metadata: Option<core::Metadata>,
+    /// Circuit breaker limits (connections, pending, requests, retries): default and high priority.
+    pub limits: [[u32; 4]; 2],
+}
+
+fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
+    let Some(d) = d else { return Ok(None) };
+    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
+        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Some(Duration::new(s, n))),
+        _ => Err(ConfigError::new("is not a valid duration").at(field)),
+    }
+}
+
+fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
+    M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
+}
+
+/// The transport that a socket's configuration asks for.
+fn transport(socket: Option<&core::TransportSocket>) -> HostTransport {
+    use core::transport_socket::ConfigType;
+    let Some(socket) = socket else {
+        return HostTransport::Raw;
+    };
+    let url = match &socket.config_type {
+        Some(ConfigType::TypedConfig(any)) => any.type_url.as_str(),
+        None => "",
+    };
+    let raw = url.ends_with("transport_sockets.raw_buffer.v3.RawBuffer")
+        || (url.is_empty() && socket.name == "envoy.transport_sockets.raw_buffer");
+    if raw {
+        return HostTransport::Raw;
+    }
+    HostTransport::Unavailable(format!("transport socket {} is not supported", socket.name).into())
+}
+
+fn window(value: Option<&wkt::UInt32Value>, default: u32, field: &str) -> Result<u32, ConfigError> {
+    let value = value.map_or(default, |v| v.value);
+    if (65_535..=0x7fff_ffff).contains(&value) {
+        Ok(value)
+    } else {
+        Err(ConfigError::new("must be between 65535 and 2147483647").at(field))
+    }
+}
+
+fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, ConfigError> {
+    let Some(o) = options else {
+        return Ok(Http2Options::default());
+    };
+    let default = Http2Options::default();
+    let max = o.max_concurrent_streams.as_ref();
+    Ok(Http2Options {
+        stream_window: window(
+            o.initial_stream_window_size.as_ref(),
+            default.stream_window,
+            "initial_stream_window_size",
+        )?,
+        connection_window: window(
+            o.initial_connection_window_size.as_ref(),
+            default.connection_window,
+            "initial_connection_window_size",
+        )?,
+        max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
+    })
+}
+
+fn extension_policy(policy: &pb::LoadBalancingPolicy) -> Result<LbPolicy, ConfigError> {
+    // Envoy takes the first policy that it knows.
+    for entry in &policy.policies {
+        let Some(any) = entry
+            .typed_extension_config
+            .as_ref()
+            .and_then(|e| e.typed_config.as_ref())
+        else {
+            continue;
+        };
+        match any.type_url.rsplit('.').nth(2).unwrap_or_default() {
+            "round_robin" => return Ok(LbPolicy::RoundRobin),
+            "random" => return Ok(LbPolicy::Random),
+            "least_request" => {
+                let config: LeastRequest = decode(any)?;
+                return Ok(LbPolicy::LeastRequest {
+                    choices: config.choice_count.map_or(2, |c| c.value).clamp(2, 64),
+                });
+            }
+            "override_host" => {
+                let config: OverrideHost = decode(any)?;
+                let fallback = config.fallback_policy.as_ref();
+                return extension_policy(
+                    fallback
+                        .ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
+                );
+            }
+            _ => {}
+        }
+    }
+    Err(ConfigError::unsupported("policies"))
+}
+
+fn lb_policy(proto: &pb::Cluster) -> Result<LbPolicy, ConfigError> {
+    use pb::cluster::LbPolicy as P;
+    if let Some(policy) = &proto.load_balancing_policy {
+        return extension_policy(policy).at("load_balancing_policy");
+    }
+    match P::try_from(proto.lb_policy) {
+        // CLUSTER_PROVIDED belongs to ORIGINAL_DST, which has no hosts to choose from here.
+        Ok(P::RoundRobin | P::ClusterProvided) => Ok(LbPolicy::RoundRobin),
+        Ok(P::Random) => Ok(LbPolicy::Random),
+        Ok(P::LeastRequest) => {
+            let choices = match &proto.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(c)) => {
+                    c.choice_count.as_ref().map_or(2, |c| c.value)
+                }
+                _ => 2,
+            };
+            Ok(LbPolicy::LeastRequest {
+                choices: choices.clamp(2, 64),
+            })
+        }
+        _ => Err(ConfigError::unsupported("lb_policy")),
+    }
+}
+
+fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
+    let number = match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::ClusterType(_)) => {
+            return Err(ConfigError::unsupported("cluster_type"));
+        }
+        Some(ClusterDiscoveryType::Type(number)) => *number,
+        None => 0,
+    };
+    match DiscoveryType::try_from(number) {
+        Ok(DiscoveryType::Static) => Ok(Discovery::Static),
+        Ok(DiscoveryType::StrictDns) => Ok(Discovery::StrictDns),
+        Ok(DiscoveryType::LogicalDns) => Ok(Discovery::LogicalDns),
+        Ok(DiscoveryType::OriginalDst) => Ok(Discovery::OriginalDst),
+        Ok(DiscoveryType::Eds) => {
+            let config = proto.eds_cluster_config.as_ref();
+            let source = config.and_then(|c| c.eds_config.clone()).ok_or_else(|| {
+                ConfigError::new("is required for EDS").at("eds_cluster_config.eds_config")
+            })?;
+            let name = config.map_or("", |c| c.service_name.as_str());
+            Ok(Discovery::Eds {
+                name: if name.is_empty() { &proto.name } else { name }.into(),
+                source: Box::new(source),
+            })
+        }
+        Err(_) => Err(ConfigError::unsupported("type")),
+    }
+}
+
+impl ClusterConfig {
+    /// Validates and compiles a cluster.
+    ///
+    /// Refused, because ignoring them would change which host a request reaches, or when it fails:
+    /// `health_checks`, subsets, `per_host_thresholds`, `retry_budget`, and the options
+    /// `max_connection_duration` and `max_stream_duration`.
+    ///
+    /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
+    /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
+    /// telemetry), zone aware routing (it needs a local cluster), and preconnecting (it only saves time).
+    ///
+    /// # Errors
+    /// The path of the field that is missing, invalid, or not supported.
+    // Control planes still send the deprecated fields, and Envoy still reads them.
+    #[allow(deprecated)]
+    pub fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
+        if proto.name.is_empty() {
+            return Err(ConfigError::new("must not be empty").at("name"));
+        }
+        if !proto.health_checks.is_empty() {
+            return Err(ConfigError::unsupported("health_checks"));
+        }
+        if proto.lb_subset_config.is_some() {
+            return Err(ConfigError::unsupported("lb_subset_config"));
+        }
+        if proto.connection_pool_per_downstream_connection {
+            return Err(ConfigError::unsupported(
+                "connection_pool_per_downstream_connection",
+            ));
+        }
+        let mut set = SetOptions::default();
+        if let Some(common) = &proto.common_lb_config {
+            if let Some(threshold) = &common.healthy_panic_threshold {
+                set.panic_threshold = threshold.value;
+            }
+            set.locality_weighted = matches!(
+                common.locality_config_specifier,
+                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+            );
+        }
+        let breakers = proto.circuit_breakers.as_ref();
+        if breakers.is_some_and(|b| !b.per_host_thresholds.is_empty()) {
+            return Err(ConfigError::unsupported(
+                "circuit_breakers.per_host_thresholds",
+            ));
+        }
+        let mut limits = [[1024, 1024, 1024, 3]; 2];
+        for threshold in proto
+            .circuit_breakers
+            .iter()
+            .flat_map(|c| &c.thresholds)
+            .rev()
+        {
+            if threshold.retry_budget.is_some() {
+                return Err(
+                    ConfigError::unsupported("retry_budget").at("circuit_breakers.thresholds")
+                );
+            }
+            let or = |v: &Option<wkt::UInt32Value>, d| v.as_ref().map_or(d, |v| v.value);
+            let [default, high] = &mut limits;
+            let slot = if threshold.priority == 0 {
+                default
+            } else {
+                high
+            };
+            *slot = [
+                or(&threshold.max_connections, 1024),
+                or(&threshold.max_pending_requests, 1024),
+                or(&threshold.max_requests, 1024),
+                or(&threshold.max_retries, 3),
+            ];
+        }
+        let (mut protocol, mut h2) = match &proto.http2_protocol_options {
+            Some(options) => (
+                UpstreamProtocol::Http2,
+                http2(Some(options)).at("http2_protocol_options")?,
+            ),
+            None => (UpstreamProtocol::Http1, Http2Options::default()),
+        };
+        if proto.protocol_selection == 1 {
+            protocol = UpstreamProtocol::Downstream;
+        }
+        let mut common = proto.common_http_protocol_options;
+        if let Some(any) = proto
+            .typed_extension_protocol_options
+            .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+        {
+            let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
+            let options: http::HttpProtocolOptions = decode(any).at(step)?;
+            (protocol, h2) = http_protocol(&options).at(step)?;
+            if !options.http_filters.is_empty() {
+                return Err(ConfigError::unsupported("http_filters").at(step));
+            }
+            if options.common_http_protocol_options.is_some() {
+                common = options.common_http_protocol_options;
+            }
+        }
+        let common = common.unwrap_or_default();
+        let refused = [
+            (
+                common.max_connection_duration.is_some(),
+                "max_connection_duration",
+            ),
+            (common.max_stream_duration.is_some(), "max_stream_duration"),
+        ];
+        for (set, field) in refused {
+            if set {
+                return Err(ConfigError::unsupported(field).at("common_http_protocol_options"));
+            }
+        }
+        let max_requests = common
+            .max_requests_per_connection
+            .as_ref()
+            .or(proto.max_requests_per_connection.as_ref())
+            .map(|v| v.value)
+            .filter(|v| *v > 0);
+        let idle = duration(
+            common.idle_timeout.as_ref(),
+            "common_http_protocol_options.idle_timeout",
+        )?;
+        let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout")?;
+        if connect_timeout == Some(Duration::ZERO) {
+            return Err(ConfigError::new("must be greater than 0").at("connect_timeout"));
+        }
+        let source = proto
+            .upstream_bind_config
+            .as_ref()
+            .and_then(|b| b.source_address.as_ref());
+        let bind = source
+            .map(|s| {
+                let ip = s.address.parse::<std::net::IpAddr>();
+                ip.map(|ip| (ip, 0).into()).map_err(|_| {
+                    ConfigError::new("is not an IP address")
+                        .at("upstream_bind_config.source_address.address")
+                })
+            })
+            .transpose()?;
+        let stat_name = match proto.alt_stat_name.as_str() {
+            "" => proto.name.replace(':', "_"),
+            alt => alt.replace(':', "_"),
+        };
+        Ok(Self {
+            name: proto.name.as_str().into(),
+            stat_name: stat_name.into(),
+            discovery: discovery(proto)?,
+            connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(5)),
+            buffer_limit: proto
+                .per_connection_buffer_limit_bytes
+                .as_ref()
+                .map_or(1 << 20, |v| v.value),
+            lb: lb_policy(proto)?,
+            set,
+            protocol,
+            http2: h2,
+            max_requests,
+            idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
+            dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
+                .unwrap_or(Duration::from_secs(5))
+                .max(Duration::from_millis(1)),
+            dns_family: pb::cluster::DnsLookupFamily::try_from(proto.dns_lookup_family)
+                .map_err(|_| ConfigError::unsupported("dns_lookup_family"))?,
+            respect_dns_ttl: proto.respect_dns_ttl,
+            bind,
+            transport: transport(proto.transport_socket.as_ref()),
+            transport_matches: proto
+                .transport_socket_matches
+                .iter()
+                .map(|m| {
+                    let labels = m.r#match.clone().unwrap_or_default();
+                    (labels, transport(m.transport_socket.as_ref()))
+                })
+                .collect(),
+            assignment: proto.load_assignment.clone(),
+            metadata: proto.metadata.clone(),
+            limits,
+        })
+    }
+
+    /// The transport for an endpoint with this metadata.
+    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &HostTransport {
+        let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
+        self.transport_matches
+            .iter()
+            .find(|(wanted, _)| {
+                wanted
+                    .fields
+                    .iter()
+                    .all(|(k, v)| labels.and_then(|l| l.fields.get(k)) == Some(v))
+            })
+            .map_or(&self.transport, |(_, transport)| transport)
+    }
+}
+
+fn http_protocol(
+    options: &http::HttpProtocolOptions,
+) -> Result<(UpstreamProtocol, Http2Options), ConfigError> {
+    use http::http_protocol_options::UpstreamProtocolOptions as U;
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    match &options.upstream_protocol_options {
+        None => Err(ConfigError::new("is required").at("upstream_protocol_options")),
+        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
+            None | Some(P::HttpProtocolOptions(_)) => {
+                Ok((UpstreamProtocol::Http1, Http2Options::default()))
+            }
+            Some(P::Http2ProtocolOptions(o)) => Ok((
+                UpstreamProtocol::Http2,
+                http2(Some(o)).at("explicit_http_config.http2_protocol_options")?,
+            )),
+            Some(P::Http3ProtocolOptions(_)) => Err(ConfigError::unsupported(
+                "explicit_http_config.http3_protocol_options",
+            )),
+        },
+        Some(U::UseDownstreamProtocolConfig(c)) => {
+            let h2 = http2(c.http2_protocol_options.as_ref())
+                .at("use_downstream_protocol_config.http2_protocol_options")?;
+            Ok((UpstreamProtocol::Downstream, h2))
+        }
+        Some(U::AutoConfig(c)) => {
+            let h2 = http2(c.http2_protocol_options.as_ref())
+                .at("auto_config.http2_protocol_options")?;
+            // ALPN decides, and plain bytes have none.
+            Ok((UpstreamProtocol::Http1, h2))
+        }
+    }
+}
