@@ -2,7 +2,6 @@
 
 pub mod chain;
 pub mod context;
-pub mod dns;
 pub mod resources;
 pub mod routes;
 pub mod sources;

@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use hcm::http_connection_manager::RouteSpecifier;
 use prost::Message;
+use tokio::sync::Notify;
 use xds_client::error::{At, ConfigError};
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
@@ -28,6 +29,7 @@ use crate::server::admin::ServerState;
 use crate::server::admin::config_dump::{self, ConfigStore, Kind};
 use crate::server::listener_manager::ListenerManager;
 use crate::upstream::cluster::Discovery;
+use crate::upstream::dns::{self, DnsClient};
 use crate::upstream::manager::ClusterManager;
 
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -272,34 +274,6 @@ impl Resources {
         let cold = clusters.iter().filter(|c| !c.warm);
         names.extend(cold.map(|c| c.cluster.name().to_string()));
         names
-    }
-
-    /// A DNS answer.
-    pub fn resolved(&self, name: &str, addresses: Vec<IpAddr>) {
-        lock(&self.clusters).apply_resolved(name, addresses);
-        self.progress(&mut lock(&self.state));
-    }
-
-    /// A DNS failure: what is known stays; what is not known is not waited for any longer.
-    pub fn unresolved(&self, name: &str) {
-        {
-            let mut clusters = lock(&self.clusters);
-            let cold: HashSet<_> = clusters
-                .snapshot()
-                .into_iter()
-                .filter(|c| !c.warm)
-                .map(|c| c.cluster.name().clone())
-                .collect();
-            let wanted = clusters.dns_names_wanted();
-            let waits = |(n, c): &(_, Arc<crate::upstream::cluster::Cluster>)| {
-                *n == name && cold.contains(c.name())
-            };
-            if !wanted.iter().any(waits) {
-                return;
-            }
-            clusters.apply_resolved(name, Vec::new());
-        }
-        self.progress(&mut lock(&self.state));
     }
 
     /// Takes a listener: at once if its routes are known, else when they are.
@@ -666,5 +640,25 @@ impl ResourceHandler for Subscriber {
 
     fn on_event(&mut self, event: Event) {
         self.0.event(event);
+    }
+}
+
+/// DNS answers go to the clusters, and may be what listeners wait for.
+impl DnsClient for Resources {
+    fn wanted(&self) -> HashMap<dns::Key, dns::Schedule> {
+        self.clusters.wanted()
+    }
+
+    fn changed(&self) -> Arc<Notify> {
+        self.clusters.changed()
+    }
+
+    fn resolved(&self, key: &dns::Key, answer: Result<Vec<IpAddr>, String>) {
+        self.clusters.resolved(key, answer);
+        self.progress(&mut lock(&self.state));
+    }
+
+    fn forgotten(&self, key: &dns::Key) {
+        self.clusters.forgotten(key);
     }
 }

@@ -81,7 +81,9 @@ pub fn run(line: CommandLine) -> Result<(), String> {
             .map(StatsSettings::from_proto)
             .unwrap_or_default(),
     );
-    let clusters = Arc::new(Mutex::new(ClusterManager::new()));
+    let mut clusters = ClusterManager::new();
+    clusters.set_scope(stats.scope(""));
+    let clusters = Arc::new(Mutex::new(clusters));
     let slots = clusters.clone();
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
@@ -213,7 +215,7 @@ impl Control {
         let sources = sources.map_err(|e| e.to_string())?;
         let subscribed = backend.resources.subscribe(&self.bootstrap, sources);
         subscribed.map_err(|e| e.to_string())?;
-        tokio::spawn(crate::config::dns::run(backend.resources.clone()));
+        crate::upstream::dns::spawn(backend.resources.clone());
         tokio::spawn(numbers(backend.clone(), self.stats.clone()));
         Ok(())
     }
