@@ -182,12 +182,13 @@ impl Stats {
         })
     }
 
-    /// A scope; `prefix` is empty or ends in a dot.
-    pub fn scope(&self, prefix: &str) -> Scope {
-        Scope {
+    /// A scope; see [`Scope::scope`] for what becomes of the name.
+    pub fn scope(&self, name: &str) -> Scope {
+        let root = Scope {
             core: self.core.clone(),
-            prefix: prefix.into(),
-        }
+            prefix: "".into(),
+        };
+        root.scope(name)
     }
 
     /// The settings.
@@ -265,11 +266,19 @@ impl Scope {
         &self.prefix
     }
 
-    /// A scope below this one; `name` ends in a dot.
+    /// A scope below this one. Of `name`, colons (with slashes that follow) become `_` as in Envoy, so that
+    /// addresses can be part of it; a dot at its end may be left out.
     pub fn scope(&self, name: &str) -> Scope {
+        let name = name.trim_matches('.');
+        let mut prefix = self.prefix.to_string();
+        if !name.is_empty() {
+            let name = name.replace("://", "_").replace(":/", "_");
+            prefix.push_str(&name.replace([':', '\0'], "_"));
+            prefix.push('.');
+        }
         Scope {
             core: self.core.clone(),
-            prefix: format!("{}{name}", self.prefix).into(),
+            prefix: prefix.into(),
         }
     }
 
@@ -331,6 +340,24 @@ impl Scope {
         let cell = Arc::new(HistogramCell::new(self.core.clone(), name.clone(), id));
         registry.histograms.insert(name, Arc::downgrade(&cell));
         Histogram(Some(cell))
+    }
+}
+
+impl std::fmt::Debug for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.prefix)
+    }
+}
+
+impl std::fmt::Debug for Counter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.value())
+    }
+}
+
+impl std::fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.value())
     }
 }
 
