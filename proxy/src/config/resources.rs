@@ -257,6 +257,11 @@ impl Resources {
         }
     }
 
+    /// Whether the workers accept connections.
+    pub fn workers_started(&self) -> bool {
+        lock(&self.state).started
+    }
+
     /// Works with the clusters.
     pub fn with_clusters<R>(&self, f: impl FnOnce(&mut ClusterManager) -> R) -> R {
         f(&mut lock(&self.clusters))
@@ -413,7 +418,7 @@ impl Resources {
     fn cluster_numbers(&self) {
         let clusters = lock(&self.clusters).snapshot();
         let cold = clusters.iter().filter(|c| !c.warm).count();
-        let scope = self.context.stats.scope("cluster_manager");
+        let scope = self.context.stats.scope("cluster_manager").permanent();
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         scope
             .gauge("active_clusters")
@@ -438,14 +443,8 @@ impl Resources {
             Kind::Endpoint => {
                 let assignment: ClusterLoadAssignment = decode(any)?;
                 let applied = lock(&self.clusters).apply_endpoints(&assignment);
-                let scope = self.context.stats.scope("cluster").scope(&resource.name);
-                scope.counter("update_attempt").inc();
-                match &applied {
-                    Ok(()) => scope.counter("update_success").inc(),
-                    Err(_) => {
-                        scope.counter("update_rejected").inc();
-                        self.stop_waiting_for_endpoints(&resource.name);
-                    }
+                if applied.is_err() {
+                    self.stop_waiting_for_endpoints(&resource.name);
                 }
                 applied?;
             }
@@ -506,15 +505,16 @@ impl Resources {
 
     /// The stat scope of a type's updates.
     fn update_scope(&self, type_url: &str) -> Option<crate::telemetry::stats::Scope> {
-        Some(self.context.stats.scope(match kind(type_url)? {
+        let name = match kind(type_url)? {
             Kind::Cluster => "cluster_manager.cds",
             Kind::Listener => "listener_manager.lds",
             _ => return None,
-        }))
+        };
+        Some(self.context.stats.scope(name).permanent())
     }
 
     fn event(&self, event: Event) {
-        let control_plane = self.context.stats.scope("control_plane");
+        let control_plane = self.context.stats.scope("control_plane").permanent();
         let mut answered = None;
         match event {
             Event::Connected => control_plane.gauge("connected_state").set(1),

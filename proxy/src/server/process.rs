@@ -223,7 +223,8 @@ impl Control {
 
 /// Keeps `server.*` and ends the histograms' intervals, for ever.
 async fn numbers(backend: Arc<Backend>, stats: Arc<Stats>) {
-    let scope = stats.scope("server");
+    let scope = stats.scope("server").permanent();
+    let listeners = stats.scope("listener_manager").permanent();
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     scope
         .gauge("concurrency")
@@ -231,6 +232,9 @@ async fn numbers(backend: Arc<Backend>, stats: Arc<Stats>) {
     for tick in 0_u64.. {
         let state = backend.state();
         scope.gauge("state").set(state as i64);
+        listeners
+            .gauge("workers_started")
+            .set(i64::from(backend.resources.workers_started()));
         scope
             .gauge("live")
             .set(i64::from(state == ServerState::Live));

@@ -49,6 +49,7 @@ struct Registry {
     next: u32,
     free_histograms: Vec<u32>,
     next_histogram: u32,
+    permanent: Vec<Arc<Cell>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,7 @@ impl Cell {
 pub struct Scope {
     core: Arc<Core>,
     prefix: Arc<str>,
+    permanent: bool,
 }
 
 /// A number that only grows.
@@ -186,7 +188,8 @@ impl Stats {
     pub fn scope(&self, prefix: &str) -> Scope {
         Scope {
             core: self.core.clone(),
-            prefix: prefix.into(),
+            prefix: joined("", prefix),
+            permanent: false,
         }
     }
 
@@ -259,18 +262,36 @@ impl Stats {
     }
 }
 
+/// A scope's prefix: ends in a dot, unless it is the root's.
+fn joined(prefix: &str, name: &str) -> Arc<str> {
+    if name.is_empty() || name.ends_with('.') {
+        format!("{prefix}{name}").into()
+    } else {
+        format!("{prefix}{name}.").into()
+    }
+}
+
 impl Scope {
     /// The prefix.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A scope below this one; `name` ends in a dot.
+    /// A scope below this one.
     pub fn scope(&self, name: &str) -> Scope {
         Scope {
             core: self.core.clone(),
-            prefix: format!("{}{name}", self.prefix).into(),
+            prefix: joined(&self.prefix, name),
+            permanent: self.permanent,
         }
+    }
+
+    /// The same scope for stats that stay when their last handle is dropped: those of the process, which
+    /// are looked up by name when something rare happens.
+    #[must_use]
+    pub fn permanent(mut self) -> Scope {
+        self.permanent = true;
+        self
     }
 
     fn cell(&self, name: &str, kind: Kind) -> Option<Arc<Cell>> {
@@ -300,6 +321,9 @@ impl Scope {
             used: AtomicBool::new(false),
         });
         map.insert(name, Arc::downgrade(&cell));
+        if self.permanent {
+            registry.permanent.push(cell.clone());
+        }
         Some(cell)
     }
 
