@@ -298,7 +298,7 @@ async fn connections_above_a_limit_are_closed_and_counted() {
         .listeners()
         .map(|(_, _, s)| {
             let (own, global) = (&s.downstream_cx_overflow, &s.downstream_global_cx_overflow);
-            (own.get(), global.get())
+            (own.value(), global.value())
         })
         .collect();
     assert_eq!(overflow, [(0, 1), (1, 0)]);
