@@ -122,6 +122,8 @@ fn chain(name: &str) -> FilterChain {
 fn listener(name: &str, chains: &[&str]) -> Listener {
     Listener {
         name: name.into(),
+        // Port 0 is all their addresses have in common.
+        stat_prefix: name.into(),
         address: Some(tcp(0)),
         filter_chains: chains
             .iter()
