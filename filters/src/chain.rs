@@ -125,6 +125,16 @@ impl StreamFilters {
     /// where the request had come to. A filter's reply takes the response's place and goes on towards
     /// downstream, so this answers `Continue` or `Reset` only.
     pub async fn run_response(&mut self, head: &mut ResponseHead, body: &mut Body) -> Flow {
+        self.run_response_with(head, body, |_| {}).await
+    }
+
+    /// The same; `edit` sees each filter's reply before it becomes the response.
+    pub async fn run_response_with(
+        &mut self,
+        head: &mut ResponseHead,
+        body: &mut Body,
+        edit: impl Fn(&mut LocalReply),
+    ) -> Flow {
         let passed = self.chain.0.iter().zip(self.positions.iter_mut());
         for (entry, position) in passed.take(self.reached).rev() {
             if !position.seen {
@@ -137,7 +147,8 @@ impl StreamFilters {
             };
             match flow {
                 Flow::Continue => {}
-                Flow::Reply(reply) => {
+                Flow::Reply(mut reply) => {
+                    edit(&mut reply);
                     (*head, *body) = local_response(*reply, self.shape, &self.info);
                 }
                 Flow::Reset(error) => return Flow::Reset(error),

@@ -197,6 +197,7 @@ impl Route {
                 request: Some(head),
                 response: None,
                 trailers: None,
+                local_reply: None,
             });
             mutations.write(values, &mut head.headers);
         }
@@ -229,6 +230,7 @@ impl Route {
                 request,
                 response: Some(head),
                 trailers: None,
+                local_reply: None,
             });
             mutations.write(values, &mut head.headers);
         }

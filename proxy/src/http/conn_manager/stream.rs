@@ -57,11 +57,12 @@ pub(super) async fn serve(
     let mut close = false;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
-        Err(Stop::Reply(reply)) => {
+        Err(Stop::Reply(mut reply)) => {
             // To Envoy any 400 of its own is an error in the messages of an HTTP/1 connection.
             close = reply.status == StatusCode::BAD_REQUEST
                 && protocol != Protocol::Http2
                 && !config.stream_error_on_invalid_http1;
+            rewrite_reply(&config, &mut reply, Some(&head), &info);
             local_response(*reply, shape, &info)
         }
         Err(Stop::Reset(error)) => {
@@ -71,7 +72,9 @@ pub(super) async fn serve(
     };
     if let Some(filters) = &mut end.filters
         && let Flow::Reset(error) = filters
-            .run_response(&mut response_head, &mut response_body)
+            .run_response_with(&mut response_head, &mut response_body, |reply| {
+                rewrite_reply(&config, reply, Some(&head), &info);
+            })
             .await
     {
         end.reset(&error);
@@ -87,6 +90,18 @@ pub(super) async fn serve(
         head: response_head,
         close,
     })
+}
+
+/// Applies `local_reply_config` to a reply, whoever made it.
+pub(super) fn rewrite_reply(
+    config: &HcmConfig,
+    reply: &mut LocalReply,
+    request: Option<&RequestHead>,
+    info: &SharedInfo,
+) {
+    if let Some(replies) = &config.local_replies {
+        replies.rewrite(reply, request, info);
+    }
 }
 
 /// Why a stream does not get its upstream's response.
@@ -580,25 +595,28 @@ impl BodyStream for ResponseBody {
     }
 }
 
-/// Logs a message that never became a request.
-pub(super) fn log_rejection(
+/// Applies `local_reply_config` to the answer to a message that never became a request, and logs it.
+pub(super) fn finish_rejection(
     config: &Arc<HcmConfig>,
     connection: &Rc<ConnectionInfo>,
     rejection: &Rejection,
     protocol: Protocol,
+    reply: &mut LocalReply,
 ) {
-    if config.access_logs.is_empty() {
+    if config.access_logs.is_empty() && config.local_replies.is_none() {
         return;
     }
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(rejection.details.into());
-    info.response_code = Some(rejection.status);
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    let info = Rc::new(RefCell::new(info));
     let request = rejection.path.as_deref().map(|path| {
         let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
         RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
     });
+    rewrite_reply(config, reply, request.as_ref(), &info);
+    info.borrow_mut().response_code = Some(reply.status.as_u16());
     for log in &config.access_logs {
-        log.record(&info, request.as_ref(), None, None);
+        log.record(&info.borrow(), request.as_ref(), None, None);
     }
 }
