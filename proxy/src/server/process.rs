@@ -83,6 +83,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     );
     let mut clusters = ClusterManager::new();
     clusters.set_scope(stats.scope(""));
+    let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
     let slots = clusters.clone();
     let context = Arc::new(ChainContext {
@@ -93,6 +94,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .slot(name)
         }),
+        directory,
         stats: stats.clone(),
         registry: Arc::new(Registry::default()),
         filter_names: Mutex::default(),
