@@ -14,6 +14,7 @@ use super::routes::RouteStore;
 use crate::bootstrap::settings::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
+use crate::server::local_info::LocalInfo;
 use crate::telemetry::access_log::AccessLogFile;
 use crate::telemetry::stats::Stats;
 use crate::upstream::cluster::Cluster;
@@ -42,6 +43,8 @@ pub struct ChainContext {
     pub access_logs: AccessLogs,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_fragment: bool,
+    /// This process as others know it.
+    pub local: Arc<LocalInfo>,
     /// Runtime values.
     pub runtime: Arc<Runtime>,
 }

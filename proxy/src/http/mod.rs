@@ -7,4 +7,6 @@ pub mod conn_manager;
 pub mod h1;
 pub mod h2;
 pub mod service;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod validate;

@@ -9,7 +9,7 @@ use pb::virtual_host::TlsRequirementType;
 use prost::Message;
 
 use super::super::conditions::Conditions;
-use super::super::conditions::tests::info;
+use crate::http::testing::stream_info as info;
 use super::*;
 use crate::upstream::slot::ClusterSlot;
 

@@ -3,10 +3,13 @@
 //!
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
+mod client_address;
 pub mod config;
+mod host;
 mod local_reply_config;
 pub(crate) mod names;
 mod path;
+mod request_id;
 mod request_mutation;
 mod response;
 pub mod stats;
