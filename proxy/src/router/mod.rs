@@ -5,6 +5,7 @@ mod attempt;
 mod conditions;
 pub mod context;
 pub(crate) mod forward;
+mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;
