@@ -110,7 +110,7 @@ impl ChainCompiler {
             access_logs,
             stats: ConnectionManagerStats::new(&scope),
             reject_fragment: context.reject_fragment,
-            local: context.local.clone(),
+            node: context.node.clone(),
         };
         HcmConfig::compile(proto, parts)
     }

@@ -6,6 +6,7 @@
 pub mod conn_manager;
 pub mod h1;
 pub mod h2;
+pub(crate) mod local_address;
 pub mod service;
 #[cfg(test)]
 pub(crate) mod testing;

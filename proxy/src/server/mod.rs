@@ -13,7 +13,6 @@ pub mod lifecycle;
 pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
-pub mod local_info;
 pub mod process;
 pub mod server_stats;
 pub mod sniff;

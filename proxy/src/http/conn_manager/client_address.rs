@@ -18,13 +18,12 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::names;
+use crate::http::local_address::local_address;
 
 /// How clients are told from the proxies between them and us.
 pub(super) struct ClientAddress {
     how: How,
     internal: Option<CidrSet>,
-    /// What a peer on this machine is known as to others.
-    own: IpAddr,
 }
 
 enum How {
@@ -60,11 +59,11 @@ pub(super) struct Client {
 type Found = (IpAddr, bool);
 
 impl ClientAddress {
-    /// Compiles the fields that are about addresses. `own` is this machine's address.
+    /// Compiles the fields that are about addresses.
     ///
     /// # Errors
     /// Names the field that cannot be honoured.
-    pub(super) fn compile(proto: &HttpConnectionManager, own: IpAddr) -> Result<Self, ConfigError> {
+    pub(super) fn compile(proto: &HttpConnectionManager) -> Result<Self, ConfigError> {
         let extensions = &proto.original_ip_detection_extensions;
         let at_edge = proto.use_remote_address.is_some_and(|v| v.value);
         if !extensions.is_empty() && (at_edge || proto.xff_num_trusted_hops > 0) {
@@ -94,7 +93,7 @@ impl ClientAddress {
             ),
             None => None,
         };
-        Ok(Self { how, internal, own })
+        Ok(Self { how, internal })
     }
 
     /// Whether we are the first of our proxies that a client meets.
@@ -127,7 +126,7 @@ impl ClientAddress {
                 let behind = trusted_hops.checked_sub(1);
                 let found = behind.and_then(|hops| forwarded(&head.headers, hops));
                 if *append {
-                    self.append(head, peer);
+                    append_peer(head, peer);
                 }
                 (found.map(|(ip, _)| ip), direct)
             }
@@ -136,7 +135,7 @@ impl ClientAddress {
                 for detection in detections {
                     let (address, append) = detection.find(&head.headers, peer)?;
                     if append {
-                        self.append(head, peer);
+                        append_peer(head, peer);
                     }
                     if address.is_some() {
                         found = address;
@@ -158,16 +157,6 @@ impl ClientAddress {
     /// Since Envoy 1.33 no address is internal unless it is configured.
     fn is_internal(&self, ip: IpAddr) -> bool {
         self.internal.as_ref().is_some_and(|set| set.contains(ip))
-    }
-
-    /// Adds the peer to `x-forwarded-for`.
-    fn append(&self, head: &mut RequestHead, peer: Option<IpAddr>) {
-        let ip = match peer {
-            Some(peer) if peer.is_loopback() => self.own,
-            Some(peer) => peer,
-            None => return,
-        };
-        append_to_line(&mut head.headers, &names::XFF, b",", ip.to_string().as_bytes());
     }
 }
 
@@ -280,6 +269,21 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
+/// Adds our peer to `x-forwarded-for`. One on this machine is known to others by the machine's address.
+fn append_peer(head: &mut RequestHead, peer: Option<IpAddr>) {
+    match peer {
+        Some(peer) if peer.is_loopback() => append_to_xff(head, local_address()),
+        Some(peer) => append_to_xff(head, peer),
+        None => {}
+    }
+}
+
+/// Appends an address to `x-forwarded-for`, which becomes one line.
+pub(crate) fn append_to_xff(head: &mut RequestHead, ip: IpAddr) {
+    let ip = ip.to_string();
+    append_to_line(&mut head.headers, &names::XFF, b",", ip.as_bytes());
+}
+
 /// Makes one line of several (RFC 9110, 5.3).
 fn join_lines(headers: &mut HeaderMap, name: &HeaderName) {
     if headers.get_all(name).iter().nth(1).is_some() {
@@ -322,7 +326,6 @@ mod tests {
         let rules = ClientAddress {
             how,
             internal: Some(trusted()),
-            own: "192.0.2.1".parse().unwrap(),
         };
         let mut head = RequestHead::new(Method::GET, "/");
         for value in xff {

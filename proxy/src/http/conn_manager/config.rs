@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig, http_protocol_options,
+    Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -29,7 +29,6 @@ use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
-use crate::server::local_info::LocalInfo;
 use crate::telemetry::http_log::AccessLog;
 
 /// Which codec a connection gets.
@@ -106,8 +105,8 @@ pub struct HcmParts {
     pub stats: ConnectionManagerStats,
     /// The runtime feature `http_reject_path_with_fragment`.
     pub reject_fragment: bool,
-    /// This process as others know it.
-    pub local: Arc<LocalInfo>,
+    /// This process as control planes know it.
+    pub node: Arc<Node>,
 }
 
 impl HcmConfig {
@@ -150,12 +149,12 @@ impl HcmConfig {
                 .as_ref()
                 .map(|v| v.value)
                 .filter(|v| *v > 0),
-            client: ClientAddress::compile(proto, parts.local.address)?,
+            client: ClientAddress::compile(proto)?,
             early_mutations: early_mutations(proto)?,
             append_forwarded_port: proto.append_x_forwarded_port,
             overwrite_scheme: overwrite_scheme(proto)?,
             user_agent: match is_true(&proto.add_user_agent) {
-                true => Some(user_agent(&parts.local)?),
+                true => Some(user_agent(&parts.node)?),
                 false => None,
             },
             // Without TLS to the client there is no certificate to speak of: only the mode that trusts
@@ -347,13 +346,13 @@ fn overwrite_scheme(proto: &HttpConnectionManager) -> Result<Option<bool>, Confi
     }
 }
 
-fn user_agent(local: &LocalInfo) -> Result<UserAgent, ConfigError> {
+fn user_agent(node: &Node) -> Result<UserAgent, ConfigError> {
     let value = |text: &str| header_value(text).at("add_user_agent (the node's id and cluster)");
     Ok(UserAgent {
-        cluster: value(&local.cluster)?,
-        node: match local.node.as_str() {
+        cluster: value(&node.cluster)?,
+        node: match node.id.as_str() {
             "" => None,
-            node => Some(value(node)?),
+            id => Some(value(id)?),
         },
     })
 }

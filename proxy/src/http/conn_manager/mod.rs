@@ -15,6 +15,8 @@ mod response;
 pub mod stats;
 mod stream;
 
+pub(crate) use self::client_address::append_to_xff;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
