@@ -320,7 +320,9 @@ fn early_mutations(proto: &HttpConnectionManager) -> Result<Vec<MutationList>, C
             .ok_or_else(|| ConfigError::new("is required"))
             .and_then(any::unpack::<HeaderMutation>)
             .and_then(|config| MutationList::compile(&config.mutations));
-        compiled.at(format!("early_header_mutation_extensions[{i}].typed_config"))
+        compiled.at(format!(
+            "early_header_mutation_extensions[{i}].typed_config"
+        ))
     };
     let extensions = proto.early_header_mutation_extensions.iter();
     extensions.enumerate().map(one).collect()

@@ -118,11 +118,20 @@ mod tests {
             ("a:99999", "a:99999", "a"),
         ] {
             let get = Method::GET;
-            assert_eq!(after(rules(StripPort::Keep), get.clone(), authority), authority);
-            assert_eq!(after(rules(StripPort::Matching), get.clone(), authority), matching);
+            assert_eq!(
+                after(rules(StripPort::Keep), get.clone(), authority),
+                authority
+            );
+            assert_eq!(
+                after(rules(StripPort::Matching), get.clone(), authority),
+                matching
+            );
             assert_eq!(after(rules(StripPort::Any), get, authority), any);
         }
-        assert_eq!(after(rules(StripPort::Any), Method::CONNECT, "a:80"), "a:80");
+        assert_eq!(
+            after(rules(StripPort::Any), Method::CONNECT, "a:80"),
+            "a:80"
+        );
     }
 
     #[test]
@@ -131,7 +140,13 @@ mod tests {
             trailing_dot: true,
             ..HostRules::default()
         };
-        for (from, to) in [("a.", "a"), ("a.:1", "a:1"), ("a", "a"), ("a:1", "a:1"), (".", "")] {
+        for (from, to) in [
+            ("a.", "a"),
+            ("a.:1", "a:1"),
+            ("a", "a"),
+            ("a:1", "a:1"),
+            (".", ""),
+        ] {
             assert_eq!(after(rules, Method::GET, from), to);
         }
         rules.port = StripPort::Any;

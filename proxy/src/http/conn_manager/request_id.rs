@@ -2,8 +2,8 @@
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use http::header::HeaderMap;
 use http::HeaderValue;
+use http::header::HeaderMap;
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
@@ -52,7 +52,8 @@ impl RequestIds {
             Some(_) if edge && !self.preserve_external => {}
             Some(id) => {
                 // Nor can they choose to be traced.
-                if edge && self.pack_trace_reason
+                if edge
+                    && self.pack_trace_reason
                     && let Some(id) = without_trace_reason(id)
                 {
                     headers.insert(names::REQUEST_ID, id);

@@ -68,7 +68,10 @@ impl UserAgent {
     fn add(&self, head: &mut RequestHead) {
         let headers = &mut head.headers;
         headers.insert(names::DOWNSTREAM_CLUSTER, self.cluster.clone());
-        if headers.get(header::USER_AGENT).is_none_or(HeaderValue::is_empty) {
+        if headers
+            .get(header::USER_AGENT)
+            .is_none_or(HeaderValue::is_empty)
+        {
             headers.insert(header::USER_AGENT, self.cluster.clone());
         }
         if let Some(node) = &self.node {

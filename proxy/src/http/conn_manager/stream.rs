@@ -17,11 +17,13 @@ use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
 use http::{HeaderValue, Method, StatusCode, header};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::client_address::Client;
 use super::config::HcmConfig;
 use super::path::Outcome;
-use super::request_mutation::{Sender, mutate};
-use super::{names, response};
+use super::request_mutation::mutate;
+use super::response;
 use crate::http::service::{ConnectionControl, EarlyResponses, Rejection, Request, Response};
+use crate::router::RouteTable;
 use crate::router::forward::{Exchange, Forwarded, forward};
 
 /// Serves one request.
@@ -41,13 +43,15 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head);
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
-    let outcome = match prepare(&mut head, &config, &connection, &info) {
+    // The snapshot that this request keeps to its end.
+    let routes = config.routes.get();
+    let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
         Ok(sender) => {
             end.remember(&head);
             body = observe_request(body, &config, &info);
             let deadline = Deadline::new(&config);
             let stream = run(
-                &mut head, &mut body, &config, &info, &sender, &early, &mut end,
+                &mut head, &mut body, &config, &info, routes, &sender, &early, &mut end,
             );
             deadline.race(stream, &config, &info).await
         }
@@ -80,10 +84,8 @@ pub(super) async fn serve(
         end.reset(&error);
         return Err(error);
     }
-    let request_id = config
-        .always_set_request_id
-        .then(|| head.headers.get(names::REQUEST_ID));
-    response::finish(&mut response_head, &config, request_id.flatten());
+    let request_id = config.request_ids.for_response(&head.headers);
+    response::finish(&mut response_head, &config, request_id);
     close |= control.is_draining();
     Ok(Response {
         body: end.attach(&response_head, response_body),
@@ -126,7 +128,8 @@ fn prepare(
     config: &HcmConfig,
     connection: &ConnectionInfo,
     info: &SharedInfo,
-) -> Result<Sender, Box<LocalReply>> {
+    routes: Option<&RouteTable>,
+) -> Result<Client, Box<LocalReply>> {
     if head.authority.is_empty() {
         if config.default_host.is_empty() || info.borrow().protocol != Protocol::Http10 {
             return Err(reply(StatusCode::BAD_REQUEST, "", "missing_host_header"));
@@ -159,9 +162,19 @@ fn prepare(
             ));
         }
     }
-    let sender = mutate(head, config, connection);
-    info.borrow_mut().remote = sender.remote.clone();
-    Ok(sender)
+    let local = connection.local.ip();
+    config.host.apply(head, local.map(|a| a.port()));
+    for mutations in &config.early_mutations {
+        mutations.apply_to_request(head, &info.borrow());
+    }
+    let internal_only = routes.map(RouteTable::internal_only_headers);
+    match mutate(head, config, connection, internal_only.unwrap_or_default()) {
+        Ok(client) => {
+            info.borrow_mut().remote = client.remote.clone();
+            Ok(client)
+        }
+        Err(status) => Err(reply(status, "", "rejecting_because_detection_failed")),
+    }
 }
 
 /// Route, filters, upstream.
@@ -170,13 +183,12 @@ async fn run(
     body: &mut Body,
     config: &Arc<HcmConfig>,
     info: &SharedInfo,
-    sender: &Sender,
+    routes: Option<Arc<RouteTable>>,
+    sender: &Client,
     early: &EarlyResponses,
     end: &mut StreamEnd,
 ) -> Result<(ResponseHead, Body), Stop> {
     let random = fastrand::u64(..);
-    // The snapshot that this request keeps to its end.
-    let routes = config.routes.get();
     let mut chosen = routes
         .as_ref()
         .map(|table| table.route(head, &info.borrow(), random));
