@@ -73,7 +73,6 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         }
         Action::ClusterHeader(_) | Action::NonForwarding => return not_found(),
     };
-    exchange.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
     let Some(cluster) = slot.get() else {
         return Forwarded::reply(
             LocalReply::new(

@@ -22,7 +22,10 @@ use super::path::Outcome;
 use super::request_mutation::{Sender, mutate};
 use super::{names, response};
 use crate::http::service::{ConnectionControl, EarlyResponses, Rejection, Request, Response};
+use crate::router::action::Action;
 use crate::router::forward::{Exchange, Forwarded, forward};
+use crate::router::route::Route;
+use crate::router::table::RouteOutcome;
 
 /// Serves one request.
 pub(super) async fn serve(
@@ -38,7 +41,7 @@ pub(super) async fn serve(
         early,
     } = request;
     let info: SharedInfo = Rc::new(RefCell::new(StreamInfo::new(connection.clone(), protocol)));
-    let mut end = StreamEnd::begin(config.clone(), info.clone(), &head);
+    let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
     let outcome = match prepare(&mut head, &config, &connection, &info) {
@@ -56,16 +59,25 @@ pub(super) async fn serve(
     shape.head = head.method == Method::HEAD || shape.head;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
-        Err(Stop::Reply(reply)) => local_response(*reply, shape, &info),
+        Err(Stop::Reply(reply)) => {
+            let (mut reply_head, reply_body) = local_response(*reply, shape, &info);
+            // As in Envoy, the route's response headers go on every local reply of a forwarding route.
+            if let Some(route) = &end.route {
+                route.finish_response(&mut reply_head, Some(&head), &info.borrow());
+            }
+            (reply_head, reply_body)
+        }
         Err(Stop::Reset(error)) => {
             end.reset(&error);
             return Err(error);
         }
     };
-    if let Some(filters) = &mut end.filters
-        && let Flow::Reset(error) = filters
-            .run_response(&mut response_head, &mut response_body)
-            .await
+    let filters = end
+        .filters
+        .get_or_insert_with(|| StreamFilters::new(config.chain.clone(), &info));
+    if let Flow::Reset(error) = filters
+        .run_response(&mut response_head, &mut response_body)
+        .await
     {
         end.reset(&error);
         return Err(error);
@@ -158,20 +170,8 @@ async fn run(
     let mut chosen = routes
         .as_ref()
         .map(|table| table.route(head, &info.borrow(), random));
-    if let Some(outcome) = &chosen {
-        info.borrow_mut().route = outcome.view();
-    }
-    if let Some(upgrade) = &head.upgrade
-        && !config.upgrades.contains(upgrade)
-        && !chosen.as_ref().is_some_and(|c| c.allows_upgrade(upgrade))
-    {
-        return Err(Stop::Reply(reply(
-            StatusCode::FORBIDDEN,
-            "",
-            "upgrade_failed",
-        )));
-    }
-    if head.method == Method::CONNECT && !config.upgrades.iter().any(|u| &**u == "connect") {
+    note_route(chosen.as_ref(), info, end);
+    if !allows_upgrade(config, head, chosen.as_ref()) {
         return Err(Stop::Reply(reply(
             StatusCode::FORBIDDEN,
             "",
@@ -200,15 +200,16 @@ async fn run(
             rerouted.set(true);
         })
         .await;
-    match flow {
-        Flow::Continue => {}
-        Flow::Reply(reply) => return Err(Stop::Reply(reply)),
-        Flow::Reset(error) => return Err(Stop::Reset(error)),
-    }
     if rerouted.get() {
         chosen = routes
             .as_ref()
             .map(|table| table.route(head, &info.borrow(), random));
+        note_route(chosen.as_ref(), info, end);
+    }
+    match flow {
+        Flow::Continue => {}
+        Flow::Reply(reply) => return Err(Stop::Reply(reply)),
+        Flow::Reset(error) => return Err(body_failed(info).unwrap_or(Stop::Reset(error))),
     }
     let exchange = Exchange {
         head,
@@ -222,10 +223,52 @@ async fn run(
     match forward(exchange).await {
         Forwarded::Response(head, body) => Ok((head, body)),
         Forwarded::Reply(reply) => {
+            if let Some(stop) = body_failed(info) {
+                return Err(stop);
+            }
             count_reply(config, &reply);
             Err(Stop::Reply(reply))
         }
     }
+}
+
+/// The answer that a filter left when it ended the request's body.
+fn body_failed(info: &SharedInfo) -> Option<Stop> {
+    let reply = info.borrow_mut().body_reply.take()?;
+    Some(Stop::Reply(reply))
+}
+
+/// Keeps what filters, logs and local replies want of the chosen route.
+fn note_route(chosen: Option<&RouteOutcome>, info: &SharedInfo, end: &mut StreamEnd) {
+    let mut info = info.borrow_mut();
+    info.route = chosen.and_then(RouteOutcome::view);
+    info.upstream.cluster = None;
+    end.route = None;
+    if let Some(RouteOutcome::Matched(route)) = chosen
+        && let Action::Cluster(slot) = route.action()
+    {
+        end.route = Some(route.clone());
+        if slot.get().is_some() {
+            info.upstream.cluster = Some(slot.name().clone());
+        }
+    }
+}
+
+/// Whether this request may become a tunnel, if it asks for one: the route's word goes before the connection
+/// manager's.
+fn allows_upgrade(config: &HcmConfig, head: &RequestHead, chosen: Option<&RouteOutcome>) -> bool {
+    let name: &str = match &head.upgrade {
+        Some(name) => name,
+        None if head.method == Method::CONNECT => "connect",
+        None => return true,
+    };
+    match chosen {
+        Some(RouteOutcome::Matched(route)) => route.allows_upgrade(name),
+        // A CONNECT that no route takes is simply not found.
+        _ if head.upgrade.is_none() => Some(true),
+        _ => None,
+    }
+    .unwrap_or_else(|| config.upgrades.iter().any(|u| &**u == name))
 }
 
 fn count_request(config: &HcmConfig, protocol: Protocol) {
@@ -409,6 +452,9 @@ pub(super) struct StreamEnd {
     config: Arc<HcmConfig>,
     info: SharedInfo,
     filters: Option<StreamFilters>,
+    /// The route, if it forwards.
+    route: Option<Arc<Route>>,
+    early: EarlyResponses,
     /// Kept only if an access log will want it.
     request: Option<RequestHead>,
     response: Option<ResponseHead>,
@@ -417,12 +463,19 @@ pub(super) struct StreamEnd {
 }
 
 impl StreamEnd {
-    fn begin(config: Arc<HcmConfig>, info: SharedInfo, head: &RequestHead) -> Self {
+    fn begin(
+        config: Arc<HcmConfig>,
+        info: SharedInfo,
+        head: &RequestHead,
+        early: EarlyResponses,
+    ) -> Self {
         let request = (!config.access_logs.is_empty()).then(|| head.clone());
         Self {
             config,
             info,
             filters: None,
+            route: None,
+            early,
             request,
             response: None,
             trailers: None,
@@ -485,11 +538,12 @@ impl Drop for StreamEnd {
         if !self.complete {
             stats.downstream_rq_rx_reset.inc();
             let mut info = self.info.borrow_mut();
-            info.flags
-                .insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-            if info.details.is_none() {
-                info.details = Some("downstream_remote_disconnect".into());
-            }
+            let (details, flags) = self.early.ended().unwrap_or((
+                "downstream_remote_disconnect",
+                ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            ));
+            info.flags.insert(flags);
+            info.details = Some(details.into());
         }
         if let Some(filters) = &mut self.filters {
             filters.complete();
@@ -586,6 +640,7 @@ pub(super) fn log_rejection(
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(rejection.details.into());
     info.response_code = Some(rejection.status);
+    info.bytes_sent = rejection.body.len() as u64;
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
     let request = rejection.path.as_deref().map(|path| {
         let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
