@@ -117,6 +117,16 @@ impl StreamFilters {
     /// A filter's reply takes the response's place and is sent as it is, past the filters that are left. This
     /// answers `Continue` or `Reset` only.
     pub async fn run_response(&mut self, head: &mut ResponseHead, body: &mut Body) -> Flow {
+        self.run_response_with(head, body, |_| {}).await
+    }
+
+    /// The same; `edit` sees each filter's reply before it becomes the response.
+    pub async fn run_response_with(
+        &mut self,
+        head: &mut ResponseHead,
+        body: &mut Body,
+        edit: impl Fn(&mut LocalReply),
+    ) -> Flow {
         if self.positions.is_empty() {
             // The request was refused before it came to the filters.
             self.activate();
@@ -134,7 +144,8 @@ impl StreamFilters {
             };
             match flow {
                 Flow::Continue => {}
-                Flow::Reply(reply) => {
+                Flow::Reply(mut reply) => {
+                    edit(&mut reply);
                     (*head, *body) = local_response(*reply, self.shape, &self.info);
                     return Flow::Continue;
                 }

@@ -58,9 +58,11 @@ pub fn render(reply: LocalReply, shape: ReplyShape) -> (ResponseHead, Body) {
         let code = reply
             .grpc_status
             .unwrap_or_else(|| grpc_status(reply.status));
+        // A `local_reply_config` may have said another.
         head.headers
-            .insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
-        if !reply.body.is_empty() {
+            .entry(GRPC_STATUS)
+            .or_insert(HeaderValue::from(u16::from(code)));
+        if !reply.body.is_empty() && !shape.head {
             let text = percent_encode(&reply.body, GRPC_MESSAGE).to_string();
             if let Ok(value) = HeaderValue::try_from(text) {
                 head.headers.insert(GRPC_MESSAGE_NAME, value);
@@ -70,6 +72,7 @@ pub fn render(reply: LocalReply, shape: ReplyShape) -> (ResponseHead, Body) {
     }
     if reply.body.is_empty() {
         head.headers.remove(CONTENT_LENGTH);
+        head.headers.remove(CONTENT_TYPE);
         return (head, Body::Empty);
     }
     head.headers

@@ -24,6 +24,8 @@ pub struct FormatContext<'a> {
     pub response: Option<&'a ResponseHead>,
     /// The response's trailers.
     pub trailers: Option<&'a HeaderMap>,
+    /// The body of the local reply that is being formatted: `%LOCAL_REPLY_BODY%`.
+    pub local_reply: Option<&'a [u8]>,
 }
 
 #[derive(Debug, Clone)]

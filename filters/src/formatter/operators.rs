@@ -51,6 +51,7 @@ pub(super) enum Fact {
     VirtualHost,
     FilterChain,
     ConnectionId,
+    LocalReply,
     Missing,
 }
 
@@ -109,6 +110,7 @@ impl Operator {
             "VIRTUAL_HOST_NAME" => Fact::VirtualHost,
             "FILTER_CHAIN_NAME" => Fact::FilterChain,
             "CONNECTION_ID" => Fact::ConnectionId,
+            "LOCAL_REPLY_BODY" => Fact::LocalReply,
             // Only TCP proxying and connection-level refusals have these.
             "CONNECTION_TERMINATION_DETAILS" => Fact::Missing,
             _ => {
@@ -298,6 +300,7 @@ impl Fact {
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
+            Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
             Self::Missing => None,
         }
     }

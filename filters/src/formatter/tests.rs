@@ -35,6 +35,7 @@ fn format(text: &str) -> String {
         request: Some(&head),
         response: None,
         trailers: None,
+        local_reply: None,
     };
     let mut out = Vec::new();
     Formatter::compile(text).unwrap().write(&context, &mut out);

@@ -340,6 +340,7 @@ impl Route {
                 request: Some(head),
                 response: None,
                 trailers: None,
+                local_reply: None,
             });
             mutations.write(values, &mut head.headers);
         }
@@ -372,6 +373,7 @@ impl Route {
                 request,
                 response: Some(head),
                 trailers: None,
+                local_reply: None,
             });
             mutations.write(values, &mut head.headers);
         }

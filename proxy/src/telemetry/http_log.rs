@@ -35,19 +35,22 @@ pub struct AccessLog {
     filter: Option<Filter>,
 }
 
-enum Format {
+/// A compiled format of log lines or local replies' bodies.
+pub(crate) enum Format {
     Text(Formatter),
     Json(Json),
 }
 
-enum Json {
+/// A JSON template with format strings in it.
+pub(crate) enum Json {
     Text(Formatter),
     Constant(serde_json::Value),
     Object(Vec<(String, Json)>),
     List(Vec<Json>),
 }
 
-enum Filter {
+/// A compiled access log filter: which streams it admits.
+pub(crate) enum Filter {
     Status(Op, u32),
     Duration(Op, u32),
     Flags(Vec<ResponseFlags>),
@@ -123,20 +126,26 @@ impl AccessLog {
             request,
             response,
             trailers,
+            local_reply: None,
         };
         let mut line = Vec::with_capacity(256);
-        match &self.format {
-            Format::Text(format) => format.write(&context, &mut line),
-            Format::Json(json) => {
-                line = json.value(&context).to_string().into_bytes();
-                line.push(b'\n');
-            }
-        }
+        self.format.write(&context, &mut line);
         self.file.write(line);
     }
 }
 
 impl Format {
+    /// Appends the formatted text; JSON ends its line.
+    pub(crate) fn write(&self, context: &FormatContext<'_>, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(format) => format.write(context, out),
+            Self::Json(json) => {
+                out.extend_from_slice(json.value(context).to_string().as_bytes());
+                out.push(b'\n');
+            }
+        }
+    }
+
     fn compile(format: Option<AccessLogFormat>) -> Result<Self, ConfigError> {
         match format {
             None => Formatter::compile(DEFAULT_FORMAT).map(Self::Text),
@@ -153,7 +162,11 @@ impl Format {
         }
     }
 
-    fn substitution(format: SubstitutionFormatString) -> Result<Self, ConfigError> {
+    /// Compiles a format string or JSON template; without either, the access log's default.
+    ///
+    /// # Errors
+    /// The path of the field that is not supported.
+    pub(crate) fn substitution(format: SubstitutionFormatString) -> Result<Self, ConfigError> {
         use substitution_format_string::Format as Spec;
         if !format.formatters.is_empty() {
             return Err(ConfigError::unsupported("formatters"));
@@ -220,7 +233,11 @@ impl Json {
 }
 
 impl Filter {
-    fn compile(spec: &FilterSpecifier) -> Result<Self, ConfigError> {
+    /// Compiles a filter.
+    ///
+    /// # Errors
+    /// The path of the field that is not supported.
+    pub(crate) fn compile(spec: &FilterSpecifier) -> Result<Self, ConfigError> {
         let comparison = |c: &Option<ComparisonFilter>| match c {
             Some(c) => Ok((c.op(), c.value.as_ref().map_or(0, |v| v.default_value))),
             None => Err(ConfigError::new("is required").at("comparison")),
@@ -272,7 +289,8 @@ impl Filter {
         })
     }
 
-    fn admits(&self, info: &StreamInfo, request: Option<&RequestHead>) -> bool {
+    /// Whether the stream passes.
+    pub(crate) fn admits(&self, info: &StreamInfo, request: Option<&RequestHead>) -> bool {
         match self {
             Self::Status(op, value) => {
                 compare(*op, u128::from(info.response_code.unwrap_or(0)), *value)

@@ -17,6 +17,7 @@ use filters::stream::Address;
 use http::HeaderValue;
 use xds_client::error::{At, ConfigError};
 
+use super::local_reply_config::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathRules};
 use super::request_mutation::StripPort;
 use super::stats::ConnectionManagerStats;
@@ -81,6 +82,7 @@ pub struct HcmConfig {
     pub(super) stream_idle_timeout: Option<Duration>,
     pub(super) request_timeout: Option<Duration>,
     pub(super) max_stream_duration: Option<Duration>,
+    pub(super) local_replies: Option<LocalReplyConfig>,
 }
 
 /// What a connection manager refers to, compiled by others.
@@ -174,6 +176,12 @@ impl HcmConfig {
             request_timeout: duration_or(&proto.request_timeout, None).at("request_timeout")?,
             max_stream_duration: duration_or(&common.max_stream_duration, None)
                 .at("common_http_protocol_options.max_stream_duration")?,
+            local_replies: proto
+                .local_reply_config
+                .as_ref()
+                .map(LocalReplyConfig::compile)
+                .transpose()
+                .at("local_reply_config")?,
             stats: parts.stats,
             routes: parts.routes,
             chain: parts.chain,
@@ -206,7 +214,6 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
             !proto.early_header_mutation_extensions.is_empty(),
             "early_header_mutation_extensions",
         ),
-        (proto.local_reply_config.is_some(), "local_reply_config"),
         (
             proto.path_normalization_options.is_some(),
             "path_normalization_options",

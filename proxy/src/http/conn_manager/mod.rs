@@ -4,18 +4,23 @@
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
 pub mod config;
+mod deadline;
+mod local_reply_config;
 pub(crate) mod names;
 mod path;
+mod reply;
 mod request_mutation;
 mod response;
 pub mod stats;
 mod stream;
+mod stream_end;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use filters::body::{Body, BodyError};
-use filters::head::ResponseHead;
+use filters::body::BodyError;
+use filters::filter::LocalReply;
+use filters::local_reply::{ReplyShape, render};
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
 use http::StatusCode;
@@ -108,13 +113,17 @@ impl HttpService for CountedManager {
         stats.downstream_rq_total.inc();
         stats.downstream_cx_protocol_error.inc();
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
-        stats.count_response(status.as_u16());
-        stream::log_rejection(&manager.config, &manager.connection, rejection, protocol);
-        let mut head = ResponseHead::new(status);
-        let body: Body = bytes::Bytes::from_static(rejection.body.as_bytes()).into();
-        if !rejection.body.is_empty() {
-            response::plain_text(&mut head, rejection.body.len());
-        }
+        let body = bytes::Bytes::from_static(rejection.body.as_bytes());
+        let mut reply = LocalReply::new(status, body, rejection.details);
+        reply::finish_rejection(
+            &manager.config,
+            &manager.connection,
+            rejection,
+            protocol,
+            &mut reply,
+        );
+        stats.count_response(reply.status.as_u16());
+        let (mut head, body) = render(reply, ReplyShape::default());
         response::finish(&mut head, &manager.config, None);
         Response {
             head,

@@ -47,14 +47,6 @@ pub(super) fn finish(
     }
 }
 
-/// The headers of a short text body.
-pub(super) fn plain_text(head: &mut ResponseHead, length: usize) {
-    head.headers
-        .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    head.headers
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-}
-
 /// The current date, formatted at most twice a second per worker (RFC 9110, 6.6.1).
 fn date() -> HeaderValue {
     thread_local! {

@@ -3,28 +3,25 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
-use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
+use filters::body::{Body, BodyError};
 use filters::chain::{StreamFilters, local_response};
 use filters::filter::{Flow, LocalReply, SharedInfo};
-use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::local_reply::ReplyShape;
 use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
 use http::{HeaderValue, Method, StatusCode, header};
-use tokio::time::{Instant, Sleep, sleep};
 
 use super::config::HcmConfig;
+use super::deadline::Deadline;
 use super::path::Outcome;
+use super::reply::{self, Stop, reply};
 use super::request_mutation::{Sender, mutate};
+use super::stream_end::{StreamEnd, observe_request};
 use super::{names, response};
-use crate::http::service::{ConnectionControl, EarlyResponses, Rejection, Request, Response};
+use crate::http::service::{ConnectionControl, EarlyResponses, Request, Response};
 use crate::router::action::Action;
 use crate::router::forward::{Exchange, Forwarded, forward};
-use crate::router::route::Route;
 use crate::router::table::RouteOutcome;
 
 /// Serves one request.
@@ -47,7 +44,7 @@ pub(super) async fn serve(
     let outcome = match prepare(&mut head, &config, &connection, &info) {
         Ok(sender) => {
             end.remember(&head);
-            body = observe_request(body, &config, &info);
+            body = observe_request(body, &info);
             let deadline = Deadline::new(&config);
             let stream = run(
                 &mut head, &mut body, &config, &info, &sender, &early, &mut end,
@@ -60,12 +57,8 @@ pub(super) async fn serve(
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
         Err(Stop::Reply(reply)) => {
-            let (mut reply_head, reply_body) = local_response(*reply, shape, &info);
-            // As in Envoy, the route's response headers go on every local reply of a forwarding route.
-            if let Some(route) = &end.route {
-                route.finish_response(&mut reply_head, Some(&head), &info.borrow());
-            }
-            (reply_head, reply_body)
+            let reply = reply::shape(*reply, &config, end.route.as_deref(), &head, &info);
+            local_response(reply, shape, &info)
         }
         Err(Stop::Reset(error)) => {
             end.reset(&error);
@@ -76,7 +69,9 @@ pub(super) async fn serve(
         .filters
         .get_or_insert_with(|| StreamFilters::new(config.chain.clone(), &info));
     if let Flow::Reset(error) = filters
-        .run_response(&mut response_head, &mut response_body)
+        .run_response_with(&mut response_head, &mut response_body, |reply| {
+            reply::rewrite(&config, reply, Some(&head), &info);
+        })
         .await
     {
         end.reset(&error);
@@ -92,22 +87,6 @@ pub(super) async fn serve(
         head: response_head,
         close,
     })
-}
-
-/// Why a stream does not get its upstream's response.
-pub(super) enum Stop {
-    /// It gets this one instead.
-    Reply(Box<LocalReply>),
-    /// It gets none.
-    Reset(BodyError),
-}
-
-fn reply(status: StatusCode, body: &'static str, details: &'static str) -> Box<LocalReply> {
-    Box::new(LocalReply::new(
-        status,
-        Bytes::from_static(body.as_bytes()),
-        details,
-    ))
 }
 
 /// Everything before the filters that can refuse a request.
@@ -226,7 +205,7 @@ async fn run(
             if let Some(stop) = body_failed(info) {
                 return Err(stop);
             }
-            count_reply(config, &reply);
+            reply::count(config, &reply);
             Err(Stop::Reply(reply))
         }
     }
@@ -278,375 +257,5 @@ fn count_request(config: &HcmConfig, protocol: Protocol) {
     match protocol {
         Protocol::Http2 => stats.downstream_rq_http2_total.inc(),
         _ => stats.downstream_rq_http1_total.inc(),
-    }
-}
-
-fn count_reply(config: &HcmConfig, reply: &LocalReply) {
-    let stats = &config.stats;
-    match reply.details.as_ref() {
-        "route_not_found" => stats.no_route.inc(),
-        "cluster_not_found" => stats.no_cluster.inc(),
-        "direct_response" if reply.status.is_redirection() => stats.rq_redirect.inc(),
-        "direct_response" => stats.rq_direct_response.inc(),
-        _ => stats.rq_total.inc(),
-    }
-}
-
-/// The timers that end a request as a whole: `request_timeout` (until it has been received) and
-/// `max_stream_duration`. None is armed unless it is configured.
-struct Deadline {
-    request: Option<Duration>,
-    stream: Option<Duration>,
-    idle: Option<Duration>,
-}
-
-impl Deadline {
-    fn new(config: &HcmConfig) -> Self {
-        Self {
-            request: config.request_timeout,
-            stream: config.max_stream_duration,
-            idle: config.stream_idle_timeout,
-        }
-    }
-
-    async fn race<T>(
-        self,
-        stream: impl Future<Output = Result<T, Stop>>,
-        config: &HcmConfig,
-        info: &SharedInfo,
-    ) -> Result<T, Stop> {
-        let Self {
-            request,
-            stream: whole,
-            idle,
-        } = self;
-        let shortest = [request, whole, idle].into_iter().flatten().min();
-        let Some(shortest) = shortest else {
-            return stream.await;
-        };
-        tokio::pin!(stream);
-        let start = Instant::now();
-        let mut wait = shortest;
-        loop {
-            match tokio::time::timeout(wait, &mut stream).await {
-                Ok(outcome) => return outcome,
-                Err(_) => {
-                    let now = Instant::now();
-                    let age = now - start;
-                    let (received_all, quiet) = {
-                        let info = info.borrow();
-                        (
-                            info.request_complete,
-                            now.saturating_duration_since(info.last_activity.into()),
-                        )
-                    };
-                    if let Some(limit) = whole
-                        && age >= limit
-                    {
-                        config.stats.downstream_rq_max_duration_reached.inc();
-                        info.borrow_mut()
-                            .flags
-                            .insert(ResponseFlags::DURATION_TIMEOUT);
-                        return Err(timed_out(
-                            received_all,
-                            "downstream duration timeout",
-                            "max_duration_timeout",
-                        ));
-                    }
-                    if let Some(limit) = request
-                        && !received_all
-                        && age >= limit
-                    {
-                        config.stats.downstream_rq_timeout.inc();
-                        return Err(timed_out(
-                            received_all,
-                            "request timeout",
-                            "request_overall_timeout",
-                        ));
-                    }
-                    if let Some(limit) = idle
-                        && quiet >= limit
-                    {
-                        config.stats.downstream_rq_idle_timeout.inc();
-                        info.borrow_mut()
-                            .flags
-                            .insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-                        return Err(timed_out(
-                            received_all,
-                            "stream timeout",
-                            "stream_idle_timeout",
-                        ));
-                    }
-                    wait = [
-                        whole.map(|l| l.saturating_sub(age)),
-                        request
-                            .filter(|_| !received_all)
-                            .map(|l| l.saturating_sub(age)),
-                        idle.map(|l| l.saturating_sub(quiet)),
-                    ]
-                    .into_iter()
-                    .flatten()
-                    .min()
-                    .unwrap_or(Duration::from_secs(3600))
-                    .max(Duration::from_millis(1));
-                }
-            }
-        }
-    }
-}
-
-/// Envoy answers 408 to a request that is still coming in and 504 to one that waits for its upstream.
-fn timed_out(received_all: bool, body: &'static str, details: &'static str) -> Stop {
-    let status = if received_all {
-        StatusCode::GATEWAY_TIMEOUT
-    } else {
-        StatusCode::REQUEST_TIMEOUT
-    };
-    Stop::Reply(reply(status, body, details))
-}
-
-/// Wraps a request body that is not empty, to count it and to note when it is complete.
-fn observe_request(body: Body, _config: &HcmConfig, info: &SharedInfo) -> Body {
-    if body.is_end() {
-        info.borrow_mut().request_complete = true;
-        return body;
-    }
-    Body::stream(RequestBody {
-        body,
-        info: info.clone(),
-    })
-}
-
-struct RequestBody {
-    body: Body,
-    info: SharedInfo,
-}
-
-impl BodyStream for RequestBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let polled = self.body.poll_frame(cx);
-        if let Poll::Ready(frame) = &polled {
-            let mut info = self.info.borrow_mut();
-            info.touch();
-            if let Some(Ok(Frame::Data(data))) = frame {
-                info.bytes_received += data.len() as u64;
-            }
-            if self.body.is_end() || !matches!(frame, Some(Ok(Frame::Data(_)))) {
-                info.request_complete = true;
-            }
-        }
-        polled
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        self.body.remaining()
-    }
-
-    fn is_end(&self) -> bool {
-        self.body.is_end()
-    }
-}
-
-/// The end of a stream, however it comes: stats, filters, access log. Runs when it is dropped.
-pub(super) struct StreamEnd {
-    config: Arc<HcmConfig>,
-    info: SharedInfo,
-    filters: Option<StreamFilters>,
-    /// The route, if it forwards.
-    route: Option<Arc<Route>>,
-    early: EarlyResponses,
-    /// Kept only if an access log will want it.
-    request: Option<RequestHead>,
-    response: Option<ResponseHead>,
-    trailers: Option<http::HeaderMap>,
-    complete: bool,
-}
-
-impl StreamEnd {
-    fn begin(
-        config: Arc<HcmConfig>,
-        info: SharedInfo,
-        head: &RequestHead,
-        early: EarlyResponses,
-    ) -> Self {
-        let request = (!config.access_logs.is_empty()).then(|| head.clone());
-        Self {
-            config,
-            info,
-            filters: None,
-            route: None,
-            early,
-            request,
-            response: None,
-            trailers: None,
-            complete: false,
-        }
-    }
-
-    /// Takes the head again, as it is after mutation.
-    fn remember(&mut self, head: &RequestHead) {
-        if let Some(request) = &mut self.request {
-            request.clone_from(head);
-        }
-    }
-
-    fn reset(&mut self, error: &BodyError) {
-        self.config.stats.downstream_rq_tx_reset.inc();
-        let mut info = self.info.borrow_mut();
-        if info.details.is_none() {
-            info.details = Some(error.details.unwrap_or(error.reason.as_str()).into());
-        }
-        self.complete = true;
-    }
-
-    /// Ends with the response's last byte: the body carries this to where the codec finishes or drops it.
-    fn attach(mut self, head: &ResponseHead, body: Body) -> Body {
-        let status = head.status.as_u16();
-        self.info.borrow_mut().response_code = Some(status);
-        self.config.stats.count_response(status);
-        if self.request.is_some() {
-            self.response = Some(head.clone());
-        }
-        if body.is_end() {
-            self.complete = true;
-            return Body::Empty;
-        }
-        if let Body::Full(bytes) = &body
-            && self.request.is_none()
-        {
-            // Nothing is left to observe.
-            self.info.borrow_mut().bytes_sent = bytes.len() as u64;
-            self.complete = true;
-            return body;
-        }
-        let idle = self
-            .config
-            .stream_idle_timeout
-            .map(|after| (after, Box::pin(sleep(after))));
-        Body::stream(ResponseBody {
-            body,
-            end: self,
-            idle,
-        })
-    }
-}
-
-impl Drop for StreamEnd {
-    fn drop(&mut self) {
-        let stats = &self.config.stats;
-        stats.downstream_rq_active.dec();
-        if !self.complete {
-            stats.downstream_rq_rx_reset.inc();
-            let mut info = self.info.borrow_mut();
-            let (details, flags) = self.early.ended().unwrap_or((
-                "downstream_remote_disconnect",
-                ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-            ));
-            info.flags.insert(flags);
-            info.details = Some(details.into());
-        }
-        if let Some(filters) = &mut self.filters {
-            filters.complete();
-        }
-        let elapsed = self.info.borrow().start.elapsed();
-        stats
-            .downstream_rq_time
-            .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-        for log in &self.config.access_logs {
-            log.record(
-                &self.info.borrow(),
-                self.request.as_ref(),
-                self.response.as_ref(),
-                self.trailers.as_ref(),
-            );
-        }
-    }
-}
-
-struct ResponseBody {
-    body: Body,
-    end: StreamEnd,
-    idle: Option<(Duration, std::pin::Pin<Box<Sleep>>)>,
-}
-
-impl BodyStream for ResponseBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let polled = self.body.poll_frame(cx);
-        match &polled {
-            Poll::Ready(frame) => {
-                let mut info = self.end.info.borrow_mut();
-                info.touch();
-                match frame {
-                    Some(Ok(Frame::Data(data))) => info.bytes_sent += data.len() as u64,
-                    Some(Ok(Frame::Trailers(trailers))) => {
-                        self.end.complete = true;
-                        if self.end.request.is_some() {
-                            self.end.trailers = Some(trailers.clone());
-                        }
-                    }
-                    None => self.end.complete = true,
-                    Some(Err(_)) => {
-                        self.end.complete = true;
-                        self.end.config.stats.downstream_rq_tx_reset.inc();
-                    }
-                }
-                self.end.complete |= self.body.is_end();
-            }
-            Poll::Pending => {
-                if let Some((after, timer)) = &mut self.idle
-                    && timer.as_mut().poll(cx).is_ready()
-                {
-                    let last: Instant = self.end.info.borrow().last_activity.into();
-                    if last.elapsed() >= *after {
-                        self.end.config.stats.downstream_rq_idle_timeout.inc();
-                        self.end
-                            .info
-                            .borrow_mut()
-                            .flags
-                            .insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-                        self.end.complete = true;
-                        return Poll::Ready(Some(Err(BodyError {
-                            reason: ResetReason::Timeout,
-                            details: Some("stream_idle_timeout"),
-                        })));
-                    }
-                    timer.as_mut().reset(last + *after);
-                    let _ = timer.as_mut().poll(cx);
-                }
-            }
-        }
-        polled
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        self.body.remaining()
-    }
-
-    fn is_end(&self) -> bool {
-        self.body.is_end()
-    }
-}
-
-/// Logs a message that never became a request.
-pub(super) fn log_rejection(
-    config: &Arc<HcmConfig>,
-    connection: &Rc<ConnectionInfo>,
-    rejection: &Rejection,
-    protocol: Protocol,
-) {
-    if config.access_logs.is_empty() {
-        return;
-    }
-    let mut info = StreamInfo::new(connection.clone(), protocol);
-    info.details = Some(rejection.details.into());
-    info.response_code = Some(rejection.status);
-    info.bytes_sent = rejection.body.len() as u64;
-    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-    let request = rejection.path.as_deref().map(|path| {
-        let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
-        RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
-    });
-    for log in &config.access_logs {
-        log.record(&info, request.as_ref(), None, None);
     }
 }
