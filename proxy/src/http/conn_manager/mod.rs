@@ -15,6 +15,8 @@ pub mod stats;
 mod stream;
 mod stream_end;
 
+pub(crate) use self::request_mutation::append_to_xff;
+
 use std::rc::Rc;
 use std::sync::Arc;
 

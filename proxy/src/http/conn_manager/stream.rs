@@ -54,9 +54,14 @@ pub(super) async fn serve(
         Err(reply) => Err(Stop::Reply(reply)),
     };
     shape.head = head.method == Method::HEAD || shape.head;
+    let mut close = false;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
         Err(Stop::Reply(reply)) => {
+            // To Envoy any 400 of its own is an error in the messages of an HTTP/1 connection.
+            close = reply.status == StatusCode::BAD_REQUEST
+                && protocol != Protocol::Http2
+                && !config.stream_error_on_invalid_http1;
             let reply = reply::shape(*reply, &config, end.route.as_deref(), &head, &info);
             local_response(reply, shape, &info)
         }
@@ -81,7 +86,7 @@ pub(super) async fn serve(
         .always_set_request_id
         .then(|| head.headers.get(names::REQUEST_ID));
     response::finish(&mut response_head, &config, request_id.flatten());
-    let close = control.is_draining();
+    close |= control.is_draining();
     Ok(Response {
         body: end.attach(&response_head, response_body),
         head: response_head,
@@ -223,13 +228,18 @@ fn note_route(chosen: Option<&RouteOutcome>, info: &SharedInfo, end: &mut Stream
     info.route = chosen.and_then(RouteOutcome::view);
     info.upstream.cluster = None;
     end.route = None;
-    if let Some(RouteOutcome::Matched(route)) = chosen
-        && let Action::Cluster(slot) = route.action()
-    {
-        end.route = Some(route.clone());
-        if slot.get().is_some() {
-            info.upstream.cluster = Some(slot.name().clone());
+    let Some(RouteOutcome::Matched(route)) = chosen else {
+        return;
+    };
+    match route.action() {
+        Action::Cluster(slot) => {
+            end.route = Some(route.clone());
+            if slot.get().is_some() {
+                info.upstream.cluster = Some(slot.name().clone());
+            }
         }
+        Action::ClusterHeader(..) => end.route = Some(route.clone()),
+        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => {}
     }
 }
 
