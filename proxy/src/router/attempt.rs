@@ -361,8 +361,13 @@ fn respond(
         info.upstream.protocol = Some(protocol);
         info.upstream.local = local;
         info.details.get_or_insert("via_upstream".into());
+        // Formatters in the route's response headers tell it.
+        info.response_code = Some(head.status.as_u16());
     }
-    write_service_time(&mut head, started);
+    // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
+    if request.info.borrow().request_complete {
+        write_service_time(&mut head, started);
+    }
     if request.route.include_attempt_count_in_response() {
         head.headers
             .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));

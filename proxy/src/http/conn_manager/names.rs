@@ -18,6 +18,7 @@ names! {
     FORWARDED_PORT = "x-forwarded-port";
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
+    ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
     STREAM_DURATION = "x-envoy-upstream-stream-duration-ms";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
     KEEP_ALIVE = "keep-alive";
@@ -43,7 +44,7 @@ pub(super) const INTERNAL_ONLY: [HeaderName; 15] = [
     RETRY_ON,
     RETRY_GRPC_ON,
     MAX_RETRIES,
-    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    ALT_STAT_NAME,
     UPSTREAM_TIMEOUT,
     PER_TRY_TIMEOUT,
     TIMEOUT_ALT_RESPONSE,
