@@ -81,7 +81,7 @@ impl Timeouts {
 }
 
 /// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
+pub(crate) fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
     let text = head.headers.get(names::GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 {

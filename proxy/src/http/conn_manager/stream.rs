@@ -14,7 +14,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 
 use super::client_address::Client;
 use super::config::HcmConfig;
-use super::deadline::Deadline;
+use super::deadline::{Clock, Limits};
 use super::path::Outcome;
 use super::reply::{self, Stop, reply};
 use super::request_mutation::mutate;
@@ -43,22 +43,23 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
+    let clock = Clock::new(Limits::of(&config, None, &head));
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
     let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
         Ok(client) => {
             end.remember(&head);
             body = observe_request(body, &info);
-            let deadline = Deadline::new(&config);
             let stream = Stream {
                 config: &config,
                 info: &info,
+                clock: &clock,
                 routes,
                 early,
                 internal: client.internal,
             };
             let running = stream.run(&mut head, &mut body, &mut end);
-            deadline.race(running, &config, &info).await
+            clock.race(running, &config.stats, &info).await
         }
         Err(reply) => Err(Stop::Reply(reply)),
     };
@@ -95,7 +96,7 @@ pub(super) async fn serve(
     response::finish(&mut response_head, &config, request_id);
     close |= control.is_draining();
     Ok(Response {
-        body: end.attach(&response_head, response_body),
+        body: end.attach(&response_head, response_body, clock),
         head: response_head,
         close,
     })
@@ -160,6 +161,7 @@ fn prepare(
 struct Stream<'a> {
     config: &'a Arc<HcmConfig>,
     info: &'a SharedInfo,
+    clock: &'a Clock,
     routes: Option<Arc<RouteTable>>,
     early: EarlyResponses,
     internal: bool,
@@ -176,6 +178,7 @@ impl Stream<'_> {
         let Self {
             config,
             info,
+            clock,
             routes,
             early,
             internal,
@@ -185,6 +188,9 @@ impl Stream<'_> {
             .as_ref()
             .map(|table| table.route(head, &info.borrow(), random));
         note_route(chosen.as_ref(), info, end);
+        clock
+            .limits
+            .set(Limits::of(config, end.route.as_deref(), head));
         if !allows_upgrade(config, head, chosen.as_ref()) {
             return Err(Stop::Reply(reply(
                 StatusCode::FORBIDDEN,
@@ -219,6 +225,9 @@ impl Stream<'_> {
                 .as_ref()
                 .map(|table| table.route(head, &info.borrow(), random));
             note_route(chosen.as_ref(), info, end);
+            clock
+                .limits
+                .set(Limits::of(config, end.route.as_deref(), head));
         }
         match flow {
             Flow::Continue => {}
@@ -264,14 +273,14 @@ fn note_route(chosen: Option<&RouteOutcome>, info: &SharedInfo, end: &mut Stream
     };
     match route.action() {
         Action::Cluster(slot) => {
-            end.route = Some(route.clone());
             if slot.get().is_some() {
                 info.upstream.cluster = Some(slot.name().clone());
             }
         }
-        Action::ClusterHeader(..) => end.route = Some(route.clone()),
-        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => {}
+        Action::ClusterHeader(..) => {}
+        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => return,
     }
+    end.route = Some(route.clone());
 }
 
 /// Whether this request may become a tunnel, if it asks for one: the route's word goes before the connection
