@@ -83,7 +83,8 @@ impl Route {
         &self.shared.matched
     }
 
-    /// The limit of the whole response, retries included; 15 s by default, None is none.
+    /// The limit of the whole response, retries included; 15 s by default, None is none. A route with
+    /// `max_stream_duration` has none.
     pub fn timeout(&self) -> Option<Duration> {
         self.shared.forward.timeout
     }
@@ -202,8 +203,9 @@ impl Route {
             mutations.write(values, &mut head.headers);
         }
         let forward = &self.shared.forward;
+        // The route's word is the last, as in Envoy.
         let weighted = self.weighted.as_ref().and_then(|w| w.host.as_ref());
-        if let Some(host) = weighted.or(forward.host.as_ref()) {
+        for host in [weighted, forward.host.as_ref()].into_iter().flatten() {
             host.rewrite(head, forward.append_forwarded_host);
         }
         if let Some(path) = &forward.path {

@@ -55,6 +55,7 @@ impl Timeouts {
             }
             alternative = head.headers.remove(names::TIMEOUT_ALT_RESPONSE).is_some();
             head.headers.remove(names::ALT_STAT_NAME);
+            head.headers.remove(names::STREAM_DURATION);
             head.headers.remove(names::UPSTREAM_TIMEOUT);
             head.headers.remove(names::PER_TRY_TIMEOUT);
         }
