@@ -97,8 +97,12 @@ impl RouteTable {
     pub fn route(&self, head: &RequestHead, info: &StreamInfo, random: u64) -> RouteOutcome {
         // Borrowed for a header on one line, and always for the authority. Without the header that names
         // the virtual host there is none, not even `*`.
-        let Some(host) = self.host.in_request(head) else {
-            return RouteOutcome::NotFound;
+        let host = match &self.host {
+            HeaderRef::Authority => Cow::Borrowed(head.authority.as_bytes()),
+            header => match header.in_request(head) {
+                Some(host) => host,
+                None => return RouteOutcome::NotFound,
+            },
         };
         let host = match self.ignore_port {
             true => without_port(&host),
