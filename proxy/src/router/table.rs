@@ -98,7 +98,7 @@ impl RouteTable {
         // Borrowed for a header on one line, and always for the authority. Without the header that names
         // the virtual host there is none, not even `*`.
         let host = match &self.host {
-            HeaderRef::Authority => Cow::Borrowed(head.authority.as_bytes()),
+            HeaderRef::Authority => Cow::Borrowed(&**head.authority.as_bytes()),
             header => match header.in_request(head) {
                 Some(host) => host,
                 None => return RouteOutcome::NotFound,
