@@ -1,3 +1,4 @@
-//! Byte streams: raw sockets now; TLS, PROXY protocol, internal and HBONE to come.
+//! Byte streams: raw sockets and TLS; PROXY protocol, internal and HBONE to come.
 
 pub mod prefixed;
+pub mod tls;
