@@ -26,6 +26,7 @@ pub(in super::super) fn info() -> StreamInfo {
         server_name: None,
         alpn: None,
         secure: false,
+        tls: None,
         listener: "".into(),
         filter_chain: "".into(),
     };

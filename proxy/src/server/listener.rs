@@ -436,6 +436,7 @@ impl ConnectionGuard {
                 .then(|| sniffed.server_name.as_str().into()),
             alpn: sniffed.protocols.first().map(|p| p.as_str().into()),
             secure: false,
+            tls: None,
             listener: config.name.clone(),
             filter_chain: chain.name.clone(),
         });

@@ -19,6 +19,7 @@ fn info() -> SharedInfo {
         server_name: None,
         alpn: None,
         secure: false,
+        tls: None,
         listener: "".into(),
         filter_chain: "".into(),
     };

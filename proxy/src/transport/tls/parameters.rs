@@ -90,9 +90,13 @@ impl Parameters {
         for policy in &proto.compliance_policies {
             match CompliancePolicy::try_from(*policy) {
                 Ok(CompliancePolicy::Fips202205) => fips = true,
+                Ok(other) => {
+                    let reason = format!("{} is not supported", other.as_str_name());
+                    return Err(ConfigError::new(reason).at("compliance_policies"));
+                }
                 Err(_) => {
-                    return Err(ConfigError::new(format!("unknown value {policy}"))
-                        .at("compliance_policies"));
+                    let reason = format!("unknown value {policy}");
+                    return Err(ConfigError::new(reason).at("compliance_policies"));
                 }
             }
         }

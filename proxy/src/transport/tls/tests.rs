@@ -24,7 +24,7 @@ use super::upstream::UpstreamTls;
 use crate::telemetry::stats::Stats;
 
 fn stats() -> Arc<TlsStats> {
-    Arc::new(TlsStats::downstream(&Stats::default().scope("listener.a.")))
+    Arc::new(TlsStats::downstream(&Stats::new().scope("listener.a.")))
 }
 
 fn common(
@@ -188,7 +188,7 @@ async fn expired_revoked_and_misnamed_servers_are_refused() {
         p.serial_number = Some(7.into());
     }));
     assert!(meet(&revoked, &trusting(&|_| {})).await.is_ok());
-    let with_crl = |serial: u64| trusting(&move |v| v.crl = Some(authority.crl(&[serial])));
+    let with_crl = |serial: u64| trusting(&|v| v.crl = Some(authority.crl(&[serial])));
     assert!(meet(&revoked, &with_crl(7)).await.is_err());
     assert!(meet(&revoked, &with_crl(8)).await.is_ok());
     let named = |name: &str| {

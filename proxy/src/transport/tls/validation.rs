@@ -215,8 +215,8 @@ impl Validation {
 
     /// Whether it refuses anything.
     pub(super) fn verifies(&self) -> bool {
-        !self.accept_untrusted
-            && !(self.anchors.is_empty() && self.hashes.is_empty() && self.keys.is_empty())
+        let nothing = self.anchors.is_empty() && self.hashes.is_empty() && self.keys.is_empty();
+        !(self.accept_untrusted || nothing)
     }
 
     /// Whether it trusts any authority.
