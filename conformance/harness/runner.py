@@ -35,7 +35,7 @@ def groups():
     """Every case file's groups, by file name."""
     for found in sorted(pkgutil.iter_modules([str(HERE / "cases")]), key=lambda m: m.name):
         module = importlib.import_module("cases." + found.name)
-        yield from ((found.name, g) for g in vars(module).values() if isinstance(g, Group))
+        yield from ((found.name, g) for g in list(vars(module).values()) if isinstance(g, Group))
 
 
 def differences():
