@@ -361,7 +361,10 @@ fn respond(
     let charge = request.charge;
     let at_hand = !matches!(body, Body::Stream(_));
     let kind = charge.response(host, head.status, &head.headers, at_hand);
-    write_service_time(&mut head, started);
+    // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
+    if request.info.borrow().request_complete {
+        write_service_time(&mut head, started);
+    }
     if request.route.include_attempt_count_in_response() {
         head.headers
             .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));

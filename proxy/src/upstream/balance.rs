@@ -340,8 +340,9 @@ impl HostSet {
         for attempt in 0..cx.tries.max(1) {
             let random = mix(cx.random.wrapping_add(attempt.into()));
             let host = self.choose_once(policy, &turn, random)?;
-            let tried = cx.excluded.iter().any(|e| Arc::ptr_eq(e, host));
-            if !tried && !(cx.omit_canary && host.is_canary()) {
+            let avoid = cx.excluded.iter().any(|e| Arc::ptr_eq(e, host))
+                || cx.omit_canary && host.is_canary();
+            if !avoid {
                 return Some(host.clone());
             }
             last = Some(host);

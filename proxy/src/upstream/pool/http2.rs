@@ -23,6 +23,9 @@ pub(crate) struct Pooled {
     requests: Cell<u32>,
 }
 
+/// Where one who waits learns of a connection with room.
+type Waiter = oneshot::Sender<Result<Rc<Pooled>, ConnectError>>;
+
 /// Connections, and those who wait for room on one.
 pub(crate) struct Pool {
     place: Rc<Place>,
@@ -30,7 +33,7 @@ pub(crate) struct Pool {
     /// Connections whose bytes are not gone yet.
     open: Cell<u32>,
     connecting: Cell<bool>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Rc<Pooled>, ConnectError>>>>,
+    waiting: RefCell<VecDeque<Waiter>>,
     me: Weak<Pool>,
 }
 
