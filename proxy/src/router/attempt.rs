@@ -357,6 +357,8 @@ fn respond(
         info.upstream.protocol = Some(protocol);
         info.upstream.local = local;
         info.details.get_or_insert("via_upstream".into());
+        // Formatters in the route's response headers tell it.
+        info.response_code = Some(head.status.as_u16());
     }
     let charge = request.charge;
     let at_hand = !matches!(body, Body::Stream(_));

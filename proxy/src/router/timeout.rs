@@ -59,6 +59,7 @@ impl Timeouts {
                 per_try = (!asked.is_zero()).then_some(asked);
             }
             alternative = head.headers.remove(names::TIMEOUT_ALT_RESPONSE).is_some();
+            head.headers.remove(names::ALT_STAT_NAME);
             head.headers.remove(names::UPSTREAM_TIMEOUT);
             head.headers.remove(names::PER_TRY_TIMEOUT);
         }
