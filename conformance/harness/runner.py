@@ -53,7 +53,7 @@ def normal(value, ports, name=""):
         return [normal(v, ports, name) for v in value]
     if not isinstance(value, str):
         return value
-    value = UUID.sub("<uuid>", value)
+    value = UUID.sub("<uuid>", value).replace(ports.home, "<home>")
     return re.sub(r"\b\d{5}\b", lambda m: ports.names.get(int(m[0]), m[0]), value)
 
 
