@@ -187,7 +187,7 @@ fn entry(
     let action = match (proto.name.as_str(), proto.cluster_header.as_str()) {
         ("", "") => return Err(ConfigError::new("name or cluster_header is required")),
         ("", header) => by_header(header, cx)?,
-        (name, "") => Action::Cluster((cx.cluster)(name)),
+        (name, "") => Action::Cluster(cx.cluster(name).at("name")?),
         _ => return Err(ConfigError::new("name and cluster_header are both set")),
     };
     let host = match &proto.host_rewrite_specifier {
@@ -216,7 +216,7 @@ fn target(
     cx: &CompileContext<'_>,
 ) -> Result<Action, ConfigError> {
     Ok(match specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Action::Cluster((cx.cluster)(name)),
+        Some(ClusterSpecifier::Cluster(name)) => Action::Cluster(cx.cluster(name).at("cluster")?),
         Some(ClusterSpecifier::ClusterHeader(name)) => by_header(name, cx)?,
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             return Err(ConfigError::unsupported("cluster_specifier_plugin"));

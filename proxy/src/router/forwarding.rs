@@ -30,7 +30,6 @@ pub(super) struct Forward {
     pub(super) hash_policies: Vec<HashPolicy>,
     pub(super) cluster_not_found: StatusCode,
     pub(super) priority: Priority,
-    pub(super) has_max_stream_duration: bool,
     pub(super) upgrades: Vec<(ByteString, bool)>,
     pub(super) path: Option<PathRewrite>,
     pub(super) host: Option<HostRewrite>,
@@ -52,7 +51,6 @@ impl Default for Forward {
             hash_policies: Vec::new(),
             cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
             priority: Priority::Default,
-            has_max_stream_duration: false,
             upgrades: Vec::new(),
             path: None,
             host: None,
@@ -153,7 +151,6 @@ impl Forward {
             } else {
                 Priority::Default
             },
-            has_max_stream_duration: max.is_some(),
             upgrades,
             path,
             host: host.transpose()?.flatten(),

@@ -40,8 +40,8 @@ pub enum RouteOutcome {
 }
 
 impl RouteTable {
-    /// Compiles the message. `validate_clusters` has no effect: a route whose cluster is missing
-    /// answers as its `cluster_not_found_response_code` says.
+    /// Compiles the message. Whether its routes may name clusters that do not exist is the context's say
+    /// (`validate_clusters`); one that does answers as its `cluster_not_found_response_code` says.
     ///
     /// # Errors
     /// The first bad or unsupported field, with its path.

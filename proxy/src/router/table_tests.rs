@@ -17,6 +17,7 @@ fn test_context() -> CompileContext<'static> {
     CompileContext {
         directory: Box::leak(Box::default()),
         cluster: &|name| Arc::new(ClusterSlot::new(name.into())),
+        known: None,
         filter_config: &|_, _| Ok(None),
     }
 }

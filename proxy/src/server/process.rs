@@ -86,7 +86,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
-    let slots = clusters.clone();
+    let (slots, known) = (clusters.clone(), clusters.clone());
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
         secrets: Arc::new(SecretStore::default()),
@@ -95,6 +95,12 @@ pub fn run(line: CommandLine) -> Result<(), String> {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .slot(name)
+        }),
+        known_cluster: Arc::new(move |name: &str| {
+            known
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .has(name)
         }),
         directory,
         stats: stats.clone(),

@@ -29,6 +29,7 @@ use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
+use crate::router::options::RouterOptions;
 use crate::telemetry::http_log::AccessLog;
 
 /// Which codec a connection gets.
@@ -55,6 +56,7 @@ pub struct HcmConfig {
     pub(super) stats: ConnectionManagerStats,
     pub(super) routes: Arc<RouteSlot>,
     pub(super) chain: FilterChain,
+    pub(super) router: RouterOptions,
     pub(super) access_logs: Vec<AccessLog>,
     /// The codec choice.
     pub codec: Codec,
@@ -99,6 +101,8 @@ pub struct HcmParts {
     pub routes: Arc<RouteSlot>,
     /// Its filters.
     pub chain: FilterChain,
+    /// Its router.
+    pub router: RouterOptions,
     /// Its access logs.
     pub access_logs: Vec<AccessLog>,
     /// Its stats.
@@ -202,6 +206,7 @@ impl HcmConfig {
             stats: parts.stats,
             routes: parts.routes,
             chain: parts.chain,
+            router: parts.router,
             access_logs: parts.access_logs,
         })
     }

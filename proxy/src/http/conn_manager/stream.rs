@@ -246,6 +246,7 @@ impl Stream<'_> {
             internal,
             early,
             random,
+            options: &config.router,
         };
         match forward(exchange).await {
             Forwarded::Response(head, body) => Ok((head, body)),
