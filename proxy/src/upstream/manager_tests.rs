@@ -157,13 +157,16 @@ fn refusals_name_the_field_and_leave_the_last_good_version() {
 fn other_transports_are_accepted_but_never_plaintext() {
     let mut proto = cluster("a", DiscoveryType::Static);
     proto.transport_socket = Some(core::TransportSocket {
-        name: "envoy.transport_sockets.tls".into(),
-        config_type: None,
+        name: "quic".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(envoy_types::pb::google::protobuf::Any {
+            type_url: "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport".into(),
+            value: Vec::new(),
+        })),
     });
-    let config = ClusterConfig::compile(&proto).unwrap();
+    let config = ClusterConfig::compile(&proto, &Default::default()).unwrap();
     assert!(matches!(
         config.transport_for(None),
-        HostTransport::Unavailable(_)
+        UpstreamTransport::Unavailable(_)
     ));
 }
 
