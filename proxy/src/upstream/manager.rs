@@ -15,7 +15,6 @@ use xds_client::error::{At, ConfigError};
 
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
-use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::assignment::{Locality, compile_assignment};
 use crate::upstream::balance::{HostSet, LocalityHosts};
 use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery};
@@ -415,10 +414,11 @@ impl ClusterManager {
         let config = &active.cluster.config;
         let before = active.cluster.hosts();
         // A static cluster may list an address twice, and then has two hosts, as in Envoy.
-        let mut old: HashMap<(Address, UpstreamTransport), Vec<Arc<Host>>> = HashMap::new();
+        let mut old: HashMap<Address, Vec<Arc<Host>>> = HashMap::new();
         for host in before.hosts() {
-            let key = (host.address.clone(), host.transport.clone());
-            old.entry(key).or_default().push(host.clone());
+            old.entry(host.address.clone())
+                .or_default()
+                .push(host.clone());
         }
         old.values_mut().for_each(|same| same.reverse());
         let eds = matches!(config.discovery, Discovery::Eds { .. });
@@ -459,8 +459,12 @@ impl ClusterManager {
                     if eds && !seen.insert(address.clone()) {
                         continue;
                     }
-                    let key = (address.clone(), endpoint.transport.clone());
-                    let kept = old.get_mut(&key).and_then(Vec::pop);
+                    let kept = old.get_mut(&address).and_then(|same| {
+                        let at = same
+                            .iter()
+                            .rposition(|h| h.transport == endpoint.transport)?;
+                        Some(same.remove(at))
+                    });
                     added |= kept.is_none();
                     let host = kept.unwrap_or_else(|| {
                         Host::new(

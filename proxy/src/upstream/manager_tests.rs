@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 
 use super::*;
+use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::balance::LbContext;
 
 fn cluster(name: &str, kind: DiscoveryType) -> pb::Cluster {

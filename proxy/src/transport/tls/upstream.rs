@@ -1,6 +1,5 @@
 //! `UpstreamTlsContext`: TLS as a client.
 
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -53,12 +52,6 @@ impl PartialEq for UpstreamTls {
 }
 
 impl Eq for UpstreamTls {}
-
-impl Hash for UpstreamTls {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.source.hash(state);
-    }
-}
 
 struct Compiled {
     config: Arc<ClientConfig>,
