@@ -605,13 +605,10 @@ pub(super) fn finish_rejection(
     info.details = Some(rejection.details.into());
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
     let info = Rc::new(RefCell::new(info));
-    let request = rejection.path.as_deref().map(|path| {
-        let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
-        RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
-    });
-    rewrite_reply(config, reply, request.as_ref(), &info);
+    // As in Envoy, nothing of a head that was not understood is told.
+    rewrite_reply(config, reply, None, &info);
     info.borrow_mut().response_code = Some(reply.status.as_u16());
     for log in &config.access_logs {
-        log.record(&info.borrow(), request.as_ref(), None, None);
+        log.record(&info.borrow(), None, None, None);
     }
 }
