@@ -12,6 +12,8 @@ mod response;
 pub mod stats;
 mod stream;
 
+pub(crate) use self::request_mutation::append_to_xff;
+
 use std::rc::Rc;
 use std::sync::Arc;
 

@@ -54,9 +54,14 @@ pub(super) async fn serve(
         Err(reply) => Err(Stop::Reply(reply)),
     };
     shape.head = head.method == Method::HEAD || shape.head;
+    let mut close = false;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
         Err(Stop::Reply(mut reply)) => {
+            // To Envoy any 400 of its own is an error in the messages of an HTTP/1 connection.
+            close = reply.status == StatusCode::BAD_REQUEST
+                && protocol != Protocol::Http2
+                && !config.stream_error_on_invalid_http1;
             rewrite_reply(&config, &mut reply, Some(&head), &info);
             local_response(*reply, shape, &info)
         }
@@ -79,7 +84,7 @@ pub(super) async fn serve(
         .always_set_request_id
         .then(|| head.headers.get(names::REQUEST_ID));
     response::finish(&mut response_head, &config, request_id.flatten());
-    let close = control.is_draining();
+    close |= control.is_draining();
     Ok(Response {
         body: end.attach(&response_head, response_body),
         head: response_head,

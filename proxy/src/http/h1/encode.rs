@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use filters::head::{RequestHead, ResponseHead};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, StatusCode, header};
 
 use super::HeaderCase;
 use super::parse::Framing;
@@ -96,6 +96,16 @@ pub fn declared_length(headers: &HeaderMap) -> Option<u64> {
     validate::content_length(headers.get(header::CONTENT_LENGTH)?.as_bytes())
 }
 
+/// The reason phrase: IANA's, but Envoy's where that knows another set.
+fn reason(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        203 => "Non-Authoritative Information",
+        418 | 451 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
+        _ => status.canonical_reason().unwrap_or("Unknown"),
+    }
+}
+
 /// Appends a response head.
 pub fn response(out: &mut BytesMut, head: &ResponseHead, frame: ResponseFrame<'_>) {
     let case = frame.case;
@@ -107,8 +117,7 @@ pub fn response(out: &mut BytesMut, head: &ResponseHead, frame: ResponseFrame<'_
     });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');
-    let reason = head.status.canonical_reason().unwrap_or("Unknown");
-    out.put_slice(reason.as_bytes());
+    out.put_slice(reason(head.status).as_bytes());
     out.put_slice(b"\r\n");
     for (name, value) in &head.headers {
         let skip = *name == header::CONTENT_LENGTH && !frame.keep_length;
