@@ -362,7 +362,10 @@ fn respond(
         info.upstream.local = local;
         info.details.get_or_insert("via_upstream".into());
     }
-    write_service_time(&mut head, started);
+    // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
+    if request.info.borrow().request_complete {
+        write_service_time(&mut head, started);
+    }
     if request.route.include_attempt_count_in_response() {
         head.headers
             .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));

@@ -87,7 +87,7 @@ fn length(out: &mut BytesMut, length: u64, case: HeaderCase) {
 }
 
 fn upgrade_fields(out: &mut BytesMut, upgrade: &str, case: HeaderCase) {
-    field(out, "connection", b"upgrade", case);
+    field(out, "connection", b"Upgrade", case);
     field(out, "upgrade", upgrade.as_bytes(), case);
 }
 
