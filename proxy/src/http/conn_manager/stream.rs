@@ -87,6 +87,8 @@ pub(super) async fn serve(
         .then(|| head.headers.get(names::REQUEST_ID));
     response::finish(&mut response_head, &config, request_id.flatten());
     close |= control.is_draining();
+    // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
+    close |= protocol != Protocol::Http2 && !info.borrow().request_complete;
     Ok(Response {
         body: end.attach(&response_head, response_body),
         head: response_head,

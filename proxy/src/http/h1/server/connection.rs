@@ -60,6 +60,26 @@ impl<IO> Conn<IO> {
         }
     }
 
+    /// What a body yields that has a fault. One that is not what its framing says is answered. One that ends
+    /// early is a client that went away: the codec is about to drop everything of the request, and nobody
+    /// shall mistake its end for an upstream's.
+    fn failed(&self) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self.fault {
+            Some(BodyFault::Malformed) => Poll::Ready(Some(Err(BodyError {
+                reason: ResetReason::ProtocolError,
+                details: Some("http1.codec_error"),
+            }))),
+            Some(BodyFault::Short | BodyFault::Broken) if !self.is_tunnel() => Poll::Pending,
+            _ => Poll::Ready(Some(Err(BodyError::new(
+                ResetReason::ConnectionTermination,
+            )))),
+        }
+    }
+
+    fn is_tunnel(&self) -> bool {
+        matches!(self.body, BodyDecoder::Close)
+    }
+
     pub(super) fn register(&mut self, cx: &Context<'_>) {
         if !self.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
@@ -118,26 +138,14 @@ impl<IO: AsyncRead + Unpin + 'static> RequestBody<IO> {
     }
 }
 
-/// A body that is not what its framing says is the client's fault and is answered; one that ends early is
-/// a client that went away.
-fn body_error(fault: BodyFault) -> BodyError {
-    match fault {
-        BodyFault::Malformed => BodyError {
-            reason: ResetReason::ProtocolError,
-            details: Some("http1.codec_error"),
-        },
-        BodyFault::Short | BodyFault::Broken => BodyError::new(ResetReason::ConnectionTermination),
-    }
-}
-
 impl<IO: AsyncRead + Unpin> BodyStream for RequestBody<IO> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let conn = &mut *self.conn.borrow_mut();
         if conn.request != self.request {
             return Poll::Ready(Some(Err(BodyError::new(ResetReason::LocalReset))));
         }
-        if let Some(fault) = conn.fault {
-            return Poll::Ready(Some(Err(body_error(fault))));
+        if conn.fault.is_some() {
+            return conn.failed();
         }
         let polled = conn
             .body
@@ -146,16 +154,15 @@ impl<IO: AsyncRead + Unpin> BodyStream for RequestBody<IO> {
             conn.wake();
         }
         match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Ok(Frame::Trailers(_)))) if !conn.trailers => Poll::Ready(None),
-            polled => polled.map(|frame| {
-                frame.map(|frame| {
-                    frame.map_err(|fault| {
-                        conn.fault = Some(fault);
-                        conn.wake();
-                        body_error(fault)
-                    })
-                })
-            }),
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Err(fault))) => {
+                conn.fault = Some(fault);
+                conn.wake();
+                conn.failed()
+            }
         }
     }
 
