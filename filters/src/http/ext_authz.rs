@@ -24,7 +24,7 @@ use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::flags::ResponseFlags;
 use crate::head::{RequestHead, ResponseHead};
 use crate::registry::{FactoryContext, HttpFilterFactory};
-use crate::stream::{Address, FilterId, RouteFilterConfig};
+use crate::stream::{Address, FilterId, Protocol, RouteFilterConfig};
 
 /// The namespace of the metadata that the service returns.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
@@ -289,7 +289,7 @@ impl ExtAuthzFilter {
             host: head.authority.to_string(),
             scheme: head.scheme.to_string(),
             size,
-            protocol: info.protocol.as_str().into(),
+            protocol: info.protocol.map_or("", Protocol::as_str).into(),
             body,
             raw_body,
             ..auth::attribute_context::HttpRequest::default()

@@ -17,3 +17,4 @@ mod pool;
 pub mod request;
 pub mod slot;
 pub mod stats;
+pub(crate) mod tcp;
