@@ -12,6 +12,7 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 

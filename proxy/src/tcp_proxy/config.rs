@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use envoy_types::pb::google::protobuf as wkt;
-use xds_client::error::{At, ConfigError};
+use xds_client::error::ConfigError;
 
 use super::stats::TcpProxyStats;
 use crate::telemetry::http_log::AccessLog;

@@ -1,6 +1,6 @@
 //! `tcp.<stat_prefix>.*`.
 
-use crate::telemetry::stats::{Counter, Gauge, Scope};
+use crate::telemetry::stats::{Counter, Scope};
 
 macro_rules! stats {
     ($($name:ident: $kind:ident $make:ident;)*) => {

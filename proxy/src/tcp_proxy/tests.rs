@@ -54,6 +54,8 @@ fn seconds(seconds: i64) -> Option<wkt::Duration> {
 struct World {
     clusters: ClusterManager,
     stats: Arc<Stats>,
+    /// Stats live as long as what counts them.
+    configs: Vec<Arc<TcpProxyConfig>>,
 }
 
 impl World {
@@ -91,7 +93,11 @@ impl World {
             ..Default::default()
         };
         clusters.apply_cluster(&proto, "").unwrap();
-        Self { clusters, stats }
+        Self {
+            clusters,
+            stats,
+            configs: Vec::new(),
+        }
     }
 
     fn compile(&mut self, proto: &TcpProxy) -> Result<Arc<TcpProxyConfig>, String> {
@@ -104,6 +110,7 @@ impl World {
 
     fn start(&mut self, proto: &TcpProxy) -> DuplexStream {
         let config = self.compile(proto).unwrap();
+        self.configs.push(config.clone());
         let (near, far) = duplex(64 * 1024);
         spawn_local(serve(config, far, connection()));
         near
