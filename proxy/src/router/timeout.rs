@@ -140,7 +140,7 @@ impl BodyStream for TimedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = self.body.poll_frame(cx);
         match &polled {
-            Poll::Ready(Some(Err(error))) => {
+            Poll::Ready(Some(Err(error))) if self.info.borrow().request_error.is_none() => {
                 let mut info = self.info.borrow_mut();
                 info.flags.insert(super::forward::flags_of(error.reason));
                 let reason = error.reason.as_str().replace(' ', "_");
