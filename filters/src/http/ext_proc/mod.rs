@@ -19,13 +19,13 @@ use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use pb::processing_request::Request;
 use pb::processing_response::Response;
-use tonic::transport::Channel;
 use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
 use self::duplex::{Duplex, Pump, message_of};
 use self::session::{Closed, Session, Side};
 use super::wire::{self, Target, Unset};
+use crate::grpc::GrpcChannel;
 use crate::body::Body;
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
@@ -92,7 +92,7 @@ enum Clear {
 
 struct ExtProcFilter {
     id: FilterId,
-    channel: Channel,
+    channel: GrpcChannel,
     mode: Mode,
     failure_mode_allow: bool,
     settings: Arc<Settings>,
@@ -101,7 +101,7 @@ struct ExtProcFilter {
 /// A route's overrides.
 struct PerRoute {
     mode: Option<Mode>,
-    channel: Option<Channel>,
+    channel: Option<GrpcChannel>,
     failure_mode_allow: Option<bool>,
 }
 
