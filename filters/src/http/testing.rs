@@ -14,8 +14,8 @@ use tonic::codegen::{Service, http};
 use tonic::transport::{Channel, Endpoint, Server};
 use xds_client::error::ConfigError;
 
-use crate::grpc::{Calling, GrpcChannel, GrpcTransport};
 use crate::body::{BodyError, BodyStream, Frame};
+use crate::grpc::{Calling, GrpcChannel, GrpcTransport};
 use crate::registry::{FactoryContext, GrpcConnector};
 use crate::stream::FilterId;
 
@@ -33,9 +33,7 @@ impl GrpcTransport for To {
         let mut channel = self.0.clone();
         Box::pin(async move {
             let failed = |e: tonic::transport::Error| tonic::Status::from_error(e.into());
-            poll_fn(|cx| channel.poll_ready(cx))
-                .await
-                .map_err(failed)?;
+            poll_fn(|cx| channel.poll_ready(cx)).await.map_err(failed)?;
             channel.call(request).await.map_err(failed)
         })
     }

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -89,7 +88,9 @@ fn metadata(service: &GrpcService) -> Result<HeaderMap, ConfigError> {
             false => &entry.raw_value,
         };
         if raw.contains(&b'%') {
-            return Err(at(ConfigError::new("substitutions are not supported").at("value")));
+            return Err(at(
+                ConfigError::new("substitutions are not supported").at("value")
+            ));
         }
         let value = HeaderValue::from_bytes(raw)
             .map_err(|_| at(ConfigError::new("not a header value").at("value")))?;
@@ -100,9 +101,14 @@ fn metadata(service: &GrpcService) -> Result<HeaderMap, ConfigError> {
 
 /// What the service is told of the time that it has; who enforces it is the filter.
 fn timeout(service: &GrpcService) -> Option<HeaderValue> {
-    let timeout = Duration::try_from(*service.timeout.as_ref()?).ok()?;
+    let timeout = service.timeout.as_ref()?;
+    let seconds = u64::try_from(timeout.seconds).ok()?;
+    let nanos = u64::try_from(timeout.nanos).ok()?;
+    let millis = seconds
+        .saturating_mul(1000)
+        .saturating_add(nanos / 1_000_000);
     // The format allows eight digits (gRPC over HTTP/2).
-    let millis = timeout.as_millis().min(99_999_999);
+    let millis = millis.min(99_999_999);
     (millis > 0)
         .then(|| HeaderValue::from_str(&format!("{millis}m")).ok())
         .flatten()
