@@ -71,7 +71,9 @@ pub fn run(line: CommandLine) -> Result<(), String> {
             .map(StatsSettings::from_proto)
             .unwrap_or_default(),
     );
+    let secrets = Arc::new(SecretStore::default());
     let mut clusters = ClusterManager::new();
+    clusters.set_secrets(secrets.clone());
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
@@ -84,7 +86,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     });
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
-        secrets: Arc::new(SecretStore::default()),
+        secrets,
         clusters: find.clone(),
         directory,
         stats: stats.clone(),
