@@ -288,7 +288,14 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let http2 = match config.codec {
         Codec::Http1 => false,
-        Codec::Http2 => true,
+        // Not before the preface has come does Envoy say anything.
+        Codec::Http2 => match detect(&mut io, prefix, config.idle_timeout, &control).await {
+            Some((true, read)) => {
+                prefix = read;
+                true
+            }
+            Some((false, _)) | None => return,
+        },
         Codec::Auto if info.alpn.as_deref() == Some("h2") => true,
         Codec::Auto => match detect(&mut io, prefix, config.idle_timeout, &control).await {
             Some((http2, read)) => {

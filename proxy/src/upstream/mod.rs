@@ -11,6 +11,7 @@ pub mod cluster_config;
 pub mod code_stats;
 pub mod connect;
 pub mod dns;
+pub mod grpc;
 pub mod host;
 pub mod manager;
 mod pool;
