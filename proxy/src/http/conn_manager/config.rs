@@ -21,6 +21,7 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::client_address::ClientAddress;
+use super::client_certificate::ClientCertificates;
 use super::host::HostRules;
 use super::local_reply_config::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathRules};
@@ -78,7 +79,7 @@ pub struct HcmConfig {
     /// The scheme of all requests: whether it is `https`.
     pub(super) overwrite_scheme: Option<bool>,
     pub(super) user_agent: Option<UserAgent>,
-    pub(super) forward_client_cert: bool,
+    pub(super) client_certificates: ClientCertificates,
     pub(super) via: Option<HeaderValue>,
     pub(super) server_name: HeaderValue,
     pub(super) server_header: ServerHeader,
@@ -166,10 +167,7 @@ impl HcmConfig {
                 true => Some(user_agent(&parts.node)?),
                 false => None,
             },
-            // Without TLS to the client there is no certificate to speak of: only the mode that trusts
-            // whatever comes keeps the header.
-            forward_client_cert: proto.forward_client_cert_details()
-                == hcm::ForwardClientCertDetails::AlwaysForwardOnly,
+            client_certificates: ClientCertificates::compile(proto),
             via: match proto.via.as_str() {
                 "" => None,
                 via => Some(header_value(via).at("via")?),
