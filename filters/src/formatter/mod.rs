@@ -3,6 +3,7 @@
 
 mod operators;
 mod time;
+mod tls;
 
 use std::borrow::Cow;
 

@@ -6,6 +6,7 @@ use xds_client::error::{At, ConfigError};
 
 use super::FormatContext;
 use super::time::{DEFAULT, TimeFormat};
+use super::tls::TlsFact;
 use crate::matcher::header::HeaderRef;
 use crate::stream::{Address, FilterObject};
 
@@ -67,6 +68,7 @@ pub(super) enum Operator {
     RouteMetadata(Box<str>, Vec<Box<str>>),
     FilterState(Box<str>, bool),
     GrpcStatus,
+    Tls(Box<TlsFact>),
 }
 
 impl Operator {
@@ -158,7 +160,10 @@ impl Operator {
                             .map(|s| s.trim().into()),
                     ),
                     "GRPC_STATUS_NUMBER" => Self::GrpcStatus,
-                    _ => return Self::address(name),
+                    _ => match TlsFact::compile(name, argument)? {
+                        Some(fact) => Self::Tls(Box::new(fact)),
+                        None => return Self::address(name),
+                    },
                 });
             }
         };
@@ -251,6 +256,7 @@ impl Operator {
                 }
             }
             Self::Fact(fact) => fact.value(cx),
+            Self::Tls(fact) => fact.value(cx.info.connection.tls.as_deref()?),
             Self::Text(text) => text.as_deref().map(|t| Cow::Borrowed(t.as_bytes())),
             Self::Dynamic(ns, keys) => {
                 let object = cx.info.dynamic_metadata.get(&**ns)?;
