@@ -11,7 +11,7 @@ use pb::processing_response::Response;
 use tokio_util::sync::PollSender;
 
 use super::session::{Closed, Session, Side};
-use super::{Settings, failure, immediate, note_metadata};
+use super::{Cause, Settings, failure, immediate, note_metadata};
 use crate::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use crate::filter::{LocalReply, SharedInfo};
 use crate::http::wire::{self, Unset};
@@ -156,8 +156,8 @@ impl BodyStream for Duplex {
             }
             let answer = match ready!(self.session.poll_next(self.side(), cx)) {
                 Ok(answer) => answer,
-                Err(_) => {
-                    let reply = failure(&self.settings, false);
+                Err(how) => {
+                    let reply = failure(&self.settings, how.into());
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
             };
@@ -168,7 +168,7 @@ impl BodyStream for Duplex {
                     let mutation = body.response.and_then(|c| c.body_mutation);
                     let Some(Mutation::StreamedResponse(chunk)) = mutation.and_then(|m| m.mutation)
                     else {
-                        let reply = failure(&self.settings, false);
+                        let reply = failure(&self.settings, Cause::Call);
                         return Poll::Ready(Some(Err(self.fail(reply))));
                     };
                     self.done = chunk.end_of_stream || chunk.end_of_stream_without_message;
@@ -194,7 +194,7 @@ impl BodyStream for Duplex {
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
                 _ => {
-                    let reply = failure(&self.settings, false);
+                    let reply = failure(&self.settings, Cause::Spurious);
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
             }

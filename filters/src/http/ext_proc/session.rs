@@ -43,6 +43,8 @@ pub(super) enum Closed {
     Done,
     /// With an error.
     Failed,
+    /// With a message that nothing had asked for.
+    Spurious,
 }
 
 enum Incoming {
@@ -182,6 +184,11 @@ impl Session {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Some(Ok(answer))) => {
                         let to = inner.addressee(&answer);
+                        if to == Side::Response && !inner.response_began {
+                            inner.incoming = Incoming::Closed(Closed::Spurious);
+                            self.wakers.wake_by_ref();
+                            continue;
+                        }
                         let queue = inner.queue(to);
                         if !queue.gone {
                             let size = answer.encoded_len();
