@@ -183,8 +183,8 @@ pub struct UpstreamInfo {
 pub struct StreamInfo {
     /// Its connection.
     pub connection: Rc<ConnectionInfo>,
-    /// Its protocol.
-    pub protocol: Protocol,
+    /// Its protocol; `None` if it is not HTTP.
+    pub protocol: Option<Protocol>,
     /// When its first byte was read.
     pub start: Instant,
     /// The same on the wall clock.
@@ -228,9 +228,17 @@ impl StreamInfo {
     /// The facts of a stream that begins now.
     pub fn new(connection: Rc<ConnectionInfo>, protocol: Protocol) -> Self {
         Self {
+            protocol: Some(protocol),
+            ..Self::for_connection(connection)
+        }
+    }
+
+    /// Facts about a whole connection that is not HTTP.
+    pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
+        Self {
             remote: connection.remote.clone(),
             connection,
-            protocol,
+            protocol: None,
             start: Instant::now(),
             start_time: SystemTime::now(),
             flags: ResponseFlags::default(),

@@ -25,7 +25,7 @@ use crate::flags::ResponseFlags;
 use crate::grpc::GrpcChannel;
 use crate::head::{RequestHead, ResponseHead};
 use crate::registry::{FactoryContext, HttpFilterFactory};
-use crate::stream::{Address, FilterId, RouteFilterConfig};
+use crate::stream::{Address, FilterId, Protocol, RouteFilterConfig};
 
 /// The namespace of the metadata that the service returns.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
@@ -324,7 +324,7 @@ impl ExtAuthzFilter {
             host: head.authority.to_string(),
             scheme: head.scheme.to_string(),
             size: i64::try_from(info.bytes_received).unwrap_or(i64::MAX),
-            protocol: info.protocol.as_str().into(),
+            protocol: info.protocol.map_or("", Protocol::as_str).into(),
             body,
             raw_body,
             ..auth::attribute_context::HttpRequest::default()

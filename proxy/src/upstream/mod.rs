@@ -18,3 +18,4 @@ mod pool;
 pub mod request;
 pub mod slot;
 pub mod stats;
+pub(crate) mod tcp;

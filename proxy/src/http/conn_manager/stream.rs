@@ -113,7 +113,7 @@ fn prepare(
     routes: Option<&RouteTable>,
 ) -> Result<Client, Box<LocalReply>> {
     if head.authority.is_empty() {
-        if config.default_host.is_empty() || info.borrow().protocol != Protocol::Http10 {
+        if config.default_host.is_empty() || info.borrow().protocol != Some(Protocol::Http10) {
             return Err(reply(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }
         head.authority = config.default_host.clone();
