@@ -66,7 +66,8 @@ pub enum UpstreamProtocol {
 /// HTTP/2 settings, bounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2Options {
-    /// `initial_stream_window_size`, bytes; 16 MiB by default.
+    /// `initial_stream_window_size`, bytes; 1 MiB by default. Envoy's 16 MiB would be memory that one slow
+    /// client makes us hold, as a window here is only given back when the client has taken the data.
     pub stream_window: u32,
     /// `initial_connection_window_size`, bytes; 24 MiB by default.
     pub connection_window: u32,
@@ -77,7 +78,7 @@ pub struct Http2Options {
 impl Default for Http2Options {
     fn default() -> Self {
         Self {
-            stream_window: 16 << 20,
+            stream_window: 1 << 20,
             connection_window: 24 << 20,
             max_streams: 1024,
         }

@@ -174,7 +174,7 @@ impl Plan {
         match fault {
             F::ClientResetsRequest | F::ProcessorAnswersBody => request = request.max(2),
             F::ClientResetsResponse | F::BackendCloses => response = response.max(2),
-            F::TooLarge => request = BUFFER_LIMIT + 1 + request,
+            F::TooLarge => request += BUFFER_LIMIT + 1,
             _ => {}
         }
         let most = match fault {

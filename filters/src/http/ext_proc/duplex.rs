@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::ext_proc::v3 as pb;
 use http::HeaderMap;
 use pb::body_mutation::Mutation;
@@ -35,7 +36,7 @@ impl Pump {
         Self {
             side,
             original,
-            sender: session.sender(),
+            sender: session.sender(side),
             held: None,
             trailers: HeaderMap::new(),
             touched: false,
@@ -113,6 +114,8 @@ impl Pump {
 pub(super) fn message_of(request: Request) -> pb::ProcessingRequest {
     pb::ProcessingRequest {
         request: Some(request),
+        // Empty as in Envoy, which fills it only where the configuration says so.
+        metadata_context: Some(core::Metadata::default()),
         ..pb::ProcessingRequest::default()
     }
 }

@@ -337,7 +337,7 @@ impl State {
                 });
             }
             let session = &self.session;
-            let mut sender = session.sender();
+            let mut sender = session.sender(side);
             let mut message = Some(message);
             let answer = std::future::poll_fn(|cx| {
                 if message.is_some()
