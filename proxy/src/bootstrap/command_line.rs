@@ -230,15 +230,17 @@ impl CommandLine {
 
     /// The text of `--version`, in Envoy's shape.
     pub fn version_text() -> String {
-        format!(
-            "\nfairway  version: 0/{}/Clean/{}/rustls\n",
-            env!("CARGO_PKG_VERSION"),
-            if cfg!(debug_assertions) {
-                "DEBUG"
-            } else {
-                "RELEASE"
-            }
-        )
+        format!("\nfairway  version: {}\n", Self::build())
+    }
+
+    /// Revision, version, its cleanness, kind of build and TLS library, as Envoy puts them together.
+    pub fn build() -> String {
+        let kind = if cfg!(debug_assertions) {
+            "DEBUG"
+        } else {
+            "RELEASE"
+        };
+        format!("0/{}/Clean/{kind}/rustls", env!("CARGO_PKG_VERSION"))
     }
 }
 

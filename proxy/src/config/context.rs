@@ -11,7 +11,6 @@ use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
 
 use super::routes::RouteStore;
-use crate::bootstrap::settings::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
@@ -42,8 +41,6 @@ pub struct ChainContext {
     pub access_logs: AccessLogs,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_fragment: bool,
-    /// Runtime values.
-    pub runtime: Arc<Runtime>,
 }
 
 impl ChainContext {

@@ -28,6 +28,7 @@ use crate::config::chain::ChainCompiler;
 use crate::config::context::{AccessLogs, ChainContext};
 use crate::config::resources::Resources;
 use crate::config::routes::RouteStore;
+use crate::config::runtime;
 use crate::config::sources::Sources;
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
@@ -101,22 +102,34 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         grpc: Arc::new(NoGrpc),
         access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
         reject_fragment: settings.reject_path_with_fragment,
-        runtime: Arc::new(settings.runtime.clone()),
     });
     let drain = Arc::new(DrainManager::new(
         settings.drain_time,
         settings.drain_strategy,
     ));
-    let runtime = context.runtime.clone();
+    let runtime = settings.runtime.clone();
+    runtime.count_in(&stats);
+    let shared = Arc::new(ListenerContext::new(u64::MAX, &stats));
+    let limited = shared.clone();
+    runtime.observe(move |runtime| {
+        let limit = runtime.integer("overload.global_downstream_max_connections");
+        limited.global.set_max(limit.unwrap_or(u64::MAX));
+    });
     let listeners = ListenerManager::new(
         settings.concurrency,
-        Arc::new(ListenerContext::new(settings.max_connections, &stats)),
+        shared,
         drain.clone(),
         Arc::new(ChainCompiler(context.clone())),
         Arc::new(move |key| runtime.integer(key)),
     );
     let config = Arc::new(ConfigStore::default());
-    let resources = Resources::new(clusters, context.clone(), config.clone(), listeners);
+    let resources = Resources::new(
+        clusters,
+        context.clone(),
+        config.clone(),
+        settings.runtime.clone(),
+        listeners,
+    );
     if line.mode == Mode::Validate {
         resources.validate(&bootstrap).map_err(|e| e.to_string())?;
         println!(
@@ -220,6 +233,7 @@ impl Control {
         subscribed.map_err(|e| e.to_string())?;
         crate::upstream::dns::spawn(backend.resources.clone());
         tokio::spawn(super::server_stats::flush(self.stats.clone()));
+        tokio::spawn(runtime::watch_disk(backend.settings.runtime.clone()));
         Ok(())
     }
 }

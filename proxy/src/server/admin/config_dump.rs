@@ -187,7 +187,7 @@ impl ConfigStore {
     ///
     /// # Errors
     /// An unknown `resource` (404), or a `name_regex`, `resource` or `mask` that cannot be used (400).
-    pub fn dump(&self, request: &DumpRequest) -> Result<String, AdminError> {
+    pub fn dump(&self, request: &DumpRequest) -> Result<Value, AdminError> {
         let bad = |status, message| AdminError { status, message };
         let regex =
             match request.name_regex.as_deref().filter(|r| !r.is_empty()) {
@@ -261,8 +261,7 @@ impl ConfigStore {
                 ));
             }
         }
-        serde_json::to_string_pretty(&json!({ "configs": configs }))
-            .map_err(|e| bad(500, e.to_string()))
+        Ok(json!({ "configs": configs }))
     }
 }
 
@@ -456,11 +455,7 @@ mod tests {
         store.accepted(Kind::Cluster, "s", "", cluster("s"), true);
         store.accepted(Kind::Cluster, "d", "7", cluster("d"), false);
         store.rejected(Kind::Cluster, "d", "8", cluster("d"), "no good");
-        let dump = |r: DumpRequest| {
-            store
-                .dump(&r)
-                .map(|t| serde_json::from_str::<Value>(&t).unwrap())
-        };
+        let dump = |r: DumpRequest| store.dump(&r);
         let all = dump(DumpRequest::default()).unwrap();
         assert_eq!(all["configs"].as_array().unwrap().len(), 6);
         let clusters = &all["configs"][1];
