@@ -199,7 +199,7 @@ impl FilterChainHandler for HttpChain {
                     tokio::pin!(serving);
                     if tokio::time::timeout(most, &mut serving).await.is_err() {
                         counted.count_max_duration();
-                        control.drain();
+                        control.close_idle();
                         serving.await;
                     }
                 }

@@ -11,7 +11,8 @@ use super::admin::{
     AdminBackend, AdminError, ClusterStatus, DrainRequest, DumpRequest, HostStatus, ListenerStatus,
     LogChange, ServerState,
 };
-use super::drain::DrainManager;
+use super::drain::{DrainEnd, DrainManager};
+use super::listener_manager::ListenerManager;
 use super::server_stats::ServerStats;
 use crate::bootstrap::command_line::CommandLine;
 use crate::bootstrap::logging::{Level, LogHandle};
@@ -42,17 +43,25 @@ pub struct Backend {
     pub quit: Arc<tokio::sync::Notify>,
     /// When the process started.
     pub started: Instant,
-    /// `/healthcheck/fail` was called.
-    pub failed: AtomicBool,
+    /// A graceful `/drain_listeners` has begun.
+    pub listeners_drain: AtomicBool,
     /// `server.*`
     pub stats: ServerStats,
+}
+
+impl Backend {
+    /// The flag that connections see while health checks are failed.
+    fn unhealthy(&self) -> Arc<AtomicBool> {
+        let unhealthy = |l: &mut ListenerManager| l.context().unhealthy.clone();
+        self.resources.with_listeners(unhealthy)
+    }
 }
 
 impl AdminBackend for Backend {
     fn state(&self) -> ServerState {
         match self.resources.server_state() {
             ServerState::Live
-                if self.failed.load(Ordering::Acquire) || self.drain.is_draining() =>
+                if self.unhealthy().load(Ordering::Relaxed) || self.drain.is_draining() =>
             {
                 ServerState::Draining
             }
@@ -126,19 +135,26 @@ impl AdminBackend for Backend {
 
     fn drain_listeners(&self, request: DrainRequest) {
         // The server itself stays LIVE: only its listeners drain.
-        let mut plan = self.drain.plan();
-        if !request.graceful {
-            plan.time = std::time::Duration::ZERO;
+        let inbound_only = request.inbound_only;
+        if !request.graceful && !request.skip_exit {
+            self.resources.with_listeners(|l| l.stop_all(inbound_only));
+            return;
         }
+        if self.listeners_drain.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let end = match request.skip_exit {
+            true => DrainEnd::Never,
+            false => DrainEnd::Deadline,
+        };
+        let plan = self.drain.plan();
+        let listeners = &self.resources;
         // Nobody waits for the end.
-        drop(
-            self.resources
-                .with_listeners(|listeners| listeners.drain_all(plan, request.inbound_only, false)),
-        );
+        drop(listeners.with_listeners(|l| l.drain_all(plan, inbound_only, end)));
     }
 
     fn health_check(&self, ok: bool) {
-        self.failed.store(!ok, Ordering::Release);
+        self.unhealthy().store(!ok, Ordering::Relaxed);
     }
 
     fn quit(&self) {

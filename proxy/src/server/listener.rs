@@ -1,28 +1,27 @@
 //! One listener on one worker: accept, limits, listener filters, chain match, and the drain of what it
 //! accepted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use filters::stream::{Address, ConnectionInfo};
-use pingora_core::protocols::Stream;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
+use bytes::Bytes;
+use filters::stream::ConnectionInfo;
 use rustc_hash::FxHashMap;
-use socket2::{SockRef, Socket};
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::task::AbortHandle;
+use socket2::Socket;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinHandle};
 
+use super::accepted::{Accepted, Sniffed};
+use super::acceptor::Acceptor;
 use super::compiled::{CompiledListener, FilterChainHandler};
-use super::drain::DrainPlan;
+use super::connection_drain::ConnectionDrain;
+use super::drain::{DrainEnd, DrainPlan};
 use super::filter_chain_match::MatchInput;
 use super::listener_stats::{Count, ListenerStats, ManagerStats};
-use super::sniff::{self, Sniff};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::stats::{Scope, Stats};
@@ -76,6 +75,8 @@ pub struct ListenerContext {
     pub stats: ManagerStats,
     /// Where listeners make their stats.
     pub scope: Scope,
+    /// Set while health checks are failed: every response asks to close, as Envoy's do.
+    pub unhealthy: Arc<AtomicBool>,
     next_connection: AtomicU64,
 }
 
@@ -86,14 +87,10 @@ impl ListenerContext {
             global: GlobalLimit::new(max_connections),
             stats: ManagerStats::new(&stats.scope("listener_manager.")),
             scope: stats.scope(""),
+            unhealthy: Arc::default(),
             next_connection: AtomicU64::new(1),
         }
     }
-}
-
-/// How often a drain looks whether it is done.
-fn tick(plan: DrainPlan) -> Duration {
-    (plan.time / 20).clamp(Duration::from_millis(5), Duration::from_millis(250))
 }
 
 struct Entry {
@@ -108,18 +105,10 @@ pub(super) struct WorkerListener {
     context: Arc<ListenerContext>,
     shared: Arc<ListenerShared>,
     config: RefCell<Arc<CompiledListener>>,
-    accepts: RefCell<Vec<AbortHandle>>,
+    accepts: RefCell<Vec<JoinHandle<()>>>,
+    stopping: Cell<bool>,
+    stop: Notify,
     connections: RefCell<FxHashMap<u64, Entry>>,
-}
-
-enum Acceptor {
-    Tcp(TcpListener),
-    Unix(UnixListener, Arc<str>),
-}
-
-enum Accepted {
-    Tcp(TcpStream),
-    Unix(UnixStream, Arc<str>),
 }
 
 impl WorkerListener {
@@ -135,19 +124,16 @@ impl WorkerListener {
             shared,
             config: RefCell::new(config),
             accepts: RefCell::default(),
+            stopping: Cell::new(false),
+            stop: Notify::new(),
             connections: RefCell::default(),
         });
+        let own = listener.config.borrow().socket.reuse_port;
         for (socket, address) in sockets {
-            let acceptor = match &address {
-                BindAddress::Tcp { .. } => TcpListener::from_std(socket.into()).map(Acceptor::Tcp),
-                BindAddress::Pipe { path, .. } => {
-                    UnixListener::from_std(socket.into()).map(|l| Acceptor::Unix(l, path.clone()))
-                }
-            };
-            match acceptor {
+            match Acceptor::new(socket, &address, own) {
                 Ok(acceptor) => {
                     let task = tokio::task::spawn_local(listener.clone().accept_loop(acceptor));
-                    listener.accepts.borrow_mut().push(task.abort_handle());
+                    listener.accepts.borrow_mut().push(task);
                 }
                 Err(e) => tracing::error!("cannot poll listening socket {address}: {e}"),
             }
@@ -172,50 +158,53 @@ impl WorkerListener {
         if !gone.is_empty() {
             let listener = self.clone();
             tokio::task::spawn_local(async move {
-                listener.drain_connections(gone.clone(), plan).await;
+                listener.drain_connections(&gone, plan).await;
                 listener.close(&gone);
             });
         }
     }
 
-    /// Takes no more connections. The sockets close once the worker has run on.
-    pub(super) fn stop_accepting(&self) {
-        for task in self.accepts.borrow_mut().drain(..) {
-            task.abort();
+    /// Takes no more connections than have begun, and returns when the sockets are closed.
+    pub(super) async fn stop_accepting(&self) {
+        self.stopping.set(true);
+        self.stop.notify_waiters();
+        let accepts = std::mem::take(&mut *self.accepts.borrow_mut());
+        for task in accepts {
+            // It ends by itself; if it panicked, its socket is closed all the same.
+            let _ = task.await;
         }
     }
 
-    /// Asks every connection to end, waits for them, closes the rest at the deadline.
+    /// Stops accepting, asks every connection to end, waits for them, closes the rest at the deadline.
     pub(super) async fn drain(&self, plan: DrainPlan) {
-        self.drain_connections(self.ids(|_| true), plan).await;
+        self.stop_accepting().await;
+        self.drain_connections(&self.ids(|_| true), plan).await;
         self.close(&self.ids(|_| true));
     }
 
-    /// Drains while it goes on accepting; newcomers are asked to end too. Stops accepting and closes what
-    /// is left at the deadline, or once idle with `until_idle`.
-    pub(super) async fn drain_serving(self: &Rc<Self>, plan: DrainPlan, until_idle: bool) {
-        let present = self.ids(|_| true);
-        let newest = present.iter().copied().max().unwrap_or(0);
-        let listener = self.clone();
-        let asking = tokio::task::spawn_local(async move {
-            listener.drain_connections(present, plan).await;
-        });
-        while std::time::Instant::now() < plan.deadline() {
-            if until_idle && self.connections.borrow().is_empty() {
+    /// Drains while it goes on accepting; newcomers are asked to end too.
+    pub(super) async fn drain_serving(&self, plan: DrainPlan, end: DrainEnd) {
+        let mut drain = ConnectionDrain::new(plan, self.ids(|_| true));
+        loop {
+            let over = Instant::now() >= plan.deadline();
+            let stops = match end {
+                DrainEnd::Never => false,
+                DrainEnd::Deadline => over,
+                // Not only here: a worker that closed its socket alone would leave its share of the newcomers
+                // without an answer.
+                DrainEnd::Idle => over || self.shared.active.get() == 0,
+            };
+            if stops {
                 break;
             }
-            // A newcomer gets a tick to send its first request before it is asked.
-            tokio::time::sleep(tick(plan)).await;
-            let newcomers: Vec<ConnectionControl> = {
-                let connections = self.connections.borrow();
-                let new = connections.iter().filter(|(id, _)| **id > newest);
-                new.map(|(_, e)| e.control.clone()).collect()
-            };
-            newcomers.iter().for_each(ConnectionControl::drain);
+            drain.step(|id| self.control(id));
+            drain.add(self.ids(|_| true));
+            tokio::time::sleep(drain.tick()).await;
         }
-        asking.abort();
-        self.stop_accepting();
-        self.close(&self.ids(|_| true));
+        match end {
+            DrainEnd::Idle => self.drain(plan).await,
+            DrainEnd::Never | DrainEnd::Deadline => self.stop_accepting().await,
+        }
     }
 
     fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<u64> {
@@ -224,30 +213,16 @@ impl WorkerListener {
         wanted.map(|(id, _)| *id).collect()
     }
 
-    async fn drain_connections(&self, ids: Vec<u64>, plan: DrainPlan) {
-        let mut order: Vec<(Duration, u64)> = ids.iter().map(|id| (plan.delay(), *id)).collect();
-        order.sort_unstable();
-        for (delay, id) in order {
-            tokio::time::sleep_until((plan.start + delay).into()).await;
-            let control = self
-                .connections
-                .borrow()
-                .get(&id)
-                .map(|e| e.control.clone());
-            if let Some(control) = control {
-                control.drain();
-            }
-        }
-        let deadline = plan.deadline();
-        while std::time::Instant::now() < deadline {
-            let left = {
-                let connections = self.connections.borrow();
-                ids.iter().any(|id| connections.contains_key(id))
-            };
-            if !left {
-                return;
-            }
-            tokio::time::sleep(tick(plan)).await;
+    fn control(&self, id: u64) -> Option<ConnectionControl> {
+        let connections = self.connections.borrow();
+        connections.get(&id).map(|entry| entry.control.clone())
+    }
+
+    /// Returns when they are gone, or the drain time is over.
+    async fn drain_connections(&self, ids: &[u64], plan: DrainPlan) {
+        let mut drain = ConnectionDrain::new(plan, ids.iter().copied());
+        while drain.step(|id| self.control(id)) && Instant::now() < plan.deadline() {
+            tokio::time::sleep(drain.tick()).await;
         }
     }
 
@@ -264,13 +239,12 @@ impl WorkerListener {
     async fn accept_loop(self: Rc<Self>, acceptor: Acceptor) {
         let mut back_off = Duration::from_millis(10);
         let mut taken = 0_usize;
-        loop {
-            let accepted = match &acceptor {
-                Acceptor::Tcp(l) => l.accept().await.map(|(s, _)| Accepted::Tcp(s)),
-                Acceptor::Unix(l, path) => l
-                    .accept()
-                    .await
-                    .map(|(s, _)| Accepted::Unix(s, path.clone())),
+        // Nothing runs between the look and the wait that could set it: one thread.
+        while !self.stopping.get() {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.notified() => break,
+                accepted = acceptor.accept() => accepted,
             };
             match accepted {
                 Ok(io) => {
@@ -294,6 +268,7 @@ impl WorkerListener {
                 }
             }
         }
+        acceptor.finish(|io| self.admit(io)).await;
     }
 
     /// Counts a socket in, or drops it at a limit, and starts its task.
@@ -315,7 +290,7 @@ impl WorkerListener {
         stats.downstream_cx_active.inc();
         stats.downstream_cx_total.inc();
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
-        let control = ConnectionControl::default();
+        let control = ConnectionControl::new(self.context.unhealthy.clone());
         let guard = ConnectionGuard {
             listener: self.clone(),
             id,
@@ -356,15 +331,6 @@ impl Drop for ConnectionGuard {
         let entry = self.listener.connections.borrow_mut().remove(&self.id);
         drop(entry);
     }
-}
-
-/// What the listener filters found out.
-#[derive(Default)]
-struct Sniffed {
-    prefix: BytesMut,
-    server_name: String,
-    transport: &'static str,
-    protocols: Vec<String>,
 }
 
 impl ConnectionGuard {
@@ -444,86 +410,5 @@ impl ConnectionGuard {
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
-    }
-}
-
-impl Sniffed {
-    async fn look(
-        &mut self,
-        io: &mut Accepted,
-        config: &CompiledListener,
-        port: u16,
-    ) -> io::Result<()> {
-        if config.filters.tls_inspector.runs(port) {
-            loop {
-                match sniff::client_hello(&self.prefix) {
-                    Sniff::More => io.read(&mut self.prefix).await?,
-                    Sniff::No => {
-                        self.transport = "raw_buffer";
-                        break;
-                    }
-                    Sniff::Yes(hello) => {
-                        self.transport = "tls";
-                        self.server_name = hello.server_name;
-                        self.protocols = hello.alpn;
-                        break;
-                    }
-                }
-            }
-        }
-        if self.transport != "tls" && config.filters.http_inspector.runs(port) {
-            loop {
-                match sniff::http(&self.prefix) {
-                    Sniff::More => io.read(&mut self.prefix).await?,
-                    Sniff::No => break,
-                    Sniff::Yes(protocol) => {
-                        self.protocols = vec![protocol.to_owned()];
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Accepted {
-    /// The peer's and our own address.
-    fn addresses(&self) -> io::Result<(Address, Address)> {
-        Ok(match self {
-            Self::Tcp(s) => (Address::Ip(s.peer_addr()?), Address::Ip(s.local_addr()?)),
-            Self::Unix(_, path) => (Address::Pipe("".into()), Address::Pipe(path.clone())),
-        })
-    }
-
-    /// Where the peer meant to go before a redirect (`SO_ORIGINAL_DST`).
-    fn original_destination(&self) -> Option<Address> {
-        let Self::Tcp(stream) = self else { return None };
-        let socket = SockRef::from(stream);
-        let address = match stream.local_addr().ok()?.ip().to_canonical() {
-            std::net::IpAddr::V4(_) => socket.original_dst_v4(),
-            std::net::IpAddr::V6(_) => socket.original_dst_v6(),
-        };
-        address.ok()?.as_socket().map(Address::Ip)
-    }
-
-    /// Reads once. The callers stop long before the buffer grows past their own limits.
-    async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
-        buffer.reserve(1024);
-        let n = match self {
-            Self::Tcp(s) => s.read_buf(buffer).await?,
-            Self::Unix(s, _) => s.read_buf(buffer).await?,
-        };
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
-    }
-
-    fn into_stream(self) -> Stream {
-        match self {
-            Self::Tcp(s) => Box::new(L4Stream::from(s)),
-            Self::Unix(s, _) => Box::new(L4Stream::from(s)),
-        }
     }
 }

@@ -3,9 +3,12 @@
 //! A connection is accepted here, looked at by the listener filters, matched to a filter chain and handed to
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
+mod accepted;
+mod acceptor;
 pub mod admin;
 pub mod admin_backend;
 pub mod compiled;
+mod connection_drain;
 pub mod drain;
 pub mod echo;
 pub mod filter_chain_match;

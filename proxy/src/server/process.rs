@@ -16,7 +16,7 @@ use xds_client::error::ConfigError;
 
 use super::admin::{self, AdminListener};
 use super::admin_backend::Backend;
-use super::drain::DrainManager;
+use super::drain::{DrainEnd, DrainManager};
 use super::lifecycle::Lifecycle;
 use super::listener::ListenerContext;
 use super::listener_manager::ListenerManager;
@@ -147,7 +147,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let lifecycle = Lifecycle::new(
         Arc::new(move || {
             let plan = draining.start(true);
-            let drained = ending.with_listeners(|l| l.drain_all(plan, false, true));
+            let drained = ending.with_listeners(|l| l.drain_all(plan, false, DrainEnd::Idle));
             Box::pin(drained.wait())
         }),
         Arc::new(move || {
@@ -165,7 +165,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         log,
         quit: lifecycle.quit(),
         started: Instant::now(),
-        failed: AtomicBool::new(false),
+        listeners_drain: AtomicBool::new(false),
         stats: super::server_stats::ServerStats::new(&stats),
     });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());

@@ -84,7 +84,7 @@ pub(super) async fn serve(
         .always_set_request_id
         .then(|| head.headers.get(names::REQUEST_ID));
     response::finish(&mut response_head, &config, request_id.flatten());
-    close |= control.is_draining();
+    close |= control.asks_to_close();
     Ok(Response {
         body: end.attach(&response_head, response_body),
         head: response_head,

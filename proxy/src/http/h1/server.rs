@@ -230,7 +230,7 @@ async fn next_head<IO: AsyncRead + Unpin>(
                     since = None;
                 }
             }
-            if fresh && control.is_draining() {
+            if fresh && control.closes_idle() {
                 return Poll::Ready(Next::Closed);
             }
             if conn.eof {
