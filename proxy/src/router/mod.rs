@@ -7,6 +7,7 @@ mod conditions;
 pub mod context;
 pub(crate) mod forward;
 mod forwarding;
+mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;
