@@ -16,6 +16,7 @@ from .client import H1, H2
 
 class Ports:
     """Free ports below the ephemeral range, remembered by name so that a port can be told back as its name."""
+    taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
         self.log, self.names = str(log), {}
@@ -32,7 +33,8 @@ class Ports:
                     probe.bind(("127.0.0.1", number))
                 except OSError:
                     continue
-            if number not in self.names:
+            if number not in Ports.taken:
+                Ports.taken.add(number)
                 self.names[number] = name
                 return number
 

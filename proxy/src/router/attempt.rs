@@ -361,6 +361,8 @@ fn respond(
         info.upstream.protocol = Some(protocol);
         info.upstream.local = local;
         info.details.get_or_insert("via_upstream".into());
+        // Formatters in the route's response headers tell it.
+        info.response_code = Some(head.status.as_u16());
     }
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
     if request.info.borrow().request_complete {

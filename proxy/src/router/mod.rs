@@ -16,7 +16,7 @@ pub mod rewrite;
 pub mod route;
 pub mod slot;
 pub mod table;
-mod timeout;
+pub(crate) mod timeout;
 mod virtual_host;
 
 pub use slot::RouteSlot;
