@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
+use envoy_types::pb::envoy::config::overload::v3::resource_monitor;
+use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
+use prost::Name;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::command_line::CommandLine;
@@ -27,6 +31,8 @@ pub struct Settings {
     pub drain_strategy: DrainStrategy,
     /// Runtime values.
     pub runtime: Arc<Runtime>,
+    /// The limit of the overload manager's resource monitor, which stands above the one in the runtime.
+    pub max_connections: Option<u64>,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_path_with_fragment: bool,
 }
@@ -48,6 +54,7 @@ impl Settings {
             concurrency: line.workers(),
             drain_time: line.drain_time(),
             drain_strategy: line.drain_strategy(),
+            max_connections: max_connections(bootstrap)?,
             reject_path_with_fragment: runtime.feature(
                 "envoy.reloadable_features.http_reject_path_with_fragment",
                 true,
@@ -70,6 +77,28 @@ fn node(line: &CommandLine, bootstrap: &Bootstrap) -> Node {
         locality.zone.clone_from(zone);
     }
     node
+}
+
+/// The connection limit of `envoy.resource_monitors.global_downstream_max_connections`.
+fn max_connections(b: &Bootstrap) -> Result<Option<u64>, ConfigError> {
+    let overload = b.overload_manager.as_ref();
+    let monitors = overload.map(|o| o.resource_monitors.as_slice());
+    for (i, monitor) in monitors.unwrap_or_default().iter().enumerate() {
+        let Some(resource_monitor::ConfigType::TypedConfig(any)) = &monitor.config_type else {
+            continue;
+        };
+        let path = || format!("overload_manager.resource_monitors[{i}].typed_config");
+        if any::inner_type_name(any).at(path())? == DownstreamConnectionsConfig::full_name() {
+            let config: DownstreamConnectionsConfig = any::unpack(any).at(path())?;
+            let limit = u64::try_from(config.max_active_downstream_connections);
+            let limit = limit.ok().filter(|l| *l > 0).ok_or_else(|| {
+                ConfigError::new("value must be greater than 0")
+                    .at("max_active_downstream_connections")
+            });
+            return limit.at(path()).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn refuse_unsupported(b: &Bootstrap) -> Result<(), ConfigError> {
@@ -126,6 +155,35 @@ mod tests {
         assert_eq!(settings.node.cluster, "kept");
         assert_eq!(settings.node.locality.unwrap().zone, "z");
         assert!(settings.reject_path_with_fragment);
+    }
+
+    #[test]
+    fn the_overload_manager_limits_connections() {
+        let with = |max: i64| {
+            let monitor = envoy_types::pb::envoy::config::overload::v3::ResourceMonitor {
+                name: "m".into(),
+                config_type: Some(resource_monitor::ConfigType::TypedConfig(any::pack(
+                    &DownstreamConnectionsConfig {
+                        max_active_downstream_connections: max,
+                    },
+                ))),
+            };
+            let bootstrap = Bootstrap {
+                overload_manager: Some(
+                    envoy_types::pb::envoy::config::overload::v3::OverloadManager {
+                        resource_monitors: vec![monitor],
+                        ..Default::default()
+                    },
+                ),
+                ..Default::default()
+            };
+            let line = CommandLine::parse_from_args(["fairway"]).unwrap();
+            Settings::new(&line, &bootstrap).map(|s| s.max_connections)
+        };
+        assert_eq!(with(9).unwrap(), Some(9));
+        let path =
+            "overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections";
+        assert_eq!(with(0).unwrap_err().path(), path);
     }
 
     #[test]

@@ -113,6 +113,14 @@ impl AccessLogs {
         Ok(file)
     }
 
+    /// Writes out what every file has queued; takes at most a second for each.
+    pub fn flush(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.values().filter_map(std::sync::Weak::upgrade) {
+            file.flush(Duration::from_secs(1));
+        }
+    }
+
     /// Opens every file anew before its next line (SIGUSR1, `/reopen_logs`).
     pub fn reopen(&self) {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,6 +48,8 @@ struct Control {
     bootstrap: Bootstrap,
     stats: Arc<Stats>,
     echo: bool,
+    /// Why the process had to end.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 /// Runs the process; returns when it has ended.
@@ -62,6 +64,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         escaped: line.log_format_escaped,
         path: line.log_path.clone(),
     })?;
+    if !line.ignored.is_empty() {
+        tracing::info!("without a meaning here: {}", line.ignored.join(", "));
+    }
+    let tags = line.stats_tags()?;
     let echo = line.config_path.is_none() && line.config_yaml.is_none();
     let yaml = if echo {
         Some(DEFAULT_BOOTSTRAP)
@@ -75,13 +81,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     })
     .map_err(|e| e.to_string())?;
     let settings = Settings::new(&line, &bootstrap).map_err(|e| e.to_string())?;
-    let stats = Stats::with_settings(
-        bootstrap
-            .stats_config
-            .as_ref()
-            .map(StatsSettings::from_proto)
-            .unwrap_or_default(),
-    );
+    let stats = bootstrap.stats_config.as_ref();
+    let mut stats = stats.map(StatsSettings::from_proto).unwrap_or_default();
+    stats.add_tags(&tags);
+    let stats = Stats::with_settings(stats);
     let mut clusters = ClusterManager::new();
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
@@ -112,8 +115,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     runtime.count_in(&stats);
     let shared = Arc::new(ListenerContext::new(u64::MAX, &stats));
     let limited = shared.clone();
+    let monitored = settings.max_connections;
     runtime.observe(move |runtime| {
-        let limit = runtime.integer("overload.global_downstream_max_connections");
+        let key = "overload.global_downstream_max_connections";
+        let limit = monitored.or_else(|| runtime.integer(key));
         limited.global.set_max(limit.unwrap_or(u64::MAX));
     });
     let listeners = ListenerManager::new(
@@ -156,6 +161,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
             let _ = reopen_log.reopen();
         }),
     );
+    if line.mode == Mode::InitOnly {
+        resources.stop_at_start(lifecycle.quit());
+    }
+    let access_logs = context.clone();
     let backend = Arc::new(Backend {
         resources,
         context,
@@ -170,7 +179,9 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         stats: super::server_stats::ServerStats::new(&stats),
     });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
+    let failure = Arc::new(Mutex::default());
     let control = Control {
+        failure: failure.clone(),
         backend,
         bootstrap,
         stats,
@@ -180,14 +191,30 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     server.run(RunArgs {
         shutdown_signal: Box::new(lifecycle),
     });
-    Ok(())
+    // The connections are gone, and their tasks with them; their last lines may still be queued.
+    access_logs.access_logs.flush();
+    let failure = failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    failure.map_or(Ok(()), Err)
+}
+
+/// `--admin-address-path`. In one step: a reader never sees half an address.
+fn write_address(path: &str, address: &BindAddress) {
+    let new = format!("{path}.new");
+    let written = std::fs::write(&new, address.to_string());
+    if let Err(e) = written.and_then(|()| std::fs::rename(&new, path)) {
+        tracing::error!("cannot open admin address output file {path} for writing: {e}");
+    }
 }
 
 #[async_trait]
 impl BackgroundService for Control {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         if let Err(e) = self.serve().await {
-            tracing::error!("{e}");
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *failure = Some(e);
             self.backend.quit.notify_one();
         }
         let _ = shutdown.changed().await;
@@ -198,17 +225,11 @@ impl Control {
     async fn serve(&self) -> Result<(), String> {
         let backend = &self.backend;
         if let Some(address) = &backend.settings.admin {
-            let failed = |e: std::io::Error| format!("admin {address}: {e}");
-            let listener = match address {
-                BindAddress::Tcp { address, .. } => AdminListener::Tcp(
-                    tokio::net::TcpListener::bind(address)
-                        .await
-                        .map_err(failed)?,
-                ),
-                BindAddress::Pipe { path, .. } => {
-                    AdminListener::Unix(tokio::net::UnixListener::bind(&**path).map_err(failed)?)
-                }
-            };
+            let (listener, bound) =
+                AdminListener::bind(address).map_err(|e| format!("admin.address: {e}"))?;
+            if let Some(path) = &backend.line.admin_address_path {
+                write_address(path, &bound);
+            }
             tokio::spawn(admin::serve(listener, backend.clone(), self.stats.clone()));
         }
         if self.echo {

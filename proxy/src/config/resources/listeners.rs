@@ -1,4 +1,4 @@
-//! Listeners: which wait for their routes, and which are handed to the workers.
+//! Listeners: which wait for their routes and secrets, and which are handed to the workers.
 
 use std::sync::Arc;
 
@@ -13,13 +13,17 @@ use xds_client::error::ConfigError;
 use super::{Resources, State, Static, packed};
 use crate::router::RouteSlot;
 use crate::server::admin::config_dump::Kind;
+use crate::transport::downstream::tls_context;
+use crate::transport::tls::context::references;
+use crate::transport::tls::secrets::SecretSlot;
 
-/// A listener that waits for its routes. The slots keep the names wanted.
+/// A listener that waits for its routes and secrets. The slots keep the names wanted.
 pub(super) struct Warming {
     pub(super) listener: Listener,
     pub(super) version: String,
     pub(super) any: Arc<Any>,
     pub(super) slots: Vec<Arc<RouteSlot>>,
+    pub(super) secrets: Vec<Arc<SecretSlot>>,
 }
 
 /// The route configurations that the HTTP connection managers of a listener take from RDS.
@@ -44,8 +48,21 @@ fn rds_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
     names
 }
 
+/// The secrets that the filter chains of a listener take from SDS.
+fn secret_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
+    let chains = listener
+        .filter_chains
+        .iter()
+        .chain(&listener.default_filter_chain);
+    chains
+        .filter_map(tls_context)
+        .filter_map(|context| context.common_tls_context)
+        .flat_map(|common| references(&common))
+        .collect()
+}
+
 impl Resources {
-    /// Takes a listener: at once if its routes are known, else when they are.
+    /// Takes a listener: at once if its routes and secrets are known, else when they are.
     pub(super) fn listener(
         &self,
         state: &mut State,
@@ -58,10 +75,19 @@ impl Resources {
             .iter()
             .map(|(name, _)| self.context.routes.slot(name))
             .collect();
-        if wanted
+        let secrets_wanted = secret_names(&listener);
+        let secrets: Vec<_> = secrets_wanted
             .iter()
-            .all(|(n, _)| self.context.routes.is_answered(n))
-        {
+            .map(|(name, _)| self.context.secrets.slot(name))
+            .collect();
+        let routes_known = wanted
+            .iter()
+            .all(|(n, _)| self.context.routes.is_answered(n));
+        let secrets_known = secrets
+            .iter()
+            .all(|s| self.context.secrets.is_answered(s.name()));
+        state.sds_sources.extend(secrets_wanted);
+        if routes_known && secrets_known {
             state.warming.remove(&listener.name);
             state.rds_sources.extend(wanted);
             return self.activate(state, &listener, version, any);
@@ -78,6 +104,7 @@ impl Resources {
                 version: version.to_owned(),
                 any: any.clone(),
                 slots,
+                secrets,
             },
         );
         Ok(())

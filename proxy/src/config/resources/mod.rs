@@ -3,6 +3,7 @@
 //! All of it is on the control side, behind one lock; workers see slots and compiled listeners.
 
 mod listeners;
+mod secrets;
 mod subscriptions;
 mod updates;
 
@@ -14,6 +15,7 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
+use tokio::sync::Notify;
 use xds_client::error::{At, ConfigError};
 use xds_client::subscription::ResourceHandler;
 
@@ -31,6 +33,7 @@ use updates::Subscriber;
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 const RTDS: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 
@@ -45,12 +48,17 @@ struct State {
     rds_sources: HashMap<String, ConfigSource>,
     eds_subscribed: BTreeMap<String, ConfigSource>,
     rds_subscribed: BTreeMap<String, ConfigSource>,
+    /// Where the secrets come from that contexts name.
+    sds_sources: HashMap<String, ConfigSource>,
+    sds_subscribed: BTreeMap<String, ConfigSource>,
     /// Runtime layers without an answer yet.
     rtds_awaited: BTreeSet<String>,
     cds_answered: bool,
     lds_subscribed: bool,
     lds_answered: bool,
     started: bool,
+    /// Told instead of the workers' start (`--mode init_only`).
+    stop_at_start: Option<Arc<Notify>>,
 }
 
 /// Whether a static name is a cluster's or a listener's.
@@ -129,11 +137,14 @@ impl Resources {
                 rds_sources: HashMap::new(),
                 eds_subscribed: BTreeMap::new(),
                 rds_subscribed: BTreeMap::new(),
+                sds_sources: HashMap::new(),
+                sds_subscribed: BTreeMap::new(),
                 rtds_awaited: BTreeSet::new(),
                 cds_answered: false,
                 lds_subscribed: false,
                 lds_answered: false,
                 started: false,
+                stop_at_start: None,
             }),
         })
     }
@@ -149,6 +160,7 @@ impl Resources {
             return Ok(());
         };
         let state = &mut *lock(&self.state);
+        self.static_secrets(&resources.secrets)?;
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
@@ -179,6 +191,7 @@ impl Resources {
         let Some(resources) = &bootstrap.static_resources else {
             return Ok(());
         };
+        self.static_secrets(&resources.secrets)?;
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
@@ -221,6 +234,11 @@ impl Resources {
         state.sources = Some(sources);
         self.progress(state);
         Ok(())
+    }
+
+    /// Tells `stop` when everything is there that is waited for, instead of serving (`--mode init_only`).
+    pub fn stop_at_start(&self, stop: Arc<Notify>) {
+        lock(&self.state).stop_at_start = Some(stop);
     }
 
     /// The handler for a stream's or file's updates.
@@ -274,11 +292,12 @@ impl Resources {
     /// Does what has become possible: subscriptions, warm listeners, the next phase of the start.
     fn progress(&self, state: &mut State) {
         self.subscriptions(state);
-        let routes = &self.context.routes;
+        let (routes, secrets) = (&self.context.routes, &self.context.secrets);
         let ready: Vec<String> = state
             .warming
             .iter()
             .filter(|(_, w)| w.slots.iter().all(|s| routes.is_answered(s.name())))
+            .filter(|(_, w)| w.secrets.iter().all(|s| secrets.is_answered(s.name())))
             .map(|(name, _)| name.clone())
             .collect();
         for name in ready {
@@ -293,6 +312,9 @@ impl Resources {
             }
         }
         self.cluster_numbers();
+        let warming = i64::try_from(state.warming.len()).unwrap_or(i64::MAX);
+        let stats = &state.listeners.context().stats;
+        stats.total_listeners_warming.set(warming);
         if state.started || !state.cds_answered || !state.rtds_awaited.is_empty() {
             return;
         }
@@ -313,6 +335,10 @@ impl Resources {
         }
         if state.lds_answered && state.warming.is_empty() {
             state.started = true;
+            if let Some(stop) = &state.stop_at_start {
+                stop.notify_one();
+                return;
+            }
             match state.listeners.start_workers() {
                 Ok(()) => tracing::info!("all dependencies initialized; workers started"),
                 Err(e) => tracing::error!("cannot start the workers: {e}"),

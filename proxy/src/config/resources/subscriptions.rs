@@ -1,11 +1,11 @@
-//! Which endpoints and routes are subscribed to: those that clusters and listeners name.
+//! Which endpoints, routes and secrets are subscribed to: those that clusters and listeners name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use xds_client::error::ConfigError;
 
-use super::{EDS, RDS, Resources, State, lock};
+use super::{EDS, RDS, Resources, SDS, State, lock};
 use crate::config::sources::Sources;
 
 impl Resources {
@@ -23,6 +23,13 @@ impl Resources {
             }
         }
         state.rds_sources.retain(|name, _| rds.contains_key(name));
+        let mut sds = BTreeMap::new();
+        for name in self.context.secrets.wanted() {
+            if let Some(source) = state.sds_sources.get(&name) {
+                sds.insert(name, source.clone());
+            }
+        }
+        state.sds_sources.retain(|name, _| sds.contains_key(name));
         let Some(sources) = &mut state.sources else {
             return;
         };
@@ -33,6 +40,10 @@ impl Resources {
         for (name, error) in reconcile(sources, RDS, &mut state.rds_subscribed, rds) {
             tracing::error!("route configuration {name}: {error}");
             self.context.routes.give_up(&name);
+        }
+        for (name, error) in reconcile(sources, SDS, &mut state.sds_subscribed, sds) {
+            tracing::error!("secret {name}: {error}");
+            self.context.secrets.give_up(&name);
         }
     }
 }

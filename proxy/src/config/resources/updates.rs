@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use xds_client::error::ConfigError;
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
+use super::secrets::redacted;
 use super::{RTDS, Resources, State, Static, decode, kind, lock, packed};
 use crate::config::update_stats::UpdateStats;
 use crate::server::admin::config_dump::Kind;
@@ -57,6 +58,7 @@ impl Resources {
                     }
                 }
             }
+            Kind::Secret => return self.secret(resource),
             _ => {}
         }
         self.config
@@ -161,6 +163,7 @@ impl Resources {
                 match kind(&type_url) {
                     Some(Kind::Endpoint) => self.stop_waiting_for_endpoints(&name),
                     Some(Kind::Route) => self.context.routes.give_up(&name),
+                    Some(Kind::Secret) => self.context.secrets.give_up(&name),
                     other => answered = other,
                 }
             }
@@ -204,7 +207,13 @@ impl ResourceHandler for Subscriber {
         }
         for resource in added {
             if let Err(error) = this.take(state, kind, &resource) {
-                let (any, details) = (packed(&resource.any), error.to_string());
+                let any = match kind {
+                    Kind::Secret => decode(&resource.any)
+                        .map(|s| redacted(&s))
+                        .unwrap_or_default(),
+                    _ => (*resource.any).clone(),
+                };
+                let (any, details) = (packed(&any), error.to_string());
                 this.config
                     .rejected(kind, &resource.name, &resource.version, any, &details);
                 rejected.push(Rejected {

@@ -22,12 +22,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use xds_client::error::ConfigError;
 
 pub use backend::{
     AdminBackend, AdminError, ClusterStatus, DrainRequest, DumpRequest, HostStatus, ListenerStatus,
     LogChange, ServerState,
 };
 
+use super::socket::{self, BindAddress, SocketOptions};
 use crate::telemetry::stats::Stats;
 
 /// Connections served at once; more wait in the listen queue.
@@ -41,6 +43,31 @@ pub enum AdminListener {
     Tcp(TcpListener),
     /// A Unix socket.
     Unix(UnixListener),
+}
+
+impl AdminListener {
+    /// Listens, and tells where: the kernel chooses a port for 0. Must run inside a runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn bind(address: &BindAddress) -> Result<(Self, BindAddress), ConfigError> {
+        let options = SocketOptions {
+            reuse_port: false,
+            backlog: 128,
+            freebind: false,
+            transparent: false,
+            keepalive: false,
+        };
+        let (sockets, bound) = socket::bind(address, options, 1)?;
+        let socket = sockets.into_iter().next();
+        let socket = socket.ok_or_else(|| ConfigError::new("no socket"))?;
+        let listener = match &bound {
+            BindAddress::Tcp { .. } => TcpListener::from_std(socket.into()).map(Self::Tcp),
+            BindAddress::Pipe { .. } => UnixListener::from_std(socket.into()).map(Self::Unix),
+        };
+        let failed = |e: std::io::Error| ConfigError::new(e.to_string());
+        Ok((listener.map_err(failed)?, bound))
+    }
 }
 
 /// Serves until dropped.
