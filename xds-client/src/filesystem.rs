@@ -13,9 +13,9 @@ use crate::error::ConfigError;
 use crate::json::UnknownFields;
 use crate::subscription::{Event, ResourceHandler, Subscription};
 
-/// How often the file is looked at. Polling sees every way of replacing a file, Kubernetes' swapped links
-/// included, so `watched_directory` needs nothing of its own.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file is looked at: soon enough for Envoy's users, whose kernel tells of changes. Polling sees every
+/// way of replacing a file, Kubernetes' swapped links included, so `watched_directory` needs nothing of its own.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Watches a file until the task is aborted. The handler gets all the resources in it, of which those with
 /// new bytes are applied; what is gone from the file is removed. A broken file leaves things as they are.
@@ -29,7 +29,7 @@ pub fn spawn(
     tokio::spawn(async move {
         let mut seen = None;
         loop {
-            let now = stamp(&path).await;
+            let now = stamp(&path);
             if now.is_some() && now != seen {
                 seen = now;
                 update(&path, &mut subscription, handler.as_mut()).await;
@@ -39,9 +39,9 @@ pub fn spawn(
     })
 }
 
-/// What changes when a file is written or replaced.
-async fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
-    let m = tokio::fs::metadata(path).await.ok()?;
+/// What changes when a file is written or replaced. One system call, cheaper than another thread's wake-up.
+fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+    let m = std::fs::metadata(path).ok()?;
     Some((m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
+use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::overload::v3::resource_monitor;
 use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use prost::Name;
@@ -44,7 +44,7 @@ impl Settings {
     /// A section that would change behaviour and is not supported, by its path.
     pub fn new(line: &CommandLine, bootstrap: &Bootstrap) -> Result<Self, ConfigError> {
         refuse_unsupported(bootstrap)?;
-        let node = node(line, bootstrap);
+        let node = super::node::node(line, bootstrap.node.as_ref());
         let runtime = Runtime::compile(bootstrap.layered_runtime.as_ref(), &node.cluster)?;
         let admin = bootstrap.admin.as_ref().and_then(|a| a.address.as_ref());
         let admin = admin.map(BindAddress::parse).transpose();
@@ -62,21 +62,6 @@ impl Settings {
             runtime: Arc::new(runtime),
         })
     }
-}
-
-fn node(line: &CommandLine, bootstrap: &Bootstrap) -> Node {
-    let mut node = bootstrap.node.clone().unwrap_or_default();
-    if let Some(id) = &line.service_node {
-        node.id.clone_from(id);
-    }
-    if let Some(cluster) = &line.service_cluster {
-        node.cluster.clone_from(cluster);
-    }
-    if let Some(zone) = &line.service_zone {
-        let locality = node.locality.get_or_insert_with(Locality::default);
-        locality.zone.clone_from(zone);
-    }
-    node
 }
 
 /// The connection limit of `envoy.resource_monitors.global_downstream_max_connections`.

@@ -130,11 +130,12 @@ impl Sources {
                 ads.map(Some).ok_or_else(missing).at("ads")
             }
             Some(ConfigSourceSpecifier::Path(path)) => {
-                self.watch(path, type_url);
+                self.watch(path, type_url).at("path")?;
                 Ok(None)
             }
             Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
-                self.watch(&file.path, type_url);
+                self.watch(&file.path, type_url)
+                    .at("path_config_source.path")?;
                 Ok(None)
             }
             Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
@@ -151,12 +152,18 @@ impl Sources {
         }
     }
 
-    fn watch(&mut self, path: &str, type_url: &str) {
+    fn watch(&mut self, path: &str, type_url: &str) -> Result<(), ConfigError> {
+        if !std::path::Path::new(path).exists() {
+            return Err(ConfigError::new(format!(
+                "paths must refer to an existing path in the system: '{path}' does not exist"
+            )));
+        }
         let key = (type_url.to_owned(), path.to_owned());
         let handler = &self.handler;
         self.files
             .entry(key)
             .or_insert_with(|| xds_client::filesystem::spawn(path.into(), type_url, handler()));
+        Ok(())
     }
 }
 

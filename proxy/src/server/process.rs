@@ -32,6 +32,7 @@ use crate::config::runtime;
 use crate::config::sources::Sources;
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
+use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::manager::ClusterManager;
 
 /// Refuses: filters cannot call gRPC services through clusters yet.
@@ -92,6 +93,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let slots = clusters.clone();
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
+        secrets: Arc::new(SecretStore::default()),
         clusters: Arc::new(move |name: &str| {
             slots
                 .lock()

@@ -122,7 +122,7 @@ impl Http2 {
                 let n = data?.len();
                 let _ = body.flow_control().release_capacity(n);
             }
-            Ok(status)
+            Ok::<_, h2::Error>(status)
         };
         match answer.await {
             // RFC 9113, 6.8: a stream above the GOAWAY's last id was not processed.

@@ -7,8 +7,11 @@
     clippy::panic
 )]
 
+mod churn;
 mod client;
 mod command_line;
+mod control_plane;
 mod fairway;
 mod lifecycle;
 mod upstream;
+mod xds;
