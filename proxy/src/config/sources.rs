@@ -94,6 +94,24 @@ impl Sources {
         Ok(handle)
     }
 
+    /// Whether a source can be subscribed to, without doing it.
+    ///
+    /// # Errors
+    /// An unsupported source, or a file that is not there.
+    pub fn check(&self, source: &ConfigSource) -> Result<(), ConfigError> {
+        match &source.config_source_specifier {
+            Some(ConfigSourceSpecifier::Path(path)) => exists(path).at("path"),
+            Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
+                exists(&file.path).at("path_config_source.path")
+            }
+            Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+                stream_config(api).at("api_config_source").map(drop)
+            }
+            Some(_) => Ok(()),
+            None => Err(ConfigError::new("no configuration source is set")),
+        }
+    }
+
     /// Subscribes to names of a type, or to all of it if there are none.
     ///
     /// # Errors
@@ -153,11 +171,7 @@ impl Sources {
     }
 
     fn watch(&mut self, path: &str, type_url: &str) -> Result<(), ConfigError> {
-        if !std::path::Path::new(path).exists() {
-            return Err(ConfigError::new(format!(
-                "paths must refer to an existing path in the system: '{path}' does not exist"
-            )));
-        }
+        exists(path)?;
         let key = (type_url.to_owned(), path.to_owned());
         let handler = &self.handler;
         self.files
@@ -170,6 +184,15 @@ impl Sources {
 impl Drop for Sources {
     fn drop(&mut self) {
         self.files.values().for_each(|task| task.abort());
+    }
+}
+
+fn exists(path: &str) -> Result<(), ConfigError> {
+    match std::path::Path::new(path).exists() {
+        true => Ok(()),
+        false => Err(ConfigError::new(format!(
+            "paths must refer to an existing path in the system: '{path}' does not exist"
+        ))),
     }
 }
 

@@ -45,7 +45,7 @@ fn write(home: &Home, n: usize, ups: &[SocketAddr; 3]) {
         file("eds.json")
     );
     let mut clusters = vec![eds, cluster("fixed", ups[0])];
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         clusters.push(cluster("now-and-then", ups[1]));
     }
     resources(home, "cds.json", &clusters);

@@ -66,27 +66,10 @@ impl ControlPlane {
             state: Arc::default(),
             changed: watch::Sender::new(0),
         };
-        Self::serve(socket, service)
-    }
-
-    fn serve(socket: &Path, service: Service) -> Self {
-        let _ = std::fs::remove_file(socket);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let server = AggregatedDiscoveryServiceServer::new(service.clone());
-        let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket).unwrap() });
-        runtime.spawn(
-            tonic::transport::Server::builder()
-                .add_service(server)
-                .serve_with_incoming(UnixListenerStream::new(listener)),
-        );
         Self {
+            runtime: Some(serve(socket, &service)),
             service,
             socket: socket.to_owned(),
-            runtime: Some(runtime),
         }
     }
 
@@ -101,7 +84,7 @@ impl ControlPlane {
     /// Listens again, with the same resources.
     pub fn revive(&mut self) {
         self.kill();
-        *self = Self::serve(&self.socket, self.service.clone());
+        self.runtime = Some(serve(&self.socket, &self.service));
     }
 
     fn change(&self, f: impl FnOnce(&mut State, u64)) {
@@ -148,6 +131,23 @@ impl ControlPlane {
     pub fn streams(&self) -> u32 {
         self.service.state.lock().unwrap().streams
     }
+}
+
+fn serve(socket: &Path, service: &Service) -> tokio::runtime::Runtime {
+    let _ = std::fs::remove_file(socket);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = AggregatedDiscoveryServiceServer::new(service.clone());
+    let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket).unwrap() });
+    runtime.spawn(
+        tonic::transport::Server::builder()
+            .add_service(server)
+            .serve_with_incoming(UnixListenerStream::new(listener)),
+    );
+    runtime
 }
 
 impl Drop for ControlPlane {

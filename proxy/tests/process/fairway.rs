@@ -196,9 +196,15 @@ static_resources:
   clusters:
   - {cluster}
 "#,
-        listener = listener("main", 0, "up", Some(&home.path("access.log"))),
-        cluster = cluster("up", up),
+        listener = untyped(&listener("main", 0, "up", Some(&home.path("access.log")))),
+        cluster = untyped(&cluster("up", up)),
     )
+}
+
+/// A resource as it stands among static ones: without its type in front.
+pub fn untyped(resource: &str) -> String {
+    let (_, rest) = resource.split_once(',').unwrap();
+    format!("{{{rest}")
 }
 
 /// A listener with one route to a cluster, as JSON.

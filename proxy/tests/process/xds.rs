@@ -9,7 +9,9 @@ use envoy_types::pb::google::protobuf::Any;
 
 use crate::client::Http1;
 use crate::control_plane::{ControlPlane, resource};
-use crate::fairway::{self, BINARY, Fairway, Home, assignment, cluster, listener_with, until};
+use crate::fairway::{
+    self, BINARY, Fairway, Home, assignment, cluster, listener_with, until, untyped,
+};
 use crate::upstream;
 
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -282,8 +284,8 @@ fn a_control_plane_that_says_nothing_is_waited_for_as_long_as_told() {
         let _silent = UnixListener::bind(home.path("xds")).unwrap();
         let more = format!(
             "  - {}\n  listeners: [{}]",
-            cluster("static", up),
-            fairway::listener("main", 0, "static", None)
+            untyped(&cluster("static", up)),
+            untyped(&fairway::listener("main", 0, "static", None))
         );
         let text = bootstrap(&home.path("xds"), "DELTA_GRPC", timeout, &more);
         let fairway = Fairway::spawn(&home, &text, &[]);
@@ -339,9 +341,18 @@ fn sources_that_are_not_supported_are_refused_by_name() {
         "lds_config: {path_config_source: {path: /nowhere.json}",
         1,
     );
-    for (text, said) in [(rest, "api_type: REST"), (no_file, "/nowhere.json")] {
+    for (text, said) in [
+        (rest, "ads_config.api_type: REST"),
+        (no_file, "/nowhere.json"),
+    ] {
         let path = home.write("refused.yaml", &text);
-        let output = Command::new(BINARY).arg("-c").arg(path).output().unwrap();
+        let output = Command::new("timeout")
+            .arg("20")
+            .arg(BINARY)
+            .arg("-c")
+            .arg(path)
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(1));
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(error.contains(said), "{error}");

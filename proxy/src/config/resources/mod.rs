@@ -230,6 +230,10 @@ impl Resources {
             }
             None => state.cds_answered = true,
         }
+        if let Some(source) = &dynamic.lds_config {
+            // It is subscribed to when the clusters are there; that it cannot be is to be said now.
+            sources.check(source).at("dynamic_resources.lds_config")?;
+        }
         state.lds = dynamic.lds_config;
         state.sources = Some(sources);
         self.progress(state);
