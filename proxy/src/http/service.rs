@@ -45,6 +45,9 @@ pub trait HttpService {
     /// A message that was malformed, too large, or late, before it became a request: what to answer.
     /// The codec sends the answer where the protocol allows one and closes. Counts and logs.
     fn reject(&self, rejection: &Rejection, protocol: Protocol) -> Response;
+
+    /// A message that the codec refused without an answer, before it became a request. Counts and logs.
+    fn refuse(&self, _details: &'static str, _flags: ResponseFlags, _protocol: Protocol) {}
 }
 
 /// Why a codec refused a message.
@@ -56,10 +59,6 @@ pub struct Rejection {
     pub details: &'static str,
     /// Body text; empty for most.
     pub body: &'static str,
-    /// Method and path as far as they were readable, for the access log.
-    pub method: Option<Box<str>>,
-    /// See `method`.
-    pub path: Option<Box<str>>,
 }
 
 /// Carries 1xx responses from the service to the codec of one stream, and back what the codec knows of the

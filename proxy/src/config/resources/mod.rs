@@ -28,6 +28,7 @@ use crate::server::admin::config_dump::{self, ConfigStore, Kind};
 use crate::server::listener_manager::ListenerManager;
 use crate::upstream::manager::ClusterManager;
 use listeners::Warming;
+use secrets::cluster_secrets;
 use updates::Subscriber;
 
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -164,6 +165,7 @@ impl Resources {
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
+            state.sds_sources.extend(cluster_secrets(cluster));
             let any = packed(&pack(CDS, cluster));
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
@@ -324,6 +326,15 @@ impl Resources {
         }
         if !state.lds_subscribed {
             if self.with_clusters(|c| c.snapshot()).iter().any(|c| !c.warm) {
+                return;
+            }
+            // Those that clusters need; listeners are not known yet, but for static ones.
+            let secrets = &self.context.secrets;
+            if secrets
+                .wanted()
+                .iter()
+                .any(|name| !secrets.is_answered(name))
+            {
                 return;
             }
             state.lds_subscribed = true;

@@ -1,7 +1,8 @@
 //! Secrets: static ones and those from SDS, and how they may be shown.
 
-use envoy_types::pb::envoy::config::core::v3::DataSource;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::config::core::v3::{ConfigSource, DataSource};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
 use envoy_types::pb::google::protobuf::Any;
@@ -10,7 +11,18 @@ use xds_client::subscription::Resource;
 
 use super::{Resources, SDS, decode, pack, packed};
 use crate::server::admin::config_dump::Kind;
+use crate::transport::tls::context::references;
 use crate::transport::tls::secrets::SecretValue;
+use crate::transport::upstream::tls_contexts;
+
+/// The secrets that the TLS contexts of a cluster take from SDS.
+pub(super) fn cluster_secrets(cluster: &Cluster) -> Vec<(String, ConfigSource)> {
+    tls_contexts(cluster)
+        .into_iter()
+        .filter_map(|context| context.common_tls_context)
+        .flat_map(|common| references(&common))
+        .collect()
+}
 
 /// A secret as the configuration store may keep it: without its keys.
 pub(super) fn redacted(secret: &Secret) -> Any {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use xds_client::error::ConfigError;
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
-use super::secrets::redacted;
+use super::secrets::{cluster_secrets, redacted};
 use super::{RTDS, Resources, State, Static, decode, kind, lock, packed};
 use crate::config::update_stats::UpdateStats;
 use crate::server::admin::config_dump::Kind;
@@ -34,6 +34,7 @@ impl Resources {
                     return Ok(());
                 }
                 lock(&self.clusters).apply_cluster(&cluster, version)?;
+                state.sds_sources.extend(cluster_secrets(&cluster));
             }
             Kind::Endpoint => {
                 let assignment: ClusterLoadAssignment = decode(any)?;

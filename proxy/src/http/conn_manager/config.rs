@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
+    Http1ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
+    http1_protocol_options::header_key_format::HeaderFormat,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -26,7 +27,7 @@ use super::path::{EscapedSlashes, PathRules};
 use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
-use crate::http::h1::{Http1Settings, UnderscoreAction};
+use crate::http::h1::{HeaderCase, Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
 use crate::telemetry::http_log::AccessLog;
@@ -118,11 +119,10 @@ impl HcmConfig {
         refuse_unsupported(proto)?;
         let common = proto.common_http_protocol_options.unwrap_or_default();
         let http1 = proto.http_protocol_options.clone().unwrap_or_default();
-        let max_head_kb = proto
-            .max_request_headers_kb
-            .as_ref()
-            .map_or(60, |v| v.value);
-        let max_headers = common.max_headers_count.as_ref().map_or(100, |v| v.value);
+        let max_head_kb = proto.max_request_headers_kb.as_ref();
+        let max_head_bytes = (max_head_kb.map_or(60, |v| v.value) as usize) << 10;
+        let max_headers = common.max_headers_count.as_ref();
+        let max_headers = max_headers.map_or(100, |v| v.value) as usize;
         let idle_timeout = duration_or(&common.idle_timeout, Some(Duration::from_secs(3600)))
             .at("common_http_protocol_options.idle_timeout")?;
         let head_timeout =
@@ -131,16 +131,21 @@ impl HcmConfig {
         Ok(Self {
             codec: codec(proto)?,
             http1: Http1Settings {
-                max_head_bytes: (max_head_kb as usize) << 10,
-                max_headers: max_headers as usize,
+                max_head_bytes,
+                max_headers,
                 accept_http_10: http1.accept_http_10,
                 enable_trailers: http1.enable_trailers,
-                reject_fragment: parts.reject_fragment,
+                allow_chunked_length: http1.allow_chunked_length,
+                allow_absolute_url: http1.allow_absolute_url.is_none_or(|v| v.value),
+                allow_custom_methods: http1.allow_custom_methods,
+                header_case: header_case(&http1).at("http_protocol_options.header_key_format")?,
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
+                linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
+                    .at("delayed_close_timeout")?,
             },
-            http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
+            http2: http2(proto, max_head_bytes, max_headers, underscores)?,
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
                 .at("common_http_protocol_options.max_connection_duration")?,
@@ -176,7 +181,7 @@ impl HcmConfig {
             },
             request_ids: RequestIds::compile(proto)?,
             host: HostRules::compile(proto)?,
-            path: path_rules(proto),
+            path: path_rules(proto, parts.reject_fragment),
             upgrades: upgrades(proto)?,
             proxy_100_continue: proto.proxy_100_continue,
             default_host: http1.default_host_for_http_10.into(),
@@ -213,7 +218,6 @@ impl HcmConfig {
 }
 
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
-    let http1 = proto.http_protocol_options.clone().unwrap_or_default();
     let refused = [
         (
             proto.path_normalization_options.is_some(),
@@ -240,18 +244,6 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
         ),
         (proto.forward_proto_config.is_some(), "forward_proto_config"),
-        (
-            http1.header_key_format.is_some(),
-            "http_protocol_options.header_key_format",
-        ),
-        (
-            http1.allow_chunked_length,
-            "http_protocol_options.allow_chunked_length",
-        ),
-        (
-            http1.allow_custom_methods,
-            "http_protocol_options.allow_custom_methods",
-        ),
     ];
     match refused.iter().find(|(set, _)| *set) {
         Some((_, field)) => Err(ConfigError::unsupported(field)),
@@ -277,38 +269,32 @@ fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigE
     })
 }
 
+fn header_case(http1: &Http1ProtocolOptions) -> Result<HeaderCase, ConfigError> {
+    let format = http1.header_key_format.as_ref();
+    match format.and_then(|f| f.header_format.as_ref()) {
+        None => Ok(HeaderCase::Lower),
+        Some(HeaderFormat::ProperCaseWords(_)) => Ok(HeaderCase::ProperWords),
+        Some(HeaderFormat::StatefulFormatter(_)) => {
+            Err(ConfigError::unsupported("stateful_formatter"))
+        }
+    }
+}
+
 fn http2(
-    proto: Option<&Http2ProtocolOptions>,
-    max_head_kb: u32,
+    proto: &HttpConnectionManager,
+    max_header_bytes: usize,
+    max_headers: usize,
+    underscores: UnderscoreAction,
 ) -> Result<Http2Settings, ConfigError> {
     let mut settings = Http2Settings {
-        max_header_list: max_head_kb << 10,
+        max_header_bytes,
+        max_headers,
+        underscores,
+        keep_connection_on_bad_message: is_true(&proto.stream_error_on_invalid_http_message),
         ..Http2Settings::default()
     };
-    let Some(proto) = proto else {
-        return Ok(settings);
-    };
-    if proto.allow_metadata {
-        return Err(ConfigError::unsupported(
-            "http2_protocol_options.allow_metadata",
-        ));
-    }
-    settings.allow_connect = proto.allow_connect;
-    if let Some(streams) = &proto.max_concurrent_streams {
-        settings.max_concurrent_streams = streams.value;
-    }
-    if let Some(window) = &proto.initial_stream_window_size {
-        settings.initial_stream_window = window.value;
-    }
-    if let Some(window) = &proto.initial_connection_window_size {
-        settings.initial_connection_window = window.value;
-    }
-    if let Some(keepalive) = &proto.connection_keepalive {
-        let timeout = duration_or(&keepalive.timeout, Some(Duration::from_secs(10)))
-            .at("http2_protocol_options.connection_keepalive.timeout")?;
-        let interval = duration_or(&keepalive.interval, None)
-            .at("http2_protocol_options.connection_keepalive.interval")?;
-        settings.keepalive = interval.zip(timeout);
+    if let Some(options) = &proto.http2_protocol_options {
+        settings.apply(options).at("http2_protocol_options")?;
     }
     Ok(settings)
 }
@@ -359,10 +345,11 @@ fn user_agent(node: &Node) -> Result<UserAgent, ConfigError> {
     })
 }
 
-fn path_rules(proto: &HttpConnectionManager) -> PathRules {
+fn path_rules(proto: &HttpConnectionManager, reject_fragment: bool) -> PathRules {
     use hcm::PathWithEscapedSlashesAction as Action;
     PathRules {
         normalize: is_true(&proto.normalize_path),
+        reject_fragment,
         merge_slashes: proto.merge_slashes,
         escaped_slashes: match proto.path_with_escaped_slashes_action() {
             Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use filters::body::BodyError;
 use filters::filter::LocalReply;
+use filters::flags::ResponseFlags;
 use filters::local_reply::{ReplyShape, render};
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
@@ -53,6 +54,10 @@ impl ConnectionManager {
         let stats = &config.stats;
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
+        if connection.tls.is_some() {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
         let (total, active) = if http2 {
             (
                 &stats.downstream_cx_http2_total,
@@ -86,6 +91,9 @@ impl Drop for CountedManager {
     fn drop(&mut self) {
         let stats = &self.manager.config.stats;
         stats.downstream_cx_active.dec();
+        if self.manager.connection.tls.is_some() {
+            stats.downstream_cx_ssl_active.dec();
+        }
         if self.http2 {
             stats.downstream_cx_http2_active.dec();
         } else {
@@ -135,5 +143,16 @@ impl HttpService for CountedManager {
             body,
             close: true,
         }
+    }
+
+    fn refuse(&self, details: &'static str, flags: ResponseFlags, protocol: Protocol) {
+        let manager = &self.manager;
+        reply::log_refusal(
+            &manager.config,
+            &manager.connection,
+            details,
+            flags,
+            protocol,
+        );
     }
 }
