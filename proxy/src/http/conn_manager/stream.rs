@@ -114,7 +114,7 @@ pub(super) async fn serve(
     }
     let request_id = config.request_ids.for_response(&head.headers);
     response::finish(&mut response_head, &config, request_id);
-    close |= control.is_draining();
+    close |= control.asks_to_close();
     // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
     close |= protocol != Protocol::Http2 && !info.borrow().request_complete;
     Ok(Response {
