@@ -25,7 +25,7 @@ def config(p):
         route("/own-off", "up", typed_per_filter_config={"keeper": {"@type": BUFFER + "BufferPerRoute", "disabled": True}}),
         route("/larger", "up", typed_per_filter_config={"keeper": limit(32)}),
         route("/optional", "up", typed_per_filter_config={"keeper": {
-            "@type": FILTER, "is_optional": True, "config": {"@type": TYPE + "google.protobuf.Empty", "value": {}}}}),
+            "@type": FILTER, "is_optional": True, "config": {"@type": TYPE + "google.protobuf.StringValue", "value": "none of a filter"}}}),
         route("/weighted", {"weighted_clusters": {"clusters": [
             {"name": "up", "weight": 1, "typed_per_filter_config": {"keeper": limit(2)}}]}},
             typed_per_filter_config={"keeper": limit(8)}),
