@@ -93,7 +93,10 @@ pub(super) fn finish_rejection(
     }
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(rejection.details.into());
-    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    // To be slow is no error.
+    if rejection.status != StatusCode::REQUEST_TIMEOUT {
+        info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    }
     let info = Rc::new(RefCell::new(info));
     // As in Envoy, nothing of a head that was not understood is told.
     rewrite(config, reply, None, &info);
