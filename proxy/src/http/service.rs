@@ -89,6 +89,14 @@ impl EarlyResponses {
         }
     }
 
+    /// Passes an upstream's 1xx response on if it is 100 (Continue). As in Envoy, others end here: not every
+    /// client knows that a response may have several heads.
+    pub fn forward(&self, head: ResponseHead) {
+        if head.status == http::StatusCode::CONTINUE {
+            self.send(head);
+        }
+    }
+
     /// The next 1xx head to write, if there is one. Codecs call this before they write a final head and
     /// whenever the service's future is pending.
     pub fn pop(&self, waker: &Waker) -> Option<ResponseHead> {

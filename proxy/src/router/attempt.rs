@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
+use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
 use super::response_body::ResponseBody;
@@ -39,6 +40,8 @@ pub(super) struct Upstreaming<'a> {
     pub(super) early: EarlyResponses,
     pub(super) random: u64,
     pub(super) timeouts: Timeouts,
+    /// For the choice of the host.
+    pub(super) hash: RequestHash,
     /// None once the request cannot be sent again.
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
@@ -231,7 +234,7 @@ fn choose(
         _ => SmallVec::new(),
     };
     request.charge.cluster.choose_host(&LbContext {
-        hash: None,
+        hash: request.hash.hash,
         excluded: &excluded,
         omit_canary: policy.is_some_and(|policy| policy.omit_canary),
         tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
@@ -374,6 +377,7 @@ fn respond(
     request
         .route
         .finish_response(&mut head, Some(request.head), &request.info.borrow());
+    request.hash.set_cookies(&mut head);
     if at_hand {
         guard.ended(None);
         charge.complete(kind, started);

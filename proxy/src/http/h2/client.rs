@@ -204,7 +204,7 @@ fn poll_response(
     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
         if let Some(early) = early {
             let (parts, ()) = interim.into_parts();
-            early.send(ResponseHead {
+            early.forward(ResponseHead {
                 status: parts.status,
                 headers: parts.headers,
             });
