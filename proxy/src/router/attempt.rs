@@ -97,7 +97,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
-            if request.retries.take().is_some() {
+            if request.retries.take().is_some() && replay.is_overflowed() {
                 let stats = request.charge.cluster.stats();
                 stats.retry_or_shadow_abandoned.inc();
             }
@@ -129,6 +129,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     Verdict::Overflow => flag(&request, ResponseFlags::UPSTREAM_OVERFLOW),
                     _ => {}
                 }
+                replay.release();
                 return conclude(request, &host, outcome, global, attempt, started);
             }
         }
@@ -196,10 +197,7 @@ enum Replay {
 impl Replay {
     fn new(request: &mut Upstreaming<'_>) -> Self {
         let retries = request.retries.as_ref();
-        if retries.is_some_and(RetryState::is_enabled)
-            && !request.body.is_end()
-            && !request.head.is_tunnel()
-        {
+        if retries.is_some_and(RetryState::is_enabled) && !request.body.is_end() {
             let body = std::mem::take(&mut request.body);
             Self::Buffer(ReplayBuffer::new(body, request.buffer_limit))
         } else {
@@ -211,6 +209,17 @@ impl Replay {
         match self {
             Self::Once => std::mem::take(once),
             Self::Buffer(buffer) => buffer.body(),
+        }
+    }
+
+    fn is_overflowed(&self) -> bool {
+        matches!(self, Self::Buffer(buffer) if buffer.is_overflowed())
+    }
+
+    /// There will be no other attempt.
+    fn release(&self) {
+        if let Self::Buffer(buffer) = self {
+            buffer.release();
         }
     }
 
