@@ -183,7 +183,10 @@ fn maglev(keys: &[(String, f64)], size: u32) -> Vec<u32> {
 
 /// Whether a Maglev table may have this size.
 pub(crate) fn is_prime(n: u64) -> bool {
-    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n > 1
+        && (2..)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
 }
 
 /// MurmurHash2 for 64 bits (Austin Appleby's MurmurHash64A), as libstdc++ hashes strings.

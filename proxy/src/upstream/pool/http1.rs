@@ -161,7 +161,8 @@ impl Pool {
         self.grow();
     }
 
-    pub(super) fn sweep(&self, gone: bool) {
+    /// Closes what is idle for too long, too old or dead; all that is idle if the host is `gone`.
+    pub(crate) fn sweep(&self, gone: bool) {
         let timeout = self.place.cluster.config.idle_timeout;
         let mut cx = Context::from_waker(Waker::noop());
         // Dropped outside of the borrow: closing tells the pool.
