@@ -95,7 +95,7 @@ impl RequestHash {
             }
             HashSource::QueryParameter(name) => {
                 let value = query::parameter(head.query()?, name)?;
-                Some(xxh64(&value, 0))
+                Some(xxh64(value.as_bytes(), 0))
             }
             HashSource::FilterState(key) => Some(xxh64(info.filter_state.text(key)?.as_bytes(), 0)),
         }

@@ -10,6 +10,7 @@ pub(crate) mod forward;
 mod forwarding;
 mod hash;
 mod mirror;
+pub mod options;
 mod path_index;
 pub mod redirect;
 mod replay;

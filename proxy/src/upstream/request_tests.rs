@@ -13,7 +13,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
@@ -43,7 +43,7 @@ struct Server {
     accepted: Cell<usize>,
     requests: Cell<usize>,
     open: Cell<usize>,
-    go: Notify,
+    go: Semaphore,
 }
 
 impl Server {
@@ -55,7 +55,7 @@ impl Server {
             accepted: Cell::new(0),
             requests: Cell::new(0),
             open: Cell::new(0),
-            go: Notify::new(),
+            go: Semaphore::new(0),
         });
         let me = server.clone();
         spawn_local(async move {
@@ -86,7 +86,7 @@ impl Server {
             let say = match script[n.min(script.len() - 1)] {
                 Act::Say(bytes) => bytes,
                 Act::Wait => {
-                    self.go.notified().await;
+                    self.go.acquire().await.unwrap().forget();
                     OK
                 }
                 Act::Close => return,
@@ -267,6 +267,7 @@ fn requests_wait_for_a_connection_in_their_order_and_only_so_many() {
                 ..Default::default()
             },
         ));
+        let waiting = client.cluster();
         let order = Rc::new(RefCell::new(Vec::new()));
         let mut tasks = Vec::new();
         for n in 0..3 {
@@ -276,16 +277,11 @@ fn requests_wait_for_a_connection_in_their_order_and_only_so_many() {
                 done.borrow_mut().push(n);
             }));
             // The first must have its connection before the others begin to wait.
-            let wanted = (n + 1).min(1);
-            until(|| server.requests.get() >= wanted).await;
-            tokio::task::yield_now().await;
+            let pending = &waiting.breakers.default.pending;
+            until(|| server.requests.get() == 1 && pending.used() == n).await;
         }
-        let waiting = client.cluster();
-        assert_eq!(waiting.breakers.default.pending.used(), 2);
         assert_eq!(client.get().await, Err(ResetReason::Overflow));
-        for _ in 0..3 {
-            server.go.notify_one();
-        }
+        server.go.add_permits(3);
         for task in tasks {
             task.await.unwrap();
         }
@@ -315,7 +311,7 @@ fn requests_in_flight_are_limited_and_the_connection_is_kept() {
         });
         until(|| server.requests.get() == 1).await;
         assert_eq!(client.get().await, Err(ResetReason::Overflow));
-        server.go.notify_one();
+        server.go.add_permits(1);
         assert_eq!(first.await.unwrap(), Ok(StatusCode::OK));
         // Both connections are there, the one that the second request made and did not use too.
         assert_eq!(client.get().await, Ok(StatusCode::OK));
@@ -499,7 +495,7 @@ fn a_request_in_flight_outlives_its_host_and_its_cluster() {
         changed.unwrap();
         assert_eq!(client.get().await, Ok(StatusCode::OK));
         assert_eq!(new.requests.get(), 1);
-        old.go.notify_one();
+        old.go.add_permits(1);
         assert_eq!(first.await.unwrap(), Ok(StatusCode::OK));
         // Nobody comes back to a host that is gone.
         until(|| old.open.get() == 0).await;
@@ -509,7 +505,7 @@ fn a_request_in_flight_outlives_its_host_and_its_cluster() {
         until(|| old.requests.get() == 2).await;
         assert!(client.manager.borrow_mut().remove_cluster("a"));
         assert!(client.slot.get().is_none());
-        old.go.notify_one();
+        old.go.add_permits(1);
         assert_eq!(second.await.unwrap(), Ok(StatusCode::OK));
     });
 }
@@ -518,11 +514,11 @@ fn a_request_in_flight_outlives_its_host_and_its_cluster() {
 async fn http2_server(
     streams: u32,
     goaway_after: usize,
-) -> (u16, Rc<Cell<usize>>, Rc<Cell<usize>>, Rc<Notify>) {
+) -> (u16, Rc<Cell<usize>>, Rc<Cell<usize>>, Rc<Semaphore>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (accepted, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-    let go = Rc::new(Notify::new());
+    let go = Rc::new(Semaphore::new(0));
     let (connections, seen, allowed) = (accepted.clone(), requests.clone(), go.clone());
     spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -538,7 +534,7 @@ async fn http2_server(
                     count += 1;
                     let allowed = allowed.clone();
                     spawn_local(async move {
-                        allowed.notified().await;
+                        allowed.acquire().await.unwrap().forget();
                         let _ = respond.send_response(Response::new(()), true);
                     });
                     if count == goaway_after {
@@ -567,12 +563,12 @@ fn after_goaway_requests_go_to_another_connection_and_those_in_flight_finish() {
             async move { client.get().await }
         });
         until(|| requests.get() == 2).await;
-        go.notify_one();
-        go.notify_one();
+        go.add_permits(1);
+        go.add_permits(1);
         assert_eq!(first.await.unwrap(), Ok(StatusCode::OK));
-        go.notify_one();
+        go.add_permits(1);
         assert_eq!(second.await.unwrap(), Ok(StatusCode::OK));
-        go.notify_one();
+        go.add_permits(1);
         assert_eq!(client.get().await, Ok(StatusCode::OK));
         assert!(accepted.get() >= 2);
     });
@@ -591,7 +587,7 @@ fn streams_beyond_the_server_s_limit_get_a_connection_or_wait() {
                 },
             )));
             // The server's limit is known once it has answered.
-            go.notify_one();
+            go.add_permits(1);
             assert_eq!(client.get().await, Ok(StatusCode::OK));
             let tasks: Vec<_> = (0..2)
                 .map(|_| {
@@ -600,11 +596,11 @@ fn streams_beyond_the_server_s_limit_get_a_connection_or_wait() {
                 })
                 .collect();
             until(|| requests.get() == 1 + accepted_at_last).await;
-            go.notify_one();
+            go.add_permits(1);
             if accepted_at_last == 1 {
                 until(|| requests.get() == 3).await;
             }
-            go.notify_one();
+            go.add_permits(1);
             for task in tasks {
                 assert_eq!(task.await.unwrap(), Ok(StatusCode::OK));
             }

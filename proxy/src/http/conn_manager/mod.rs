@@ -4,6 +4,7 @@
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
 mod client_address;
+mod client_certificate;
 pub mod config;
 mod deadline;
 mod host;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use filters::body::BodyError;
 use filters::filter::LocalReply;
+use filters::flags::ResponseFlags;
 use filters::local_reply::{ReplyShape, render};
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
@@ -142,5 +144,16 @@ impl HttpService for CountedManager {
             body,
             close: true,
         }
+    }
+
+    fn refuse(&self, details: &'static str, flags: ResponseFlags, protocol: Protocol) {
+        let manager = &self.manager;
+        reply::log_refusal(
+            &manager.config,
+            &manager.connection,
+            details,
+            flags,
+            protocol,
+        );
     }
 }
