@@ -18,6 +18,7 @@ use prost::Message;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
+use crate::http::h2::Keepalive;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
@@ -74,6 +75,8 @@ pub struct Http2Options {
     pub connection_window: u32,
     /// `max_concurrent_streams` on one connection; 1024 by default.
     pub max_streams: u32,
+    /// `connection_keepalive`.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl Default for Http2Options {
@@ -82,6 +85,7 @@ impl Default for Http2Options {
             stream_window: 1 << 20,
             connection_window: 24 << 20,
             max_streams: 1024,
+            keepalive: None,
         }
     }
 }
@@ -159,7 +163,17 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
     let Some(o) = options else {
         return Ok(Http2Options::default());
     };
+    if o.allow_metadata {
+        return Err(ConfigError::unsupported("allow_metadata"));
+    }
+    if !o.custom_settings_parameters.is_empty() {
+        return Err(ConfigError::unsupported("custom_settings_parameters"));
+    }
     let default = Http2Options::default();
+    let keepalive = match &o.connection_keepalive {
+        None => None,
+        Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
+    };
     let max = o.max_concurrent_streams.as_ref();
     Ok(Http2Options {
         stream_window: window(
@@ -173,6 +187,7 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
             "initial_connection_window_size",
         )?,
         max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
+        keepalive,
     })
 }
 
