@@ -14,6 +14,7 @@ use prost::Message;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
+use crate::http::h2::Keepalive;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
@@ -71,6 +72,8 @@ pub struct Http2Options {
     pub connection_window: u32,
     /// `max_concurrent_streams` on one connection; 1024 by default.
     pub max_streams: u32,
+    /// `connection_keepalive`.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl Default for Http2Options {
@@ -79,6 +82,7 @@ impl Default for Http2Options {
             stream_window: 1 << 20,
             connection_window: 24 << 20,
             max_streams: 1024,
+            keepalive: None,
         }
     }
 }
@@ -161,7 +165,17 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
     let Some(o) = options else {
         return Ok(Http2Options::default());
     };
+    if o.allow_metadata {
+        return Err(ConfigError::unsupported("allow_metadata"));
+    }
+    if !o.custom_settings_parameters.is_empty() {
+        return Err(ConfigError::unsupported("custom_settings_parameters"));
+    }
     let default = Http2Options::default();
+    let keepalive = match &o.connection_keepalive {
+        None => None,
+        Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
+    };
     let max = o.max_concurrent_streams.as_ref();
     Ok(Http2Options {
         stream_window: window(
@@ -175,6 +189,7 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
             "initial_connection_window_size",
         )?,
         max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
+        keepalive,
     })
 }
 
