@@ -71,6 +71,7 @@ struct EarlyQueue {
     heads: RefCell<VecDeque<ResponseHead>>,
     waker: RefCell<Option<Waker>>,
     used: Cell<bool>,
+    closed: Cell<bool>,
     ended: Cell<Option<(&'static str, ResponseFlags)>>,
 }
 
@@ -81,13 +82,18 @@ impl EarlyResponses {
     /// Queues a 1xx response and wakes the codec.
     pub fn send(&self, head: ResponseHead) {
         let mut heads = self.0.heads.borrow_mut();
-        if heads.len() < Self::LIMIT {
+        if !self.0.closed.get() && heads.len() < Self::LIMIT {
             heads.push_back(head);
             self.0.used.set(true);
             if let Some(waker) = self.0.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
+    }
+
+    /// Takes no more heads: what is sent from now on is dropped.
+    pub fn close(&self) {
+        self.0.closed.set(true);
     }
 
     /// The next 1xx head to write, if there is one. Codecs call this before they write a final head and
