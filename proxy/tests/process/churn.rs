@@ -177,6 +177,8 @@ fn no_request_fails_while_files_change() {
 fn over_ads(protocol: &str) {
     let (home, ups) = (Home::new(), upstreams());
     let control = ControlPlane::start(&home.path("xds"));
+    // Held, or every resource would load the descriptors anew.
+    let _descriptors = xds_client::json::Pool::load().unwrap();
     let change = |n: usize| {
         let ads = r#"{"ads": {}, "resource_api_version": "V3"}"#;
         let world = world(n, &ups, ads, ads);
