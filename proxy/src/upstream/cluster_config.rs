@@ -5,23 +5,22 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, LbConfig, common_lb_config::LocalityConfigSpecifier,
-};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
 use xds_client::error::{At, ConfigError};
 
+use crate::http::h1::Http1Settings;
+use crate::http::h2::Keepalive;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
+use crate::upstream::lb_policy::Balancing;
 
 /// What compiling a cluster takes from the process.
 #[derive(Default)]
@@ -66,20 +65,24 @@ pub enum UpstreamProtocol {
 /// HTTP/2 settings, bounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2Options {
-    /// `initial_stream_window_size`, bytes; 16 MiB by default.
+    /// `initial_stream_window_size`, bytes; 1 MiB by default. Envoy's 16 MiB would be memory that one slow
+    /// client makes us hold, as a window here is only given back when the client has taken the data.
     pub stream_window: u32,
     /// `initial_connection_window_size`, bytes; 24 MiB by default.
     pub connection_window: u32,
     /// `max_concurrent_streams` on one connection; 1024 by default.
     pub max_streams: u32,
+    /// `connection_keepalive`.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl Default for Http2Options {
     fn default() -> Self {
         Self {
-            stream_window: 16 << 20,
+            stream_window: 1 << 20,
             connection_window: 24 << 20,
             max_streams: 1024,
+            keepalive: None,
         }
     }
 }
@@ -103,10 +106,14 @@ pub struct ClusterConfig {
     pub set: SetOptions,
     /// The HTTP version.
     pub protocol: UpstreamProtocol,
+    /// HTTP/1 settings.
+    pub http1: Http1Settings,
     /// HTTP/2 settings.
     pub http2: Http2Options,
     /// After how many requests a connection is not reused; none: no limit.
     pub max_requests: Option<u32>,
+    /// After how long a connection takes no more requests; none: never.
+    pub max_connection_age: Option<Duration>,
     /// After how long an unused connection is closed; none: never. 1 h by default.
     pub idle_timeout: Option<Duration>,
     /// `dns_refresh_rate`; 5 s by default.
@@ -130,7 +137,10 @@ pub struct ClusterConfig {
     pub limits: [Limits; 2],
 }
 
-fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
+pub(super) fn duration(
+    d: Option<&wkt::Duration>,
+    field: &str,
+) -> Result<Option<Duration>, ConfigError> {
     let Some(d) = d else { return Ok(None) };
     match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
         (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Some(Duration::new(s, n))),
@@ -155,7 +165,17 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
     let Some(o) = options else {
         return Ok(Http2Options::default());
     };
+    if o.allow_metadata {
+        return Err(ConfigError::unsupported("allow_metadata"));
+    }
+    if !o.custom_settings_parameters.is_empty() {
+        return Err(ConfigError::unsupported("custom_settings_parameters"));
+    }
     let default = Http2Options::default();
+    let keepalive = match &o.connection_keepalive {
+        None => None,
+        Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
+    };
     let max = o.max_concurrent_streams.as_ref();
     Ok(Http2Options {
         stream_window: window(
@@ -169,64 +189,8 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
             "initial_connection_window_size",
         )?,
         max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
+        keepalive,
     })
-}
-
-fn extension_policy(policy: &pb::LoadBalancingPolicy) -> Result<LbPolicy, ConfigError> {
-    // Envoy takes the first policy that it knows.
-    for entry in &policy.policies {
-        let Some(any) = entry
-            .typed_extension_config
-            .as_ref()
-            .and_then(|e| e.typed_config.as_ref())
-        else {
-            continue;
-        };
-        match any.type_url.rsplit('.').nth(2).unwrap_or_default() {
-            "round_robin" => return Ok(LbPolicy::RoundRobin),
-            "random" => return Ok(LbPolicy::Random),
-            "least_request" => {
-                let config: LeastRequest = decode(any)?;
-                return Ok(LbPolicy::LeastRequest {
-                    choices: config.choice_count.map_or(2, |c| c.value).clamp(2, 64),
-                });
-            }
-            "override_host" => {
-                let config: OverrideHost = decode(any)?;
-                let fallback = config.fallback_policy.as_ref();
-                return extension_policy(
-                    fallback
-                        .ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
-                );
-            }
-            _ => {}
-        }
-    }
-    Err(ConfigError::unsupported("policies"))
-}
-
-fn lb_policy(proto: &pb::Cluster) -> Result<LbPolicy, ConfigError> {
-    use pb::cluster::LbPolicy as P;
-    if let Some(policy) = &proto.load_balancing_policy {
-        return extension_policy(policy).at("load_balancing_policy");
-    }
-    match P::try_from(proto.lb_policy) {
-        // CLUSTER_PROVIDED belongs to ORIGINAL_DST, which has no hosts to choose from here.
-        Ok(P::RoundRobin | P::ClusterProvided) => Ok(LbPolicy::RoundRobin),
-        Ok(P::Random) => Ok(LbPolicy::Random),
-        Ok(P::LeastRequest) => {
-            let choices = match &proto.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(c)) => {
-                    c.choice_count.as_ref().map_or(2, |c| c.value)
-                }
-                _ => 2,
-            };
-            Ok(LbPolicy::LeastRequest {
-                choices: choices.clamp(2, 64),
-            })
-        }
-        _ => Err(ConfigError::unsupported("lb_policy")),
-    }
 }
 
 fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
@@ -261,8 +225,7 @@ impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
     /// Refused, because ignoring them would change which host a request reaches, or when it fails:
-    /// `health_checks`, subsets, `per_host_thresholds`, and the options
-    /// `max_connection_duration` and `max_stream_duration`.
+    /// `health_checks`, subsets, `per_host_thresholds`, and `max_stream_duration`.
     ///
     /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
     /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
@@ -287,15 +250,15 @@ impl ClusterConfig {
                 "connection_pool_per_downstream_connection",
             ));
         }
-        let mut set = SetOptions::default();
-        if let Some(common) = &proto.common_lb_config {
-            if let Some(threshold) = &common.healthy_panic_threshold {
-                set.panic_threshold = threshold.value;
-            }
-            set.locality_weighted = matches!(
-                common.locality_config_specifier,
-                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
-            );
+        let balancing = Balancing::compile(proto)?;
+        let mut set = SetOptions {
+            locality_weighted: balancing.locality_weighted,
+            slow_start: balancing.slow_start,
+            ..SetOptions::default()
+        };
+        let common = proto.common_lb_config.as_ref();
+        if let Some(threshold) = common.and_then(|c| c.healthy_panic_threshold.as_ref()) {
+            set.panic_threshold = threshold.value;
         }
         let limits = Limits::compile(proto.circuit_breakers.as_ref()).at("circuit_breakers")?;
         let (mut protocol, mut h2) = match &proto.http2_protocol_options {
@@ -308,6 +271,10 @@ impl ClusterConfig {
         if proto.protocol_selection == 1 {
             protocol = UpstreamProtocol::Downstream;
         }
+        let mut http1 = Http1Settings::upstream();
+        if let Some(options) = &proto.http_protocol_options {
+            http1 = http1.with_options(options).at("http_protocol_options")?;
+        }
         let mut common = proto.common_http_protocol_options;
         if let Some(any) = proto
             .typed_extension_protocol_options
@@ -316,6 +283,7 @@ impl ClusterConfig {
             let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
             let options: http::HttpProtocolOptions = decode(any).at(step)?;
             (protocol, h2) = http_protocol(&options).at(step)?;
+            http1 = http1_settings(&options).at(step)?;
             if !options.http_filters.is_empty() {
                 return Err(ConfigError::unsupported("http_filters").at(step));
             }
@@ -324,18 +292,15 @@ impl ClusterConfig {
             }
         }
         let common = common.unwrap_or_default();
-        let refused = [
-            (
-                common.max_connection_duration.is_some(),
-                "max_connection_duration",
-            ),
-            (common.max_stream_duration.is_some(), "max_stream_duration"),
-        ];
-        for (set, field) in refused {
-            if set {
-                return Err(ConfigError::unsupported(field).at("common_http_protocol_options"));
-            }
+        if let Some(max) = &common.max_headers_count {
+            http1.max_headers = max.value as usize;
         }
+        let path = "common_http_protocol_options";
+        if common.max_stream_duration.is_some() {
+            return Err(ConfigError::unsupported("max_stream_duration").at(path));
+        }
+        let max_age = common.max_connection_duration.as_ref();
+        let max_age = duration(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
             .max_requests_per_connection
             .as_ref()
@@ -394,11 +359,13 @@ impl ClusterConfig {
                 .per_connection_buffer_limit_bytes
                 .as_ref()
                 .map_or(1 << 20, |v| v.value),
-            lb: lb_policy(proto)?,
+            lb: balancing.policy,
             set,
             protocol,
+            http1,
             http2: h2,
             max_requests,
+            max_connection_age: max_age.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
             dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))
@@ -470,5 +437,32 @@ fn http_protocol(
             // ALPN decides, and plain bytes have none.
             Ok((UpstreamProtocol::Http1, h2))
         }
+    }
+}
+
+fn http1_settings(options: &http::HttpProtocolOptions) -> Result<Http1Settings, ConfigError> {
+    use http::http_protocol_options::UpstreamProtocolOptions as U;
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    let (http1, step) = match &options.upstream_protocol_options {
+        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
+            Some(P::HttpProtocolOptions(o)) => {
+                (Some(o), "explicit_http_config.http_protocol_options")
+            }
+            _ => (None, ""),
+        },
+        Some(U::UseDownstreamProtocolConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "use_downstream_protocol_config.http_protocol_options",
+        ),
+        Some(U::AutoConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "auto_config.http_protocol_options",
+        ),
+        None => (None, ""),
+    };
+    let settings = Http1Settings::upstream();
+    match http1 {
+        Some(options) => settings.with_options(options).at(step),
+        None => Ok(settings),
     }
 }
