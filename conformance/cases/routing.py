@@ -3,6 +3,10 @@ from harness.config import bootstrap, host, listener, route
 from harness.runner import Group
 
 
+STATUSES = [201, 202, 203, 205, 206, 207, 208, 226, 299, 300, 305, 306, 308, 400, 402, 407, 408, 413, 414, 416, 421, 422, 423,
+            424, 425, 426, 428, 429, 431, 451, 499, 500, 505, 506, 507, 508, 509, 510, 511, 599]
+
+
 def config(p):
     engine = {"regex": "/num/[0-9]+"}
     routes = [
@@ -40,6 +44,8 @@ def config(p):
         route({"prefix": "/by-header"}, {"cluster_header": "x-cluster"}),
         route({"prefix": "/gone404"}, {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}),
         route({"prefix": "/gone"}, {"cluster": "nowhere"}),
+        *[route({"path": f"/status/{code}"}, direct_response={"status": code}) for code in STATUSES],
+        route({"path": "/by-authority"}, {"cluster_header": ":authority"}),
     ]
     hosts = [host(routes, ["a.test", "a.test:*"], "a"),
              host([route("/", direct_response={"status": 200, "body": {"inline_string": "suffix"}})], ["*.wild.test"], "suffix"),
@@ -76,6 +82,9 @@ get("header inverted on a missing header", "/h", "x-b: any")
 get("header range", "/h", "x-a: 2", "x-n: 19")
 get("header range end is excluded", "/h", "x-a: 2", "x-n: 20")
 get("repeated header is joined for matching", "/h", "x-a: 1", "x-a: 1")
+get("repeated header with one match", "/h", "x-a: 9", "x-a: 1")
+get("repeated header inverted, one match", "/h", "x-a: 9", "x-a: 2", "x-b: any")
+get("repeated header in a range", "/h", "x-a: 2", "x-n: 1", "x-n: 12")
 get("query exact", "/q?v=1")
 get("query present without value", "/q?a=b&w")
 get("query mismatch", "/q?v=2")
@@ -106,8 +115,12 @@ get("rewrite host from a missing header", "/w/header")
 get("rewrite host from the path", "/w/hostpath/name/rest")
 get("weighted cluster with weight zero", "/weighted")
 get("cluster from a header", "/by-header", "x-cluster: up")
+get("cluster from the first of two headers", "/by-header", "x-cluster: up", "x-cluster: none")
+get("cluster from a pseudo-header", "/by-authority")
 get("cluster header missing", "/by-header")
 get("cluster header names none", "/by-header", "x-cluster: none")
 get("cluster not found", "/gone")
 get("cluster not found as 404", "/gone404")
 get("no route", "/nothing")
+for code in STATUSES:
+    get(f"reason phrase of {code}", f"/status/{code}")

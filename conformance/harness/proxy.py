@@ -149,5 +149,14 @@ class Talk:
             answer["body"] = sorted(line for line in answer["body"].splitlines() if re.search(keep, line))
         self.record.append(answer)
 
+    def upstream(self, count):
+        """Waits until the backend has seen `count` requests, which come in any order, and puts them in one."""
+        backend, until = self.proxy.backend, time.monotonic() + 2
+        while len(backend.seen) < count and time.monotonic() < until:
+            time.sleep(0.005)
+        backend.settled()
+        with backend.lock:
+            backend.seen.sort(key=lambda record: json.dumps(sorted(record["headers"])))
+
     def note(self, **facts):
         self.record.append(facts)

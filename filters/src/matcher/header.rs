@@ -51,18 +51,33 @@ impl HeaderRef {
         })
     }
 
-    /// The header's value in a request; several lines are joined by `,`, as Envoy's matchers see them.
+    /// The header's value in a request; several lines are joined by `,`, as Envoy's generic matchers and
+    /// formatters see them.
     pub fn in_request<'a>(&self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
+        match self {
+            Self::Name(name) => joined(&head.headers, name),
+            pseudo => pseudo.pseudo_in_request(head).map(Cow::Borrowed),
+        }
+    }
+
+    fn pseudo_in_request<'a>(&self, head: &'a RequestHead) -> Option<&'a [u8]> {
         let text: &str = match self {
             Self::Method => head.method.as_str(),
             Self::Scheme => &head.scheme,
             Self::Authority => &head.authority,
             Self::Path => &head.path,
             Self::Protocol => head.upgrade.as_deref()?,
-            Self::Status => return None,
-            Self::Name(name) => return joined(&head.headers, name),
+            Self::Status | Self::Name(_) => return None,
         };
-        (!text.is_empty()).then_some(Cow::Borrowed(text.as_bytes()))
+        (!text.is_empty()).then_some(text.as_bytes())
+    }
+
+    /// The value of the header's first line in a request.
+    pub fn first_in_request<'a>(&self, head: &'a RequestHead) -> Option<&'a [u8]> {
+        match self {
+            Self::Name(name) => head.headers.get(name).map(http::HeaderValue::as_bytes),
+            pseudo => pseudo.pseudo_in_request(head),
+        }
     }
 
     /// The header's value in a response.
@@ -102,6 +117,20 @@ enum Rule {
     Present(bool),
     Text(StringMatcher),
     Range(i64, i64),
+}
+
+impl Rule {
+    /// Whether one value fits a rule about values.
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(present) => *present,
+            Self::Text(matcher) => matcher.matches(value),
+            Self::Range(start, end) => std::str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.parse::<i64>().ok())
+                .is_some_and(|n| n >= *start && n < *end),
+        }
+    }
 }
 
 /// A compiled header matcher.
@@ -152,17 +181,26 @@ impl HeaderMatcher {
 
     /// Whether a request matches.
     pub fn matches(&self, head: &RequestHead) -> bool {
-        self.matches_value(self.header.in_request(head).as_deref())
+        match &self.header {
+            HeaderRef::Name(name) => self.matches_name(&head.headers, name),
+            pseudo => self.matches_values(pseudo.in_request(head).as_deref().into_iter()),
+        }
     }
 
     /// Whether a response matches.
     pub fn matches_response(&self, head: &ResponseHead) -> bool {
-        self.matches_value(self.header.in_response(head).as_deref())
+        match &self.header {
+            HeaderRef::Name(name) => self.matches_name(&head.headers, name),
+            pseudo => self.matches_values(pseudo.in_response(head).as_deref().into_iter()),
+        }
     }
 
     /// Whether a header block (trailers) matches.
     pub fn matches_map(&self, headers: &HeaderMap) -> bool {
-        self.matches_value(self.header.in_map(headers).as_deref())
+        match &self.header {
+            HeaderRef::Name(name) => self.matches_name(headers, name),
+            _ => self.matches_values(std::iter::empty()),
+        }
     }
 
     /// The header.
@@ -170,20 +208,23 @@ impl HeaderMatcher {
         &self.header
     }
 
-    fn matches_value(&self, value: Option<&[u8]>) -> bool {
-        let value = match value {
-            None if self.missing_is_empty => Some(&[][..]),
-            value => value,
-        };
-        let matched = match (&self.rule, value) {
-            (Rule::Present(present), value) => value.is_some() == *present,
+    fn matches_name(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
+        let values = headers.get_all(name).iter();
+        self.matches_values(values.map(http::HeaderValue::as_bytes))
+    }
+
+    /// The header's lines, each by itself (Envoy since 1.39): one that matches is enough.
+    fn matches_values<'a>(&self, values: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut values = values.peekable();
+        let missing = values.peek().is_none();
+        let matched = match &self.rule {
+            Rule::Present(present) => (!missing || self.missing_is_empty) == *present,
             // A rule about the value says no for a missing header, inverted or not.
-            (_, None) => return false,
-            (Rule::Text(matcher), Some(value)) => matcher.matches(value),
-            (Rule::Range(start, end), Some(value)) => std::str::from_utf8(value)
-                .ok()
-                .and_then(|text| text.parse::<i64>().ok())
-                .is_some_and(|n| n >= *start && n < *end),
+            rule if missing => match self.missing_is_empty {
+                true => rule.matches(b""),
+                false => return false,
+            },
+            rule => values.any(|value| rule.matches(value)),
         };
         matched != self.invert
     }
@@ -224,7 +265,11 @@ mod tests {
         assert!(!matches(range(), true, false, &[]));
         assert!(matches(None, false, false, &["x"]) && !matches(None, false, false, &[]));
         assert!(matches(Some(Spec::PresentMatch(true)), true, false, &[]));
-        let exact = Some(Spec::ExactMatch("a,b".into()));
-        assert!(matches(exact, false, false, &["a", "b"]));
+        let exact = |text: &str| Some(Spec::ExactMatch(text.into()));
+        assert!(matches(exact("b"), false, false, &["a", "b"]));
+        assert!(!matches(exact("a,b"), false, false, &["a", "b"]));
+        assert!(matches(exact("a,b"), false, false, &["a,b"]));
+        assert!(!matches(exact("b"), true, false, &["a", "b"]));
+        assert!(matches(exact("c"), true, false, &["a", "b"]));
     }
 }

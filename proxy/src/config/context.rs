@@ -17,7 +17,7 @@ use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
 use crate::telemetry::stats::Stats;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::slot::ClusterSlot;
+use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
 /// A cluster by reference.
 pub type ClusterRef = Arc<ClusterSlot<Cluster>>;
@@ -28,6 +28,8 @@ pub struct ChainContext {
     pub routes: Arc<RouteStore>,
     /// Finds the slot of a cluster.
     pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
+    /// The clusters that requests may name.
+    pub directory: ClusterDirectory<Cluster>,
     /// The numbers of the process.
     pub stats: Arc<Stats>,
     /// The HTTP filters there are.
@@ -60,6 +62,7 @@ impl ChainContext {
             routes,
             &CompileContext {
                 cluster: &*self.clusters,
+                directory: &self.directory,
                 filter_config: &filter_config,
             },
         )

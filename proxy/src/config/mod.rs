@@ -5,3 +5,4 @@ pub mod context;
 pub mod resources;
 pub mod routes;
 pub mod sources;
+pub mod update_stats;

@@ -24,6 +24,7 @@ use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
 use super::context::ChainContext;
 use super::sources::Sources;
+use super::update_stats::{ControlStats, UpdateStats};
 use crate::router::RouteSlot;
 use crate::server::admin::ServerState;
 use crate::server::admin::config_dump::{self, ConfigStore, Kind};
@@ -74,6 +75,7 @@ pub struct Resources {
     clusters: Arc<Mutex<ClusterManager>>,
     context: Arc<ChainContext>,
     config: Arc<ConfigStore>,
+    stats: ControlStats,
     state: Mutex<State>,
 }
 
@@ -142,6 +144,7 @@ impl Resources {
         listeners: ListenerManager,
     ) -> Arc<Self> {
         Arc::new(Self {
+            stats: ControlStats::new(&context.stats),
             clusters,
             context,
             config,
@@ -255,11 +258,6 @@ impl Resources {
             (false, true) => ServerState::Initializing,
             (false, false) => ServerState::PreInitializing,
         }
-    }
-
-    /// Whether the workers accept connections.
-    pub fn workers_started(&self) -> bool {
-        lock(&self.state).started
     }
 
     /// Works with the clusters.
@@ -418,12 +416,10 @@ impl Resources {
     fn cluster_numbers(&self) {
         let clusters = lock(&self.clusters).snapshot();
         let cold = clusters.iter().filter(|c| !c.warm).count();
-        let scope = self.context.stats.scope("cluster_manager").permanent();
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        scope
-            .gauge("active_clusters")
-            .set(number(clusters.len() - cold));
-        scope.gauge("warming_clusters").set(number(cold));
+        let stats = &self.stats;
+        stats.active_clusters.set(number(clusters.len() - cold));
+        stats.warming_clusters.set(number(cold));
     }
 
     fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
@@ -503,49 +499,46 @@ impl Resources {
         self.config.removed(kind, name);
     }
 
-    /// The stat scope of a type's updates.
-    fn update_scope(&self, type_url: &str) -> Option<crate::telemetry::stats::Scope> {
-        let name = match kind(type_url)? {
-            Kind::Cluster => "cluster_manager.cds",
-            Kind::Listener => "listener_manager.lds",
-            _ => return None,
-        };
-        Some(self.context.stats.scope(name).permanent())
+    /// The numbers of a type's updates.
+    fn updates(&self, type_url: &str) -> Option<&UpdateStats> {
+        match kind(type_url)? {
+            Kind::Cluster => Some(&self.stats.cds),
+            Kind::Listener => Some(&self.stats.lds),
+            _ => None,
+        }
     }
 
     fn event(&self, event: Event) {
-        let control_plane = self.context.stats.scope("control_plane").permanent();
+        let connected = &self.stats.connected_state;
         let mut answered = None;
         match event {
-            Event::Connected => control_plane.gauge("connected_state").set(1),
+            Event::Connected => connected.set(1),
             Event::Disconnected(why) => {
                 tracing::warn!("control plane stream closed: {why}");
-                control_plane.gauge("connected_state").set(0);
+                connected.set(0);
             }
             Event::UpdateAttempt(type_url) => {
-                if let Some(scope) = self.update_scope(&type_url) {
-                    scope.counter("update_attempt").inc();
+                if let Some(stats) = self.updates(&type_url) {
+                    stats.update_attempt.inc();
                 }
             }
             Event::UpdateSuccess { type_url, version } => {
-                if let Some(scope) = self.update_scope(&type_url) {
-                    scope.counter("update_success").inc();
-                    let hash = xxhash_rust::xxh64::xxh64(version.as_bytes(), 0);
-                    scope.gauge("version").set(hash.cast_signed());
+                if let Some(stats) = self.updates(&type_url) {
+                    stats.succeeded(&version);
                 }
                 answered = kind(&type_url);
             }
             Event::UpdateRejected { type_url, error } => {
                 tracing::warn!("{type_url} rejected: {error}");
-                if let Some(scope) = self.update_scope(&type_url) {
-                    scope.counter("update_rejected").inc();
+                if let Some(stats) = self.updates(&type_url) {
+                    stats.update_rejected.inc();
                 }
                 answered = kind(&type_url);
             }
             Event::FetchTimeout { type_url, name } => {
                 tracing::warn!("initial fetch of {type_url} {name} timed out");
-                if let Some(scope) = self.update_scope(&type_url) {
-                    scope.counter("init_fetch_timeout").inc();
+                if let Some(stats) = self.updates(&type_url) {
+                    stats.init_fetch_timeout.inc();
                 }
                 match kind(&type_url) {
                     Some(Kind::Endpoint) => self.stop_waiting_for_endpoints(&name),

@@ -10,11 +10,13 @@ use envoy_types::pb::envoy::config::route::v3::route_action as action;
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
 use filters::matcher::header::HeaderRef;
 use filters::matcher::regex::Substitution;
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
 use xds_client::error::{At, ConfigError};
 
 use crate::router::context::{ClusterRef, CompileContext, duration, fraction, reject};
 use crate::router::redirect::Redirect;
+use crate::upstream::cluster::Cluster;
+use crate::upstream::slot::ClusterDirectory;
 
 /// What to do with a request.
 #[derive(Debug, Clone)]
@@ -22,7 +24,7 @@ pub enum Action {
     /// Forward to this cluster.
     Cluster(ClusterRef),
     /// Forward to the cluster that this request header names.
-    ClusterHeader(HeaderName),
+    ClusterHeader(HeaderRef, ClusterDirectory<Cluster>),
     /// Send the client elsewhere.
     Redirect(Redirect),
     /// Answer.

@@ -16,7 +16,7 @@ use xds_client::error::{At, ConfigError};
 use crate::router::action::Mirror;
 use crate::router::retry_policy::RetryPolicy;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::slot::ClusterSlot;
+use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
 /// A cluster by reference: routes outlive versions of clusters.
 pub type ClusterRef = Arc<ClusterSlot<Cluster>>;
@@ -33,6 +33,8 @@ pub type CompileFilterConfig<'a> =
 pub struct CompileContext<'a> {
     /// The place of a cluster, by name.
     pub cluster: &'a dyn Fn(&str) -> ClusterRef,
+    /// The clusters that requests may name.
+    pub directory: &'a ClusterDirectory<Cluster>,
     /// Compiles per-route filter configuration.
     pub filter_config: CompileFilterConfig<'a>,
 }

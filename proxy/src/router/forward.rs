@@ -13,6 +13,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::action::Action;
 use super::attempt::{self, Attempts};
+use super::redirect::Redirect;
 use super::route::Route;
 use super::table::RouteOutcome;
 use super::timeout::Timeouts;
@@ -60,7 +61,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         Some(RouteOutcome::NotFound) | None => return not_found(),
     };
     let slot = match route.action() {
-        Action::Cluster(slot) => slot.clone(),
+        Action::Cluster(slot) => Some(slot.clone()),
         Action::Redirect(redirect) => {
             let location = redirect.location(exchange.head, route.matched_path());
             let mut reply = LocalReply::new(redirect.status(), Bytes::new(), "direct_response");
@@ -68,13 +69,21 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
             return own_response(reply, &route, exchange.head, exchange.info);
         }
         Action::DirectResponse(direct) => {
-            let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+            let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+            // Envoy tells where, and that is here.
+            if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+                let here = Redirect::to_itself();
+                let location = here.location(exchange.head, route.matched_path());
+                reply.headers.insert(header::LOCATION, location);
+            }
             return own_response(reply, &route, exchange.head, exchange.info);
         }
-        Action::ClusterHeader(_) | Action::NonForwarding => return not_found(),
+        Action::ClusterHeader(header, directory) => header
+            .first_in_request(exchange.head)
+            .and_then(|name| directory.find(std::str::from_utf8(name).ok()?)),
+        Action::NonForwarding => return not_found(),
     };
-    exchange.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
-    let Some(cluster) = slot.get() else {
+    let Some(cluster) = slot.as_ref().and_then(|slot| slot.get()) else {
         return Forwarded::reply(
             LocalReply::new(
                 route.cluster_not_found_status(),
@@ -84,6 +93,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
             .with_flags(ResponseFlags::NO_CLUSTER_FOUND),
         );
     };
+    exchange.info.borrow_mut().upstream.cluster = Some(cluster.name().clone());
     let Exchange {
         head,
         body,
@@ -161,9 +171,8 @@ pub(super) fn failure_reply(
         "upstream_reset_before_response_started{{{}",
         reason.as_str()
     );
+    // Only the operator learns what the transport said.
     if let Some(text) = transport_failure {
-        body.push_str(", transport failure reason: ");
-        body.push_str(text);
         details.push('|');
         details.push_str(text);
     }

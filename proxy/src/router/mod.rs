@@ -2,9 +2,12 @@
 
 pub mod action;
 mod attempt;
+mod compiled_route;
 mod conditions;
 pub mod context;
 pub(crate) mod forward;
+mod forwarding;
+mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;

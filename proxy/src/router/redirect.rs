@@ -97,8 +97,16 @@ impl Redirect {
     /// A redirect to the same URL over https, for `require_tls`.
     pub fn to_https() -> Self {
         Self {
-            status: StatusCode::MOVED_PERMANENTLY,
             scheme: Some(ByteString::from_static("https")),
+            ..Self::to_itself()
+        }
+    }
+
+    /// A redirect that changes nothing.
+    pub fn to_itself() -> Self {
+        Self {
+            status: StatusCode::MOVED_PERMANENTLY,
+            scheme: None,
             host: ByteString::new(),
             port: None,
             path: PathChange::Keep,

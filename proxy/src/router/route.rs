@@ -1,4 +1,4 @@
-//! Routes, compiled: one for each `Route`, or for each of its weighted clusters.
+//! A compiled route: what it does to a request and its response.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,189 +6,46 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::config::route::v3::route::Action as ProtoAction;
-use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
-use envoy_types::pb::envoy::config::route::v3::weighted_cluster as weighted;
 use filters::formatter::FormatContext;
 use filters::head::{RequestHead, ResponseHead};
 use filters::header_mutation::HeaderMutations;
-use filters::matcher::metadata::struct_to_json;
 use filters::stream::{FilterId, RouteFilterConfig, RouteView, StreamInfo};
 use http::StatusCode;
-use xds_client::error::{At, ConfigError};
 
-use crate::router::action::{Action, DirectResponse, HashPolicy, Mirror};
-use crate::router::context::{
-    CompileContext, FilterConfigs, RouteConfigInfo, Scope, VirtualHostInfo, buffer_limit, duration,
-    header_name, hedges, reject,
-};
-use crate::router::redirect::Redirect;
+use crate::router::action::{Action, HashPolicy, Mirror};
+use crate::router::context::{FilterConfigs, RouteConfigInfo, VirtualHostInfo};
+use crate::router::forwarding::Forward;
 use crate::router::retry_policy::RetryPolicy;
-use crate::router::rewrite::{HostRewrite, MatchedPath, PathRewrite, replace_host};
+use crate::router::rewrite::{HostRewrite, MatchedPath, replace_host};
 
 /// What all weighted clusters of a route share.
-struct Shared {
-    name: ByteString,
-    virtual_host: Arc<VirtualHostInfo>,
-    config: Arc<RouteConfigInfo>,
-    matched: MatchedPath,
-    request: HeaderMutations,
-    response: HeaderMutations,
-    filter_configs: FilterConfigs,
-    metadata: BTreeMap<String, serde_json::Value>,
-    buffer_limit: Option<u32>,
-    forward: Forward,
-}
-
-/// What a `RouteAction` says beside the cluster.
-struct Forward {
-    timeout: Option<Duration>,
-    idle_timeout: Option<Duration>,
-    max_stream_duration: Option<Duration>,
-    grpc_timeout_header_max: Option<Duration>,
-    grpc_timeout_header_offset: Option<Duration>,
-    max_grpc_timeout: Option<Duration>,
-    grpc_timeout_offset: Option<Duration>,
-    retry_policy: Option<Arc<RetryPolicy>>,
-    mirrors: Arc<[Mirror]>,
-    hash_policies: Vec<HashPolicy>,
-    cluster_not_found: StatusCode,
-    high_priority: bool,
-    upgrades: Vec<(ByteString, bool)>,
-    path: Option<PathRewrite>,
-    host: Option<HostRewrite>,
-    append_forwarded_host: bool,
-}
-
-impl Default for Forward {
-    fn default() -> Self {
-        Self {
-            timeout: Some(Duration::from_secs(15)),
-            idle_timeout: None,
-            max_stream_duration: None,
-            grpc_timeout_header_max: None,
-            grpc_timeout_header_offset: None,
-            max_grpc_timeout: None,
-            grpc_timeout_offset: None,
-            retry_policy: None,
-            mirrors: Arc::default(),
-            hash_policies: Vec::new(),
-            cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
-            high_priority: false,
-            upgrades: Vec::new(),
-            path: None,
-            host: None,
-            append_forwarded_host: false,
-        }
-    }
-}
-
-impl Forward {
-    fn compile(
-        proto: &pb::RouteAction,
-        scope: &Scope<'_>,
-        cx: &CompileContext<'_>,
-    ) -> Result<Self, ConfigError> {
-        #[allow(deprecated)] // deprecated fields are still sent
-        let deprecated = proto.internal_redirect_action != 0;
-        reject(&[
-            (proto.path_rewrite_policy.is_some(), "path_rewrite_policy"),
-            (!proto.path_rewrite.is_empty(), "path_rewrite"),
-            (proto.flush_timeout.is_some(), "flush_timeout"),
-            (
-                proto.retry_policy_typed_config.is_some(),
-                "retry_policy_typed_config",
-            ),
-            (proto.cors.is_some(), "cors"),
-            (
-                proto.internal_redirect_policy.is_some(),
-                "internal_redirect_policy",
-            ),
-            (deprecated, "internal_redirect_action"),
-            (hedges(proto.hedge_policy.as_ref()), "hedge_policy"),
-        ])?;
-        let path = match (proto.prefix_rewrite.as_str(), &proto.regex_rewrite) {
-            ("", None) => None,
-            ("", Some(regex)) => Some(PathRewrite::regex(regex).at("regex_rewrite")?),
-            (prefix, None) => Some(PathRewrite::prefix(prefix).at("prefix_rewrite")?),
-            _ => {
-                return Err(ConfigError::new(
-                    "prefix_rewrite and regex_rewrite are both set",
-                ));
-            }
-        };
-        let cluster_not_found = match proto.cluster_not_found_response_code {
-            1 => StatusCode::NOT_FOUND,
-            2 => StatusCode::INTERNAL_SERVER_ERROR,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        let mut upgrades = Vec::new();
-        for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
-            if upgrade.connect_config.is_some() {
-                let field = format!("upgrade_configs[{i}].connect_config");
-                return Err(ConfigError::unsupported(&field));
-            }
-            let on = upgrade.enabled.as_ref().is_none_or(|e| e.value);
-            upgrades.push((upgrade.upgrade_type.clone().into(), on));
-        }
-        let own = Mirror::compile_all(&proto.request_mirror_policies, cx)?;
-        let mirrors = [&own, &scope.virtual_host.mirrors, &scope.config.mirrors];
-        let mirrors = mirrors.into_iter().find(|m| !m.is_empty()).cloned();
-        let max = proto.max_stream_duration.as_ref();
-        let host = proto
-            .host_rewrite_specifier
-            .as_ref()
-            .map(HostRewrite::compile);
-        let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
-        let timeout = duration(proto.timeout.as_ref(), "timeout")?;
-        Ok(Self {
-            timeout: Some(timeout.unwrap_or(Duration::from_secs(15))).filter(|d| !d.is_zero()),
-            idle_timeout: duration(proto.idle_timeout.as_ref(), "idle_timeout")?,
-            max_stream_duration: duration(
-                max.and_then(|m| m.max_stream_duration.as_ref()),
-                "max_stream_duration.max_stream_duration",
-            )?,
-            grpc_timeout_header_max: duration(
-                max.and_then(|m| m.grpc_timeout_header_max.as_ref()),
-                "max_stream_duration.grpc_timeout_header_max",
-            )?,
-            grpc_timeout_header_offset: duration(
-                max.and_then(|m| m.grpc_timeout_header_offset.as_ref()),
-                "max_stream_duration.grpc_timeout_header_offset",
-            )?,
-            max_grpc_timeout: duration(proto.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
-            grpc_timeout_offset: duration(
-                proto.grpc_timeout_offset.as_ref(),
-                "grpc_timeout_offset",
-            )?,
-            retry_policy: retry.transpose().at("retry_policy")?.map(Arc::new),
-            mirrors: mirrors.unwrap_or_default(),
-            hash_policies: HashPolicy::compile_all(&proto.hash_policy)?,
-            cluster_not_found,
-            high_priority: proto.priority == 1,
-            upgrades,
-            path,
-            host: host.transpose()?.flatten(),
-            append_forwarded_host: proto.append_x_forwarded_host,
-        })
-    }
+pub(super) struct Shared {
+    pub(super) name: ByteString,
+    pub(super) virtual_host: Arc<VirtualHostInfo>,
+    pub(super) config: Arc<RouteConfigInfo>,
+    pub(super) matched: MatchedPath,
+    pub(super) request: HeaderMutations,
+    pub(super) response: HeaderMutations,
+    pub(super) filter_configs: FilterConfigs,
+    pub(super) metadata: BTreeMap<String, serde_json::Value>,
+    pub(super) buffer_limit: Option<u32>,
+    pub(super) forward: Forward,
 }
 
 /// What a weighted cluster adds to its route.
 #[derive(Default)]
-struct Weighted {
-    request: HeaderMutations,
-    response: HeaderMutations,
-    filter_configs: FilterConfigs,
-    host: Option<HostRewrite>,
+pub(super) struct Weighted {
+    pub(super) request: HeaderMutations,
+    pub(super) response: HeaderMutations,
+    pub(super) filter_configs: FilterConfigs,
+    pub(super) host: Option<HostRewrite>,
 }
 
 /// A compiled route.
 pub struct Route {
-    action: Action,
-    shared: Arc<Shared>,
-    weighted: Option<Weighted>,
+    pub(super) action: Action,
+    pub(super) shared: Arc<Shared>,
+    pub(super) weighted: Option<Weighted>,
 }
 
 impl fmt::Debug for Route {
@@ -415,209 +272,4 @@ impl RouteView for Route {
     fn metadata(&self, namespace: &str) -> Option<&serde_json::Value> {
         self.shared.metadata.get(namespace)
     }
-}
-
-/// A route of a table: with one outcome, or one for each weighted cluster.
-#[derive(Debug, Clone)]
-pub enum CompiledRoute {
-    /// One outcome.
-    Single(Arc<Route>),
-    /// One by chance.
-    Weighted {
-        /// The sum of the weights; positive.
-        total: u64,
-        /// Each outcome with the sum of the weights up to and including its own.
-        entries: Vec<(u64, Arc<Route>)>,
-        /// The last of them, which the last sum leads to.
-        last: Arc<Route>,
-    },
-}
-
-impl CompiledRoute {
-    /// Compiles a route.
-    ///
-    /// # Errors
-    /// An invalid or unsupported field, with its path inside the route.
-    pub fn compile(
-        proto: &pb::Route,
-        scope: &Scope<'_>,
-        cx: &CompileContext<'_>,
-    ) -> Result<Self, ConfigError> {
-        reject(&[(!proto.route_specifiers.is_empty(), "route_specifiers")])?;
-        let matching = proto.r#match.as_ref();
-        let matching = matching.ok_or_else(|| ConfigError::new("match is required"))?;
-        let forward = match &proto.action {
-            Some(ProtoAction::Route(route)) => Forward::compile(route, scope, cx).at("route")?,
-            _ => Forward::default(),
-        };
-        let metadata = proto.metadata.iter().flat_map(|m| &m.filter_metadata);
-        let metadata = metadata.map(|(k, v)| (k.clone(), struct_to_json(v).into()));
-        let shared = Arc::new(Shared {
-            name: proto.name.clone().into(),
-            virtual_host: scope.virtual_host.clone(),
-            config: scope.config.clone(),
-            matched: MatchedPath::compile(matching).at("match")?,
-            request: HeaderMutations::compile(
-                "request",
-                &proto.request_headers_to_add,
-                &proto.request_headers_to_remove,
-            )?,
-            response: HeaderMutations::compile(
-                "response",
-                &proto.response_headers_to_add,
-                &proto.response_headers_to_remove,
-            )?,
-            filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
-            metadata: metadata.collect(),
-            buffer_limit: buffer_limit(
-                proto.per_request_buffer_limit_bytes.as_ref(),
-                proto.request_body_buffer_limit.as_ref(),
-            ),
-            forward,
-        });
-        let action = match &proto.action {
-            None => return Err(ConfigError::new("an action is required")),
-            Some(ProtoAction::Route(route)) => match &route.cluster_specifier {
-                Some(ClusterSpecifier::WeightedClusters(clusters)) => {
-                    return Self::weighted(clusters, &shared, cx)
-                        .at("weighted_clusters")
-                        .at("route");
-                }
-                specifier => target(specifier.as_ref(), cx).at("route")?,
-            },
-            Some(ProtoAction::Redirect(redirect)) => {
-                Action::Redirect(Redirect::compile(redirect).at("redirect")?)
-            }
-            Some(ProtoAction::DirectResponse(direct)) => {
-                let limit = scope.config.max_direct_response_body;
-                let direct = DirectResponse::compile(direct, limit).at("direct_response")?;
-                Action::DirectResponse(direct)
-            }
-            Some(ProtoAction::NonForwardingAction(_)) => Action::NonForwarding,
-            Some(ProtoAction::FilterAction(_)) => {
-                return Err(ConfigError::unsupported("filter_action"));
-            }
-        };
-        Ok(Self::Single(Arc::new(Route {
-            action,
-            shared,
-            weighted: None,
-        })))
-    }
-
-    fn weighted(
-        proto: &pb::WeightedCluster,
-        shared: &Arc<Shared>,
-        cx: &CompileContext<'_>,
-    ) -> Result<Self, ConfigError> {
-        use weighted::RandomValueSpecifier as Random;
-        reject(&[
-            (
-                matches!(&proto.random_value_specifier, Some(Random::HeaderName(_))),
-                "header_name",
-            ),
-            (
-                matches!(&proto.random_value_specifier, Some(Random::UseHashPolicy(on)) if on.value),
-                "use_hash_policy",
-            ),
-        ])?;
-        let mut total = 0_u64;
-        let mut entries = Vec::new();
-        for (i, cluster) in proto.clusters.iter().enumerate() {
-            let (action, weighted) = entry(cluster, cx).at(format!("clusters[{i}]"))?;
-            total += cluster.weight.as_ref().map_or(0, |w| u64::from(w.value));
-            entries.push((
-                total,
-                Arc::new(Route {
-                    action,
-                    shared: shared.clone(),
-                    weighted: Some(weighted),
-                }),
-            ));
-        }
-        if total == 0 || total > u64::from(u32::MAX) {
-            return Err(ConfigError::new(
-                "the sum of the weights must be from 1 to 4294967295",
-            ));
-        }
-        let Some((_, last)) = entries.last() else {
-            return Err(ConfigError::new("is empty").at("clusters"));
-        };
-        let last = last.clone();
-        Ok(Self::Weighted {
-            total,
-            entries,
-            last,
-        })
-    }
-
-    /// The outcome for a random number.
-    pub fn pick(&self, random: u64) -> &Arc<Route> {
-        match self {
-            Self::Single(route) => route,
-            Self::Weighted {
-                total,
-                entries,
-                last,
-            } => {
-                let point = random % (*total).max(1);
-                let at = entries.partition_point(|(up_to, _)| *up_to <= point);
-                entries.get(at).map_or(last, |(_, route)| route)
-            }
-        }
-    }
-}
-
-/// Compiles what one weighted cluster is and adds.
-fn entry(
-    proto: &weighted::ClusterWeight,
-    cx: &CompileContext<'_>,
-) -> Result<(Action, Weighted), ConfigError> {
-    use weighted::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
-    let action = match (proto.name.as_str(), proto.cluster_header.as_str()) {
-        ("", "") => return Err(ConfigError::new("name or cluster_header is required")),
-        ("", header) => Action::ClusterHeader(header_name(header).at("cluster_header")?),
-        (name, "") => Action::Cluster((cx.cluster)(name)),
-        _ => return Err(ConfigError::new("name and cluster_header are both set")),
-    };
-    let host = match &proto.host_rewrite_specifier {
-        Some(HostRewriteLiteral(host)) => HostRewrite::literal(host)?,
-        None => None,
-    };
-    let weighted = Weighted {
-        request: HeaderMutations::compile(
-            "request",
-            &proto.request_headers_to_add,
-            &proto.request_headers_to_remove,
-        )?,
-        response: HeaderMutations::compile(
-            "response",
-            &proto.response_headers_to_add,
-            &proto.response_headers_to_remove,
-        )?,
-        filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
-        host,
-    };
-    Ok((action, weighted))
-}
-
-fn target(
-    specifier: Option<&ClusterSpecifier>,
-    cx: &CompileContext<'_>,
-) -> Result<Action, ConfigError> {
-    Ok(match specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Action::Cluster((cx.cluster)(name)),
-        Some(ClusterSpecifier::ClusterHeader(name)) => {
-            Action::ClusterHeader(header_name(name).at("cluster_header")?)
-        }
-        Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
-            return Err(ConfigError::unsupported("cluster_specifier_plugin"));
-        }
-        Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => {
-            return Err(ConfigError::unsupported("inline_cluster_specifier_plugin"));
-        }
-        Some(ClusterSpecifier::WeightedClusters(_)) | None => {
-            return Err(ConfigError::new("a cluster specifier is required"));
-        }
-    })
 }

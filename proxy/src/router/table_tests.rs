@@ -15,6 +15,7 @@ use crate::upstream::slot::ClusterSlot;
 
 fn test_context() -> CompileContext<'static> {
     CompileContext {
+        directory: Box::leak(Box::default()),
         cluster: &|name| Arc::new(ClusterSlot::new(name.into())),
         filter_config: &|_, _| Ok(None),
     }

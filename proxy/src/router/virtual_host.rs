@@ -11,10 +11,10 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use xds_client::error::{At, ConfigError};
 
+use super::compiled_route::CompiledRoute;
 use super::conditions::Conditions;
 use super::context::{CompileContext, RouteConfigInfo, Scope, VirtualHostInfo};
 use super::path_index::PathIndex;
-use super::route::CompiledRoute;
 use super::table::RouteOutcome;
 
 /// A compiled virtual host.

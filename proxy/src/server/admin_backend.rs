@@ -15,6 +15,7 @@ use super::admin::{
     ServerState,
 };
 use super::drain::DrainManager;
+use super::server_stats::ServerStats;
 use crate::bootstrap::command_line::CommandLine;
 use crate::bootstrap::logging::{Level, LogHandle};
 use crate::bootstrap::settings::Settings;
@@ -45,6 +46,8 @@ pub struct Backend {
     pub started: Instant,
     /// `/healthcheck/fail` was called.
     pub failed: AtomicBool,
+    /// `server.*`
+    pub stats: ServerStats,
 }
 
 impl AdminBackend for Backend {
@@ -57,6 +60,10 @@ impl AdminBackend for Backend {
             }
             state => state,
         }
+    }
+
+    fn update_stats(&self) {
+        self.stats.update(self);
     }
 
     fn server_info(&self) -> String {

@@ -21,15 +21,16 @@ use tokio::task::AbortHandle;
 use super::compiled::{CompiledListener, FilterChainHandler};
 use super::drain::DrainPlan;
 use super::filter_chain_match::MatchInput;
-use super::listener_stats::{ListenerStats, ManagerStats, Stat};
+use super::listener_stats::{Count, ListenerStats, ManagerStats};
 use super::sniff::{self, Sniff};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::stats::{Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
 #[derive(Debug)]
 pub struct GlobalLimit {
-    active: Stat,
+    active: Count,
     max: AtomicU64,
 }
 
@@ -37,7 +38,7 @@ impl GlobalLimit {
     /// A limit of `max` connections.
     pub fn new(max: u64) -> Self {
         Self {
-            active: Stat::default(),
+            active: Count::default(),
             max: AtomicU64::new(max),
         }
     }
@@ -60,6 +61,8 @@ pub struct ListenerShared {
     pub id: u64,
     /// Its numbers.
     pub stats: ListenerStats,
+    /// Connections now, as the limit is checked against.
+    pub active: Count,
     /// `envoy.resource_limits.listener.<name>.connection_limit`
     pub limit: u64,
 }
@@ -71,15 +74,18 @@ pub struct ListenerContext {
     pub global: GlobalLimit,
     /// The manager's numbers.
     pub stats: ManagerStats,
+    /// Where listeners make their stats.
+    pub scope: Scope,
     next_connection: AtomicU64,
 }
 
 impl ListenerContext {
     /// A context with a limit of `max_connections`.
-    pub fn new(max_connections: u64) -> Self {
+    pub fn new(max_connections: u64, stats: &Stats) -> Self {
         Self {
             global: GlobalLimit::new(max_connections),
-            stats: ManagerStats::default(),
+            stats: ManagerStats::new(&stats.scope("listener_manager.")),
+            scope: stats.scope(""),
             next_connection: AtomicU64::new(1),
         }
     }
@@ -299,13 +305,14 @@ impl WorkerListener {
             stats.downstream_global_cx_overflow.inc();
             return;
         }
-        if !stats.downstream_cx_active.inc_below(self.shared.limit) {
+        if !self.shared.active.inc_below(self.shared.limit) {
             if counted_globally {
                 global.active.dec();
             }
             stats.downstream_cx_overflow.inc();
             return;
         }
+        stats.downstream_cx_active.inc();
         stats.downstream_cx_total.inc();
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let control = ConnectionControl::default();
@@ -340,6 +347,7 @@ impl Drop for ConnectionGuard {
             self.listener.context.stats.connection_panics.inc();
         }
         let stats = &self.listener.shared.stats;
+        self.listener.shared.active.dec();
         stats.downstream_cx_active.dec();
         stats.downstream_cx_destroy.inc();
         if self.counted_globally {

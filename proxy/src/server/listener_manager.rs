@@ -12,7 +12,7 @@ use xds_client::error::{At, ConfigError};
 use super::compiled::{CompiledListener, FilterChainCompiler};
 use super::drain::{DrainManager, DrainPlan};
 use super::listener::{ListenerContext, ListenerShared};
-use super::listener_stats::ListenerStats;
+use super::listener_stats::{Count, ListenerStats};
 use super::socket::{self, BindAddress};
 use super::worker::{Command, WorkerHandle};
 
@@ -131,7 +131,7 @@ impl ListenerManager {
         }
         stats
             .total_listeners_active
-            .set(self.listeners.len() as u64);
+            .set(i64::try_from(self.listeners.len()).unwrap_or(i64::MAX));
         result
     }
 
@@ -179,7 +179,13 @@ impl ListenerManager {
         );
         let shared = Arc::new(ListenerShared {
             id: self.next_id,
-            stats: ListenerStats::default(),
+            stats: ListenerStats::new(
+                &self
+                    .context
+                    .scope
+                    .scope(&format!("listener.{}.", config.stat_name)),
+            ),
+            active: Count::default(),
             limit: (self.runtime)(&key).unwrap_or(u64::MAX),
         });
         self.next_id += 1;
@@ -275,7 +281,7 @@ impl ListenerManager {
         stats.listener_removed.inc();
         stats
             .total_listeners_active
-            .set(self.listeners.len() as u64);
+            .set(i64::try_from(self.listeners.len()).unwrap_or(i64::MAX));
         true
     }
 

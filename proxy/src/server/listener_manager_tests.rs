@@ -18,6 +18,7 @@ use super::super::compiled::FilterChainHandler;
 use super::super::drain::DrainStrategy;
 use super::*;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::stats::Stats;
 
 struct Echo;
 
@@ -88,7 +89,7 @@ impl FilterChainCompiler for Compiler {
 fn manager(drain: Duration, limit: u64, global: u64) -> ListenerManager {
     let mut manager = ListenerManager::new(
         2,
-        Arc::new(ListenerContext::new(global)),
+        Arc::new(ListenerContext::new(global, &Stats::new())),
         Arc::new(DrainManager::new(drain, DrainStrategy::Immediate)),
         Arc::new(Compiler::default()),
         Arc::new(move |key| {
@@ -121,6 +122,8 @@ fn chain(name: &str) -> FilterChain {
 fn listener(name: &str, chains: &[&str]) -> Listener {
     Listener {
         name: name.into(),
+        // Port 0 is all their addresses have in common.
+        stat_prefix: name.into(),
         address: Some(tcp(0)),
         filter_chains: chains
             .iter()
@@ -204,7 +207,7 @@ async fn an_update_in_place_drains_only_the_changed_chain() {
     let mut three = connect(&manager, "l").await;
     three.write_all(b"GET / HTTP/1.0\n").await.unwrap();
     expect(&mut three, "three:").await;
-    assert_eq!(manager.context().stats.listener_in_place_updated.get(), 1);
+    assert_eq!(manager.context().stats.listener_in_place_updated.value(), 1);
 
     // A bad update leaves everything as it was.
     config.filter_chains[0].name = "bad".into();
@@ -259,7 +262,7 @@ async fn bind_conflicts_and_duplicates_are_errors() {
     other.address = Some(tcp(port(&manager, "l")));
     let error = manager.apply(&other, "3").unwrap_err().to_string();
     assert!(error.contains("has duplicate address"), "{error}");
-    assert_eq!(manager.context().stats.listener_create_failure.get(), 2);
+    assert_eq!(manager.context().stats.listener_create_failure.value(), 2);
 }
 
 #[tokio::test]
@@ -297,7 +300,7 @@ async fn connections_above_a_limit_are_closed_and_counted() {
         .listeners()
         .map(|(_, _, s)| {
             let (own, global) = (&s.downstream_cx_overflow, &s.downstream_global_cx_overflow);
-            (own.get(), global.get())
+            (own.value(), global.value())
         })
         .collect();
     assert_eq!(overflow, [(0, 1), (1, 0)]);
@@ -321,9 +324,9 @@ async fn a_panic_ends_one_connection_only() {
         other.write_all(b"fine").await.unwrap();
         expect(other, "fine").await;
     }
-    assert_eq!(manager.context().stats.connection_panics.get(), 1);
+    assert_eq!(manager.context().stats.connection_panics.value(), 1);
     let (_, _, stats) = manager.listeners().next().unwrap();
-    assert_eq!(stats.downstream_cx_active.get(), 8);
+    assert_eq!(stats.downstream_cx_active.value(), 8);
 }
 
 #[tokio::test]
@@ -350,7 +353,7 @@ async fn silent_clients_time_out_or_fall_through() {
 fn what_would_change_behaviour_unseen_is_refused() {
     let manager = ListenerManager::new(
         1,
-        Arc::new(ListenerContext::new(1)),
+        Arc::new(ListenerContext::new(1, &Stats::new())),
         Arc::new(DrainManager::new(LONG, DrainStrategy::Gradual)),
         Arc::new(Compiler::default()),
         Arc::new(|_| None),

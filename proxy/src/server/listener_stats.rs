@@ -1,27 +1,18 @@
-//! The numbers that listeners and their manager keep.
-//!
-//! They change once per connection or per update, not per request, so plain shared atomics do.
+//! The numbers that listeners and their manager keep, and the counts that limits are checked against.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One number.
+use crate::telemetry::stats::{Counter, Gauge, Scope};
+
+/// A count with a limit. Stats are sharded by thread, so a limit cannot be checked against them; this one cache
+/// line is touched once per connection, not per request.
 #[derive(Debug, Default)]
-pub struct Stat(AtomicU64);
+pub struct Count(AtomicU64);
 
-impl Stat {
-    /// Adds one.
-    pub fn inc(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
+impl Count {
     /// Takes one away.
     pub fn dec(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Sets it.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
     }
 
     /// Reads it.
@@ -40,15 +31,15 @@ impl Stat {
 }
 
 macro_rules! stats {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ident),* $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ident $make:ident),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
-        pub struct $name { $($(#[$field_doc])* pub $field: Stat),* }
+        pub struct $name { $($(#[$field_doc])* pub $field: $kind),* }
 
         impl $name {
-            /// Every stat by Envoy's name, whether it is a gauge, and its value.
-            pub fn each(&self, mut f: impl FnMut(&'static str, bool, u64)) {
-                $(f(stringify!($field), stringify!($kind) == "gauge", self.$field.get());)*
+            /// Makes the stats in `scope`.
+            pub fn new(scope: &Scope) -> Self {
+                Self { $($field: scope.$make(stringify!($field))),* }
             }
         }
     };
@@ -58,21 +49,21 @@ stats!(
     /// `listener.<address or stat_prefix>.*`
     ListenerStats {
         /// Connections so far.
-        downstream_cx_total: counter,
+        downstream_cx_total: Counter counter,
         /// Connections that ended.
-        downstream_cx_destroy: counter,
+        downstream_cx_destroy: Counter counter,
         /// Connections now.
-        downstream_cx_active: gauge,
+        downstream_cx_active: Gauge gauge,
         /// Connections refused at the listener's own limit.
-        downstream_cx_overflow: counter,
+        downstream_cx_overflow: Counter counter,
         /// Connections refused at the process's limit.
-        downstream_global_cx_overflow: counter,
+        downstream_global_cx_overflow: Counter counter,
         /// Sockets now in listener filters.
-        downstream_pre_cx_active: gauge,
+        downstream_pre_cx_active: Gauge gauge,
         /// Sockets whose listener filters timed out.
-        downstream_pre_cx_timeout: counter,
+        downstream_pre_cx_timeout: Counter counter,
         /// Connections that no chain matched.
-        no_filter_chain_match: counter,
+        no_filter_chain_match: Counter counter,
     }
 );
 
@@ -80,26 +71,26 @@ stats!(
     /// `listener_manager.*`
     ManagerStats {
         /// Listeners added.
-        listener_added: counter,
+        listener_added: Counter counter,
         /// Listeners changed.
-        listener_modified: counter,
+        listener_modified: Counter counter,
         /// Listeners removed.
-        listener_removed: counter,
+        listener_removed: Counter counter,
         /// Listeners stopped for good.
-        listener_stopped: counter,
+        listener_stopped: Counter counter,
         /// Listeners handed to the workers.
-        listener_create_success: counter,
+        listener_create_success: Counter counter,
         /// Listeners that could not be made.
-        listener_create_failure: counter,
+        listener_create_failure: Counter counter,
         /// Updates that kept the sockets and exchanged the chains.
-        listener_in_place_updated: counter,
+        listener_in_place_updated: Counter counter,
         /// Listeners that serve.
-        total_listeners_active: gauge,
+        total_listeners_active: Gauge gauge,
         /// Listeners on their way out.
-        total_listeners_draining: gauge,
+        total_listeners_draining: Gauge gauge,
         /// 1 once the workers run.
-        workers_started: gauge,
+        workers_started: Gauge gauge,
         /// Tasks of connections that ended in a panic. Ours; Envoy has no such number.
-        connection_panics: counter,
+        connection_panics: Counter counter,
     }
 );

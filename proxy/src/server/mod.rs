@@ -14,6 +14,7 @@ pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
 pub mod process;
+pub mod server_stats;
 pub mod sniff;
 pub mod socket;
 pub mod worker;

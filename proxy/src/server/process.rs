@@ -14,8 +14,8 @@ use pingora_core::services::background::{BackgroundService, background_service};
 use tonic::transport::Channel;
 use xds_client::error::ConfigError;
 
-use super::admin::{self, AdminBackend, AdminListener, ServerState};
-use super::admin_backend::{Backend, resident_bytes};
+use super::admin::{self, AdminListener};
+use super::admin_backend::Backend;
 use super::drain::DrainManager;
 use super::lifecycle::Lifecycle;
 use super::listener::ListenerContext;
@@ -83,6 +83,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     );
     let mut clusters = ClusterManager::new();
     clusters.set_scope(stats.scope(""));
+    let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
     let slots = clusters.clone();
     let context = Arc::new(ChainContext {
@@ -93,6 +94,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .slot(name)
         }),
+        directory,
         stats: stats.clone(),
         registry: Arc::new(Registry::default()),
         filter_names: Mutex::default(),
@@ -108,7 +110,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let runtime = context.runtime.clone();
     let listeners = ListenerManager::new(
         settings.concurrency,
-        Arc::new(ListenerContext::new(settings.max_connections)),
+        Arc::new(ListenerContext::new(settings.max_connections, &stats)),
         drain.clone(),
         Arc::new(ChainCompiler(context.clone())),
         Arc::new(move |key| runtime.integer(key)),
@@ -151,6 +153,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         quit: lifecycle.quit(),
         started: Instant::now(),
         failed: AtomicBool::new(false),
+        stats: super::server_stats::ServerStats::new(&stats),
     });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
     let control = Control {
@@ -216,41 +219,7 @@ impl Control {
         let subscribed = backend.resources.subscribe(&self.bootstrap, sources);
         subscribed.map_err(|e| e.to_string())?;
         crate::upstream::dns::spawn(backend.resources.clone());
-        tokio::spawn(numbers(backend.clone(), self.stats.clone()));
+        tokio::spawn(super::server_stats::flush(self.stats.clone()));
         Ok(())
-    }
-}
-
-/// Keeps `server.*` and ends the histograms' intervals, for ever.
-async fn numbers(backend: Arc<Backend>, stats: Arc<Stats>) {
-    let scope = stats.scope("server").permanent();
-    let listeners = stats.scope("listener_manager").permanent();
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    scope
-        .gauge("concurrency")
-        .set(number(backend.settings.concurrency as u64));
-    for tick in 0_u64.. {
-        let state = backend.state();
-        scope.gauge("state").set(state as i64);
-        listeners
-            .gauge("workers_started")
-            .set(i64::from(backend.resources.workers_started()));
-        scope
-            .gauge("live")
-            .set(i64::from(state == ServerState::Live));
-        scope
-            .gauge("uptime")
-            .set(number(backend.started.elapsed().as_secs()));
-        scope
-            .gauge("memory_allocated")
-            .set(number(resident_bytes()));
-        let active = backend
-            .resources
-            .with_listeners(|l| l.context().global.active());
-        scope.gauge("total_connections").set(number(active));
-        if tick % 5 == 0 {
-            stats.flush();
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

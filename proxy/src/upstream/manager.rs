@@ -18,7 +18,7 @@ use crate::upstream::assignment::{Locality, compile_assignment};
 use crate::upstream::balance::{HostSet, LocalityHosts};
 use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery};
 use crate::upstream::host::{Host, HostTransport, Target};
-use crate::upstream::slot::ClusterSlot;
+use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 use crate::upstream::stats::{LazyStats, Update};
 
 /// What applying a cluster did.
@@ -59,6 +59,8 @@ pub struct Snapshot {
 #[derive(Default)]
 pub struct ClusterManager {
     entries: HashMap<ByteString, Entry>,
+    /// The slots of all entries, for requests that name their cluster.
+    directory: ClusterDirectory<Cluster>,
     assignments: HashMap<ByteString, ClusterLoadAssignment>,
     /// Which clusters an EDS resource feeds, so that an update touches no others.
     eds_users: HashMap<ByteString, Vec<ByteString>>,
@@ -88,14 +90,22 @@ impl ClusterManager {
         self.dns_changed.clone()
     }
 
+    /// All slots by name, now and later.
+    pub fn directory(&self) -> ClusterDirectory<Cluster> {
+        self.directory.clone()
+    }
+
     fn entry(&mut self, name: &str) -> &mut Entry {
         let name = ByteString::from(name);
         let next = &mut self.next_index;
+        let directory = &self.directory;
         self.entries.entry(name.clone()).or_insert_with(|| {
             let index = *next;
             *next += 1;
+            let slot = Arc::new(ClusterSlot::new(name));
+            directory.insert(slot.clone());
             Entry {
-                slot: Arc::new(ClusterSlot::new(name)),
+                slot,
                 index,
                 active: None,
             }

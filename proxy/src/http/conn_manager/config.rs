@@ -79,6 +79,8 @@ pub struct HcmConfig {
     pub(super) upgrades: Vec<ByteString>,
     pub(super) proxy_100_continue: bool,
     pub(super) default_host: ByteString,
+    /// Whether a bad HTTP/1 request leaves the connection open.
+    pub(super) stream_error_on_invalid_http1: bool,
     pub(super) stream_idle_timeout: Option<Duration>,
     pub(super) request_timeout: Option<Duration>,
     pub(super) max_stream_duration: Option<Duration>,
@@ -168,6 +170,11 @@ impl HcmConfig {
             upgrades: upgrades(proto)?,
             proxy_100_continue: proto.proxy_100_continue,
             default_host: http1.default_host_for_http_10.into(),
+            stream_error_on_invalid_http1: http1
+                .override_stream_error_on_invalid_http_message
+                .as_ref()
+                .or(proto.stream_error_on_invalid_http_message.as_ref())
+                .is_some_and(|v| v.value),
             stream_idle_timeout: duration_or(
                 &proto.stream_idle_timeout,
                 Some(Duration::from_secs(300)),

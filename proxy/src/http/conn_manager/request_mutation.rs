@@ -12,6 +12,7 @@ use http::header::{self, HeaderValue};
 
 use super::config::HcmConfig;
 use super::names;
+use crate::http::local_address::local_address;
 
 /// What mutation found out about the sender.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,12 +132,17 @@ fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
 }
 
 fn append_xff(head: &mut RequestHead, connection: &ConnectionInfo) {
-    let ip = match (&connection.remote, &connection.local) {
+    let ip = match &connection.remote {
         // A peer on this machine is known to others by our address.
-        (Address::Ip(remote), Address::Ip(local)) if remote.ip().is_loopback() => local.ip(),
-        (Address::Ip(remote), _) => remote.ip(),
+        Address::Ip(remote) if remote.ip().is_loopback() => local_address(),
+        Address::Ip(remote) => remote.ip(),
         _ => return,
     };
+    append_to_xff(head, ip);
+}
+
+/// Appends an address to `x-forwarded-for`, which becomes one line.
+pub(crate) fn append_to_xff(head: &mut RequestHead, ip: IpAddr) {
     let joined = match joined_xff(head) {
         None => ip.to_string(),
         Some(before) => format!("{before},{ip}"),

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use filters::head::{RequestHead, ResponseHead};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, StatusCode, header};
 
 use super::parse::Framing;
 use crate::http::validate;
@@ -49,6 +49,16 @@ pub fn declared_length(headers: &HeaderMap) -> Option<u64> {
     validate::content_length(headers.get(header::CONTENT_LENGTH)?.as_bytes())
 }
 
+/// The reason phrase: IANA's, but Envoy's where that knows another set.
+fn reason(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        203 => "Non-Authoritative Information",
+        418 | 451 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
+        _ => status.canonical_reason().unwrap_or("Unknown"),
+    }
+}
+
 /// Appends a response head with this framing. For HEAD and 304 a declared length is kept though no body
 /// follows (RFC 9110 section 8.6).
 pub fn response(
@@ -64,12 +74,7 @@ pub fn response(
     out.put_slice(if http_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');
-    out.put_slice(
-        head.status
-            .canonical_reason()
-            .unwrap_or("Unknown")
-            .as_bytes(),
-    );
+    out.put_slice(reason(head.status).as_bytes());
     out.put_slice(b"\r\n");
     fields(out, &head.headers, keep_length);
     match framing {
@@ -79,7 +84,7 @@ pub fn response(
     }
     match (upgrade, persistence) {
         (Some(upgrade), _) => {
-            out.put_slice(b"connection: upgrade\r\n");
+            out.put_slice(b"connection: Upgrade\r\n");
             field(out, "upgrade", upgrade.as_bytes());
         }
         (None, Persistence::Close) => out.put_slice(b"connection: close\r\n"),
@@ -119,7 +124,7 @@ pub fn request(out: &mut BytesMut, head: &RequestHead, framing: Framing) {
         Framing::None | Framing::Close => {}
     }
     if let Some(upgrade) = &head.upgrade {
-        out.put_slice(b"connection: upgrade\r\n");
+        out.put_slice(b"connection: Upgrade\r\n");
         field(out, "upgrade", upgrade.as_bytes());
     }
     out.put_slice(b"\r\n");

@@ -135,6 +135,8 @@ pub struct HostStatus {
 pub trait AdminBackend: Send + Sync {
     /// The server's state.
     fn state(&self) -> ServerState;
+    /// Brings up to date the stats that nothing else keeps (`server.*`).
+    fn update_stats(&self);
     /// The JSON of `/server_info`.
     fn server_info(&self) -> String;
     /// The JSON of `/config_dump`.
@@ -351,8 +353,8 @@ fn respond(
             text(status, format!("{}\n", state.name()))
         }
         "/server_info" => json(backend.server_info()),
-        "/stats" => stats_page(stats, &query, false),
-        "/stats/prometheus" => stats_page(stats, &query, true),
+        "/stats" => stats_page(backend, stats, &query, false),
+        "/stats/prometheus" => stats_page(backend, stats, &query, true),
         "/config_dump" => {
             let own = |name| get(&query, name).map(str::to_owned);
             let request = DumpRequest {
@@ -425,6 +427,7 @@ fn help() -> String {
 }
 
 fn stats_page(
+    backend: &dyn AdminBackend,
     stats: &Stats,
     query: &[(String, String)],
     prometheus: bool,
@@ -448,6 +451,7 @@ fn stats_page(
         Some("TextReadouts") => Some(stats::Kind::TextReadouts),
         Some(_) => return text(400, "invalid &type= param"),
     };
+    backend.update_stats();
     match get(query, "format") {
         _ if prometheus => text(200, stats::prometheus(stats, &selection)),
         Some("prometheus") => text(200, stats::prometheus(stats, &selection)),

@@ -11,6 +11,7 @@ impl AdminBackend for Fake {
     fn state(&self) -> ServerState {
         ServerState::Draining
     }
+    fn update_stats(&self) {}
     fn server_info(&self) -> String {
         "{}".into()
     }

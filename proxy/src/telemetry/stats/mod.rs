@@ -49,7 +49,6 @@ struct Registry {
     next: u32,
     free_histograms: Vec<u32>,
     next_histogram: u32,
-    permanent: Vec<Arc<Cell>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,7 +128,6 @@ impl Cell {
 pub struct Scope {
     core: Arc<Core>,
     prefix: Arc<str>,
-    permanent: bool,
 }
 
 /// A number that only grows.
@@ -184,13 +182,13 @@ impl Stats {
         })
     }
 
-    /// A scope; `prefix` is empty or ends in a dot.
-    pub fn scope(&self, prefix: &str) -> Scope {
-        Scope {
+    /// A scope; see [`Scope::scope`] for what becomes of the name.
+    pub fn scope(&self, name: &str) -> Scope {
+        let root = Scope {
             core: self.core.clone(),
-            prefix: joined("", prefix),
-            permanent: false,
-        }
+            prefix: "".into(),
+        };
+        root.scope(name)
     }
 
     /// The settings.
@@ -262,36 +260,26 @@ impl Stats {
     }
 }
 
-/// A scope's prefix: ends in a dot, unless it is the root's.
-fn joined(prefix: &str, name: &str) -> Arc<str> {
-    if name.is_empty() || name.ends_with('.') {
-        format!("{prefix}{name}").into()
-    } else {
-        format!("{prefix}{name}.").into()
-    }
-}
-
 impl Scope {
     /// The prefix.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A scope below this one.
+    /// A scope below this one. Of `name`, colons (with slashes that follow) become `_` as in Envoy, so that
+    /// addresses can be part of it; a dot at its end may be left out.
     pub fn scope(&self, name: &str) -> Scope {
+        let name = name.trim_matches('.');
+        let mut prefix = self.prefix.to_string();
+        if !name.is_empty() {
+            let name = name.replace("://", "_").replace(":/", "_");
+            prefix.push_str(&name.replace([':', '\0'], "_"));
+            prefix.push('.');
+        }
         Scope {
             core: self.core.clone(),
-            prefix: joined(&self.prefix, name),
-            permanent: self.permanent,
+            prefix: prefix.into(),
         }
-    }
-
-    /// The same scope for stats that stay when their last handle is dropped: those of the process, which
-    /// are looked up by name when something rare happens.
-    #[must_use]
-    pub fn permanent(mut self) -> Scope {
-        self.permanent = true;
-        self
     }
 
     fn cell(&self, name: &str, kind: Kind) -> Option<Arc<Cell>> {
@@ -321,9 +309,6 @@ impl Scope {
             used: AtomicBool::new(false),
         });
         map.insert(name, Arc::downgrade(&cell));
-        if self.permanent {
-            registry.permanent.push(cell.clone());
-        }
         Some(cell)
     }
 
@@ -355,6 +340,24 @@ impl Scope {
         let cell = Arc::new(HistogramCell::new(self.core.clone(), name.clone(), id));
         registry.histograms.insert(name, Arc::downgrade(&cell));
         Histogram(Some(cell))
+    }
+}
+
+impl std::fmt::Debug for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.prefix)
+    }
+}
+
+impl std::fmt::Debug for Counter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.value())
+    }
+}
+
+impl std::fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.value())
     }
 }
 

@@ -1,0 +1,148 @@
+//! What a `RouteAction` says beside the cluster, compiled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use http::StatusCode;
+use xds_client::error::{At, ConfigError};
+
+use crate::router::action::{HashPolicy, Mirror};
+use crate::router::context::{CompileContext, Scope, duration, hedges, reject};
+use crate::router::retry_policy::RetryPolicy;
+use crate::router::rewrite::{HostRewrite, PathRewrite};
+
+/// What a `RouteAction` says beside the cluster.
+pub(super) struct Forward {
+    pub(super) timeout: Option<Duration>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_stream_duration: Option<Duration>,
+    pub(super) grpc_timeout_header_max: Option<Duration>,
+    pub(super) grpc_timeout_header_offset: Option<Duration>,
+    pub(super) max_grpc_timeout: Option<Duration>,
+    pub(super) grpc_timeout_offset: Option<Duration>,
+    pub(super) retry_policy: Option<Arc<RetryPolicy>>,
+    pub(super) mirrors: Arc<[Mirror]>,
+    pub(super) hash_policies: Vec<HashPolicy>,
+    pub(super) cluster_not_found: StatusCode,
+    pub(super) high_priority: bool,
+    pub(super) upgrades: Vec<(ByteString, bool)>,
+    pub(super) path: Option<PathRewrite>,
+    pub(super) host: Option<HostRewrite>,
+    pub(super) append_forwarded_host: bool,
+}
+
+impl Default for Forward {
+    fn default() -> Self {
+        Self {
+            timeout: Some(Duration::from_secs(15)),
+            idle_timeout: None,
+            max_stream_duration: None,
+            grpc_timeout_header_max: None,
+            grpc_timeout_header_offset: None,
+            max_grpc_timeout: None,
+            grpc_timeout_offset: None,
+            retry_policy: None,
+            mirrors: Arc::default(),
+            hash_policies: Vec::new(),
+            cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
+            high_priority: false,
+            upgrades: Vec::new(),
+            path: None,
+            host: None,
+            append_forwarded_host: false,
+        }
+    }
+}
+
+impl Forward {
+    pub(super) fn compile(
+        proto: &pb::RouteAction,
+        scope: &Scope<'_>,
+        cx: &CompileContext<'_>,
+    ) -> Result<Self, ConfigError> {
+        #[allow(deprecated)] // deprecated fields are still sent
+        let deprecated = proto.internal_redirect_action != 0;
+        reject(&[
+            (proto.path_rewrite_policy.is_some(), "path_rewrite_policy"),
+            (!proto.path_rewrite.is_empty(), "path_rewrite"),
+            (proto.flush_timeout.is_some(), "flush_timeout"),
+            (
+                proto.retry_policy_typed_config.is_some(),
+                "retry_policy_typed_config",
+            ),
+            (proto.cors.is_some(), "cors"),
+            (
+                proto.internal_redirect_policy.is_some(),
+                "internal_redirect_policy",
+            ),
+            (deprecated, "internal_redirect_action"),
+            (hedges(proto.hedge_policy.as_ref()), "hedge_policy"),
+        ])?;
+        let path = match (proto.prefix_rewrite.as_str(), &proto.regex_rewrite) {
+            ("", None) => None,
+            ("", Some(regex)) => Some(PathRewrite::regex(regex).at("regex_rewrite")?),
+            (prefix, None) => Some(PathRewrite::prefix(prefix).at("prefix_rewrite")?),
+            _ => {
+                return Err(ConfigError::new(
+                    "prefix_rewrite and regex_rewrite are both set",
+                ));
+            }
+        };
+        let cluster_not_found = match proto.cluster_not_found_response_code {
+            1 => StatusCode::NOT_FOUND,
+            2 => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let mut upgrades = Vec::new();
+        for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+            if upgrade.connect_config.is_some() {
+                let field = format!("upgrade_configs[{i}].connect_config");
+                return Err(ConfigError::unsupported(&field));
+            }
+            let on = upgrade.enabled.as_ref().is_none_or(|e| e.value);
+            upgrades.push((upgrade.upgrade_type.clone().into(), on));
+        }
+        let own = Mirror::compile_all(&proto.request_mirror_policies, cx)?;
+        let mirrors = [&own, &scope.virtual_host.mirrors, &scope.config.mirrors];
+        let mirrors = mirrors.into_iter().find(|m| !m.is_empty()).cloned();
+        let max = proto.max_stream_duration.as_ref();
+        let host = proto
+            .host_rewrite_specifier
+            .as_ref()
+            .map(HostRewrite::compile);
+        let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
+        let timeout = duration(proto.timeout.as_ref(), "timeout")?;
+        Ok(Self {
+            timeout: Some(timeout.unwrap_or(Duration::from_secs(15))).filter(|d| !d.is_zero()),
+            idle_timeout: duration(proto.idle_timeout.as_ref(), "idle_timeout")?,
+            max_stream_duration: duration(
+                max.and_then(|m| m.max_stream_duration.as_ref()),
+                "max_stream_duration.max_stream_duration",
+            )?,
+            grpc_timeout_header_max: duration(
+                max.and_then(|m| m.grpc_timeout_header_max.as_ref()),
+                "max_stream_duration.grpc_timeout_header_max",
+            )?,
+            grpc_timeout_header_offset: duration(
+                max.and_then(|m| m.grpc_timeout_header_offset.as_ref()),
+                "max_stream_duration.grpc_timeout_header_offset",
+            )?,
+            max_grpc_timeout: duration(proto.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
+            grpc_timeout_offset: duration(
+                proto.grpc_timeout_offset.as_ref(),
+                "grpc_timeout_offset",
+            )?,
+            retry_policy: retry.transpose().at("retry_policy")?.map(Arc::new),
+            mirrors: mirrors.unwrap_or_default(),
+            hash_policies: HashPolicy::compile_all(&proto.hash_policy)?,
+            cluster_not_found,
+            high_priority: proto.priority == 1,
+            upgrades,
+            path,
+            host: host.transpose()?.flatten(),
+            append_forwarded_host: proto.append_x_forwarded_host,
+        })
+    }
+}
