@@ -190,19 +190,17 @@ impl FilterChainHandler for HttpChain {
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
         let config = self.config.clone();
+        let Some(most) = config.max_connection_duration else {
+            return Box::pin(serve_http(config, io, prefix, info, control));
+        };
         Box::pin(async move {
-            match config.max_connection_duration {
-                None => serve_http(config, io, prefix, info, control).await,
-                Some(most) => {
-                    let counted = config.clone();
-                    let serving = serve_http(config, io, prefix, info, control.clone());
-                    tokio::pin!(serving);
-                    if tokio::time::timeout(most, &mut serving).await.is_err() {
-                        counted.count_max_duration();
-                        control.drain();
-                        serving.await;
-                    }
-                }
+            let counted = config.clone();
+            let serving = serve_http(config, io, prefix, info, control.clone());
+            tokio::pin!(serving);
+            if tokio::time::timeout(most, &mut serving).await.is_err() {
+                counted.count_max_duration();
+                control.drain();
+                serving.await;
             }
         })
     }
@@ -235,7 +233,9 @@ async fn serve_http(
     ));
     if http2 {
         let io = Prefixed::new(prefix, io);
-        h2::server::serve(io, &config.http2, config.idle_timeout, service, control).await;
+        // Boxed: an idle HTTP/1 connection's future must not be as large as HTTP/2's.
+        let serving = h2::server::serve(io, &config.http2, config.idle_timeout, service, control);
+        Box::pin(serving).await;
     } else {
         let settings = Rc::new(config.http1.clone());
         h1::server::serve(io, prefix, settings, service, control).await;

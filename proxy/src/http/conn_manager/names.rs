@@ -1,6 +1,6 @@
 //! Header names that the connection manager and the router read and write.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 macro_rules! names {
     ($($(#[$doc:meta])* $const:ident = $text:literal;)*) => {
@@ -58,3 +58,11 @@ pub(super) const EDGE_ONLY: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-downstream-service-cluster"),
     HeaderName::from_static("x-envoy-downstream-service-node"),
 ];
+
+/// Marks a value that differs from message to message, so that HPACK never indexes it (RFC 7541, 6.2.3). Indexed,
+/// each one would push an entry out of the peer's table that could have been used again, and be compared with
+/// every later one.
+pub(crate) fn passing(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}

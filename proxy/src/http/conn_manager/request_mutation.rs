@@ -184,7 +184,8 @@ fn ip_value(ip: IpAddr) -> Option<HeaderValue> {
 fn new_request_id() -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
     let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    let value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    names::passing(value)
 }
 
 /// What to do about a request's port in its authority.

@@ -161,7 +161,8 @@ pub async fn serve<IO, S>(
 {
     let conn = Rc::new(RefCell::new(Conn {
         io,
-        buf: BytesMut::from(&prefix[..]),
+        // Takes the buffer over: kept beside a copy it would live as long as the connection.
+        buf: BytesMut::from(prefix),
         eof: false,
         body: BodyDecoder::Done,
         request: 0,
