@@ -27,7 +27,7 @@ use super::sources::Sources;
 use super::update_stats::{ControlStats, UpdateStats};
 use crate::router::RouteSlot;
 use crate::server::admin::ServerState;
-use crate::server::admin::config_dump::{self, ConfigStore, Kind};
+use crate::server::admin::config_dump::{ConfigStore, Kind};
 use crate::server::listener_manager::ListenerManager;
 use crate::upstream::cluster::Discovery;
 use crate::upstream::dns::{self, DnsClient};
@@ -81,13 +81,6 @@ pub struct Resources {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn packed(any: &Any) -> config_dump::Resource {
-    config_dump::Resource {
-        type_url: any.type_url.clone(),
-        value: Bytes::copy_from_slice(&any.value),
-    }
 }
 
 fn pack(type_url: &str, message: &impl Message) -> Any {
@@ -180,7 +173,7 @@ impl Resources {
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
-            let any = packed(&pack(CDS, cluster));
+            let any = Arc::new(pack(CDS, cluster));
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
             state
@@ -304,7 +297,7 @@ impl Resources {
         state.listeners.validate(&listener)?;
         state.rds_sources.extend(wanted);
         self.config
-            .warming(Kind::Listener, &listener.name, version, packed(any));
+            .warming(Kind::Listener, &listener.name, version, any.clone());
         state.warming.insert(
             listener.name.clone(),
             Warming {
@@ -322,7 +315,7 @@ impl Resources {
         state: &mut State,
         listener: &Listener,
         version: &str,
-        any: &Any,
+        any: &Arc<Any>,
     ) -> Result<(), ConfigError> {
         state.listeners.apply(listener, version)?;
         let name = (Static::Listener, listener.name.clone());
@@ -331,7 +324,7 @@ impl Resources {
             Kind::Listener,
             &listener.name,
             version,
-            packed(any),
+            any.clone(),
             is_static,
         );
         Ok(())
@@ -355,7 +348,7 @@ impl Resources {
                 tracing::warn!("listener {name}: {e}");
                 let details = e.to_string();
                 self.config
-                    .rejected(Kind::Listener, &name, &w.version, packed(&w.any), &details);
+                    .rejected(Kind::Listener, &name, &w.version, w.any.clone(), &details);
             }
         }
         self.cluster_numbers();
@@ -462,7 +455,7 @@ impl Resources {
             _ => {}
         }
         self.config
-            .accepted(kind, &resource.name, version, packed(any), false);
+            .accepted(kind, &resource.name, version, any.clone(), false);
         Ok(())
     }
 
@@ -618,7 +611,7 @@ impl ResourceHandler for Subscriber {
         }
         for resource in added {
             if let Err(error) = this.take(state, kind, &resource) {
-                let (any, details) = (packed(&resource.any), error.to_string());
+                let (any, details) = (resource.any.clone(), error.to_string());
                 this.config
                     .rejected(kind, &resource.name, &resource.version, any, &details);
                 rejected.push(Rejected {

@@ -8,7 +8,6 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, LbConfig, common_lb_config::LocalityConfigSpecifier,
 };
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
@@ -109,8 +108,6 @@ pub struct ClusterConfig {
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
     pub transport_matches: Vec<(wkt::Struct, HostTransport)>,
-    /// `load_assignment`, for all but EDS.
-    pub assignment: Option<eds::ClusterLoadAssignment>,
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits (connections, pending, requests, retries): default and high priority.
@@ -434,7 +431,6 @@ impl ClusterConfig {
                     (labels, transport(m.transport_socket.as_ref()))
                 })
                 .collect(),
-            assignment: proto.load_assignment.clone(),
             metadata: proto.metadata.clone(),
             limits,
         })

@@ -15,8 +15,6 @@ names! {
     REQUEST_ID = "x-request-id";
     INTERNAL = "x-envoy-internal";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
-    KEEP_ALIVE = "keep-alive";
-    PROXY_CONNECTION = "proxy-connection";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
     UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
@@ -32,7 +30,7 @@ names! {
 }
 
 /// Obeyed from internal senders only; taken off everyone else's requests.
-pub(super) const INTERNAL_ONLY: [HeaderName; 17] = [
+pub(super) static INTERNAL_ONLY: [HeaderName; 17] = [
     RETRIABLE_STATUS_CODES,
     HeaderName::from_static("x-envoy-retriable-header-names"),
     RETRY_ON,
@@ -53,7 +51,7 @@ pub(super) const INTERNAL_ONLY: [HeaderName; 17] = [
 ];
 
 /// Taken off requests that enter the mesh here.
-pub(super) const EDGE_ONLY: [HeaderName; 3] = [
+pub(super) static EDGE_ONLY: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-cluster"),
     HeaderName::from_static("x-envoy-downstream-service-node"),

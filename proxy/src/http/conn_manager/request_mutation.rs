@@ -13,6 +13,7 @@ use http::header::{self, HeaderValue};
 use super::config::HcmConfig;
 use super::names;
 use crate::http::local_address::local_address;
+use crate::http::validate;
 
 /// What mutation found out about the sender.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,19 +90,10 @@ pub(super) fn mutate(
     Sender { remote, internal }
 }
 
-/// RFC 9110, 7.6.1. The codecs have already taken `connection` and what it names; HTTP/2 has none.
+/// The fields that are only about the client's connection, or that only we may say.
 fn remove_hop_by_hop(head: &mut RequestHead) {
     let headers = &mut head.headers;
-    for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION] {
-        headers.remove(name);
-    }
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
-    }
+    validate::remove_hop_by_hop(headers);
     if let Some(te) = headers.get(header::TE)
         && !te.as_bytes().eq_ignore_ascii_case(b"trailers")
     {
