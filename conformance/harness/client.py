@@ -13,9 +13,17 @@ TIMEOUT = 8.0
 class H1:
     """One HTTP/1 connection: bytes out, parsed messages in."""
 
-    def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, to, source=None):
+        """`to` is a port of 127.0.0.1, an address and port, or the path of a Unix socket; `source` an address or (address, port)."""
+        if isinstance(to, str):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(TIMEOUT)
+            self.sock.connect(to)
+        else:
+            to = to if isinstance(to, tuple) else ("127.0.0.1", to)
+            source = (source, 0) if isinstance(source, str) else source
+            self.sock = socket.create_connection(to, timeout=TIMEOUT, source_address=source)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
 
     def send(self, data):
@@ -108,6 +116,20 @@ class H1:
             return False
         finally:
             self.sock.settimeout(TIMEOUT)
+
+    def end(self, within=2.0):
+        """How the connection ends within the time, and what came before: `closed`, `reset` or `open`."""
+        self.sock.settimeout(within)
+        data, how = self.buffer, "closed"
+        try:
+            while more := self.sock.recv(65536):
+                data += more
+        except socket.timeout:
+            how = "open"
+        except ConnectionResetError:
+            how = "reset"
+        self.sock.settimeout(TIMEOUT)
+        return {"connection": how, "bytes": data.decode("latin-1")}
 
     def read(self, n):
         """Raw bytes after an upgrade."""

@@ -16,9 +16,10 @@ from .client import H1, H2
 
 class Ports:
     """Free ports below the ephemeral range, remembered by name so that a port can be told back as its name."""
+    taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
-        self.log, self.names = str(log), {}
+        self.log, self.home, self.names = str(log), str(log.parent), {}
         self.admin, self.up, self.up2, self.dead = (self.listener(n) for n in ("ADMIN", "UP", "UP2", "DEAD"))
 
     def listener(self, name):
@@ -32,7 +33,8 @@ class Ports:
                     probe.bind(("127.0.0.1", number))
                 except OSError:
                     continue
-            if number not in self.names:
+            if number not in Ports.taken:
+                Ports.taken.add(number)
                 self.names[number] = name
                 return number
 
@@ -105,8 +107,19 @@ class Talk:
         self.proxy, self.record, self.expect, self.open = proxy, [], 0, []
         self.unsure = False  # whether a stream ended without a response
 
-    def connect(self, listener="main"):
-        conn = H1(self.proxy.ports.listener(listener))
+    def connect(self, listener="main", to=None, source=None):
+        """A connection to a listener's port; `to`: to another address with that port, or to a path below the proxy's
+        folder or an abstract name (@)."""
+        port = self.proxy.ports.listener(listener)
+        if to is None:
+            to = port
+        elif to.startswith("/"):
+            to = self.proxy.ports.home + to
+        elif to.startswith("@"):
+            to = "\0" + to[1:]
+        else:
+            to = (to, port)
+        conn = H1(to, source)
         self.open.append(conn)
         return conn
 

@@ -35,7 +35,7 @@ def groups():
     """Every case file's groups, by file name."""
     for found in sorted(pkgutil.iter_modules([str(HERE / "cases")]), key=lambda m: m.name):
         module = importlib.import_module("cases." + found.name)
-        yield from ((found.name, g) for g in vars(module).values() if isinstance(g, Group))
+        yield from ((found.name, g) for g in list(vars(module).values()) if isinstance(g, Group))
 
 
 def differences():
@@ -53,7 +53,7 @@ def normal(value, ports, name=""):
         return [normal(v, ports, name) for v in value]
     if not isinstance(value, str):
         return value
-    value = UUID.sub("<uuid>", value)
+    value = UUID.sub("<uuid>", value).replace(ports.home, "<home>")
     return re.sub(r"\b\d{5}\b", lambda m: ports.names.get(int(m[0]), m[0]), value)
 
 

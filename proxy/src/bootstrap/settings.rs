@@ -6,7 +6,11 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
 use envoy_types::pb::envoy::config::bootstrap::v3::{Bootstrap, LayeredRuntime};
 use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
+use envoy_types::pb::envoy::config::overload::v3::resource_monitor;
+use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use prost::Name;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::command_line::CommandLine;
@@ -111,6 +115,7 @@ pub struct Settings {
     pub drain_strategy: DrainStrategy,
     /// Runtime values.
     pub runtime: Runtime,
+    /// The limit of the overload manager's resource monitor, or
     /// `overload.global_downstream_max_connections`; `u64::MAX` without one.
     pub max_connections: u64,
     /// Answer 400 to a fragment in the path instead of cutting it off.
@@ -133,8 +138,8 @@ impl Settings {
             concurrency: line.workers(),
             drain_time: line.drain_time(),
             drain_strategy: line.drain_strategy(),
-            max_connections: runtime
-                .integer("overload.global_downstream_max_connections")
+            max_connections: max_connections(bootstrap)?
+                .or_else(|| runtime.integer("overload.global_downstream_max_connections"))
                 .unwrap_or(u64::MAX),
             reject_path_with_fragment: runtime.feature(
                 "envoy.reloadable_features.http_reject_path_with_fragment",
@@ -158,6 +163,28 @@ fn node(line: &CommandLine, bootstrap: &Bootstrap) -> Node {
         locality.zone.clone_from(zone);
     }
     node
+}
+
+/// The connection limit of `envoy.resource_monitors.global_downstream_max_connections`.
+fn max_connections(b: &Bootstrap) -> Result<Option<u64>, ConfigError> {
+    let overload = b.overload_manager.as_ref();
+    let monitors = overload.map(|o| o.resource_monitors.as_slice());
+    for (i, monitor) in monitors.unwrap_or_default().iter().enumerate() {
+        let Some(resource_monitor::ConfigType::TypedConfig(any)) = &monitor.config_type else {
+            continue;
+        };
+        let path = || format!("overload_manager.resource_monitors[{i}].typed_config");
+        if any::inner_type_name(any).at(path())? == DownstreamConnectionsConfig::full_name() {
+            let config: DownstreamConnectionsConfig = any::unpack(any).at(path())?;
+            let limit = u64::try_from(config.max_active_downstream_connections);
+            let limit = limit.ok().filter(|l| *l > 0).ok_or_else(|| {
+                ConfigError::new("value must be greater than 0")
+                    .at("max_active_downstream_connections")
+            });
+            return limit.at(path()).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn refuse_unsupported(b: &Bootstrap) -> Result<(), ConfigError> {
@@ -240,6 +267,35 @@ mod tests {
         assert_eq!(settings.node.locality.unwrap().zone, "z");
         assert_eq!(settings.max_connections, 7);
         assert!(settings.reject_path_with_fragment);
+    }
+
+    #[test]
+    fn the_overload_manager_limits_connections() {
+        let with = |max: i64| {
+            let monitor = envoy_types::pb::envoy::config::overload::v3::ResourceMonitor {
+                name: "m".into(),
+                config_type: Some(resource_monitor::ConfigType::TypedConfig(any::pack(
+                    &DownstreamConnectionsConfig {
+                        max_active_downstream_connections: max,
+                    },
+                ))),
+            };
+            let bootstrap = Bootstrap {
+                overload_manager: Some(
+                    envoy_types::pb::envoy::config::overload::v3::OverloadManager {
+                        resource_monitors: vec![monitor],
+                        ..Default::default()
+                    },
+                ),
+                ..Default::default()
+            };
+            let line = CommandLine::parse_from_args(["fairway"]).unwrap();
+            Settings::new(&line, &bootstrap).map(|s| s.max_connections)
+        };
+        assert_eq!(with(9).unwrap(), 9);
+        let path =
+            "overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections";
+        assert_eq!(with(0).unwrap_err().path(), path);
     }
 
     #[test]

@@ -352,6 +352,9 @@ impl Resources {
             }
         }
         self.cluster_numbers();
+        let warming = i64::try_from(state.warming.len()).unwrap_or(i64::MAX);
+        let stats = &state.listeners.context().stats;
+        stats.total_listeners_warming.set(warming);
         if state.started || !state.cds_answered {
             return;
         }

@@ -2,6 +2,7 @@
 
 pub mod action;
 mod attempt;
+mod charge;
 mod compiled_route;
 mod conditions;
 pub mod context;
@@ -11,12 +12,14 @@ mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;
+mod response_body;
 pub mod retry_policy;
+mod retry_state;
 pub mod rewrite;
 pub mod route;
 pub mod slot;
 pub mod table;
-mod timeout;
+pub(crate) mod timeout;
 mod virtual_host;
 
 pub use slot::RouteSlot;

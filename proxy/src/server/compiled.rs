@@ -60,6 +60,11 @@ pub struct FilterSwitch {
 }
 
 impl FilterSwitch {
+    /// Whether the listener has the filter.
+    pub fn is_present(&self) -> bool {
+        self.enabled
+    }
+
     /// Whether the filter runs for a connection to `port`.
     pub fn runs(&self, port: u16) -> bool {
         self.enabled && !self.disabled_on.as_ref().is_some_and(|p| matches(p, port))

@@ -1,31 +1,29 @@
 //! One listener on one worker: accept, limits, listener filters, chain match, and the drain of what it
 //! accepted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use filters::stream::{Address, ConnectionInfo};
-use pingora_core::protocols::Stream;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
+use bytes::Bytes;
+use filters::stream::ConnectionInfo;
+use futures_util::FutureExt;
 use rustc_hash::FxHashMap;
-use socket2::{SockRef, Socket};
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use socket2::Socket;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::AbortHandle;
 
+use super::accepted::{Accepted, Sniffed};
 use super::compiled::{CompiledListener, FilterChainHandler};
 use super::drain::DrainPlan;
 use super::filter_chain_match::MatchInput;
-use super::listener_stats::{Count, ListenerStats, ManagerStats};
-use super::sniff::{self, Sniff};
+use super::listener_stats::{Count, Inspectors, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
-use crate::telemetry::stats::{Scope, Stats};
+use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
 #[derive(Debug)]
@@ -59,6 +57,8 @@ impl GlobalLimit {
 pub struct ListenerShared {
     /// Its number in the process.
     pub id: u64,
+    /// `listener.<address or stat_prefix>.`
+    pub scope: Scope,
     /// Its numbers.
     pub stats: ListenerStats,
     /// Connections now, as the limit is checked against.
@@ -74,8 +74,12 @@ pub struct ListenerContext {
     pub global: GlobalLimit,
     /// The manager's numbers.
     pub stats: ManagerStats,
+    /// `fairway.connection_panics`: connections whose task ended in a panic.
+    pub connection_panics: Counter,
     /// Where listeners make their stats.
     pub scope: Scope,
+    /// The numbers of the listener filters.
+    pub inspectors: Inspectors,
     next_connection: AtomicU64,
 }
 
@@ -85,7 +89,9 @@ impl ListenerContext {
         Self {
             global: GlobalLimit::new(max_connections),
             stats: ManagerStats::new(&stats.scope("listener_manager.")),
+            connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
+            inspectors: Inspectors::default(),
             next_connection: AtomicU64::new(1),
         }
     }
@@ -107,6 +113,7 @@ struct Entry {
 pub(super) struct WorkerListener {
     context: Arc<ListenerContext>,
     shared: Arc<ListenerShared>,
+    stats: WorkerStats,
     config: RefCell<Arc<CompiledListener>>,
     accepts: RefCell<Vec<AbortHandle>>,
     connections: RefCell<FxHashMap<u64, Entry>>,
@@ -117,20 +124,30 @@ enum Acceptor {
     Unix(UnixListener, Arc<str>),
 }
 
-enum Accepted {
-    Tcp(TcpStream),
-    Unix(UnixStream, Arc<str>),
+impl Acceptor {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(l) => l.accept().await.map(|(s, _)| Accepted::Tcp(s)),
+            Self::Unix(l, path) => {
+                let accepted = l.accept().await;
+                accepted.map(|(s, _)| Accepted::Unix(s, path.clone()))
+            }
+        }
+    }
 }
 
 impl WorkerListener {
     /// Starts to accept on `sockets`. Must run inside the worker's `LocalSet`.
     pub(super) fn start(
+        worker: usize,
         context: Arc<ListenerContext>,
         shared: Arc<ListenerShared>,
         config: Arc<CompiledListener>,
         sockets: Vec<(Socket, BindAddress)>,
     ) -> Rc<Self> {
+        let own = shared.scope.scope(&format!("worker_{worker}."));
         let listener = Rc::new(Self {
+            stats: WorkerStats::new(&own),
             context,
             shared,
             config: RefCell::new(config),
@@ -160,8 +177,14 @@ impl WorkerListener {
         self.config.borrow().inbound
     }
 
-    /// Takes a new configuration; connections whose chain is gone are drained by `plan`.
-    pub(super) fn update(self: &Rc<Self>, config: Arc<CompiledListener>, plan: DrainPlan) {
+    /// Takes a new configuration; connections whose chain is gone are drained by `plan`, and `done` is dropped
+    /// when none is left.
+    pub(super) fn update(
+        self: &Rc<Self>,
+        config: Arc<CompiledListener>,
+        plan: DrainPlan,
+        done: Arc<dyn Send + Sync>,
+    ) {
         *self.config.borrow_mut() = config.clone();
         let gone = self.ids(|entry| {
             entry
@@ -174,6 +197,7 @@ impl WorkerListener {
             tokio::task::spawn_local(async move {
                 listener.drain_connections(gone.clone(), plan).await;
                 listener.close(&gone);
+                drop(done);
             });
         }
     }
@@ -263,36 +287,37 @@ impl WorkerListener {
 
     async fn accept_loop(self: Rc<Self>, acceptor: Acceptor) {
         let mut back_off = Duration::from_millis(10);
-        let mut taken = 0_usize;
         loop {
-            let accepted = match &acceptor {
-                Acceptor::Tcp(l) => l.accept().await.map(|(s, _)| Accepted::Tcp(s)),
-                Acceptor::Unix(l, path) => l
-                    .accept()
-                    .await
-                    .map(|(s, _)| Accepted::Unix(s, path.clone())),
-            };
-            match accepted {
-                Ok(io) => {
-                    back_off = Duration::from_millis(10);
-                    self.admit(io);
-                    taken += 1;
-                    if taken >= self.config.borrow().accepts_per_event {
-                        taken = 0;
-                    } else {
-                        continue;
+            let mut next = Some(acceptor.accept().await);
+            let most = self.config.borrow().accepts_per_event;
+            let mut taken = 0_usize;
+            // What is queued is taken in one go; tokio's budget ends that even where nothing else does.
+            while let Some(accepted) = next.take() {
+                match accepted {
+                    Ok(io) => {
+                        back_off = Duration::from_millis(10);
+                        self.admit(io);
+                        taken += 1;
+                        if taken < most {
+                            next = acceptor.accept().now_or_never();
+                        }
                     }
-                    tokio::task::yield_now().await;
-                }
-                // The peer was gone before it was accepted: the next one may be fine.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(e) => {
-                    // Out of descriptors or memory. The queue stays; ask again, but do not spin.
-                    tracing::warn!("accept: {e}; again in {back_off:?}");
-                    tokio::time::sleep(back_off).await;
-                    back_off = (back_off * 2).min(Duration::from_secs(1));
+                    // The peer was gone before it was accepted: the next one may be fine.
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(e) => {
+                        // Out of descriptors or memory. The queue stays; ask again, but do not spin.
+                        tracing::warn!("accept: {e}; again in {back_off:?}");
+                        tokio::time::sleep(back_off).await;
+                        back_off = (back_off * 2).min(Duration::from_secs(1));
+                    }
                 }
             }
+            if taken > 0 {
+                let stats = &self.shared.stats;
+                let taken = u64::try_from(taken).unwrap_or(u64::MAX);
+                stats.connections_accepted_per_socket_event.record(taken);
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -312,14 +337,13 @@ impl WorkerListener {
             stats.downstream_cx_overflow.inc();
             return;
         }
-        stats.downstream_cx_active.inc();
-        stats.downstream_cx_total.inc();
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let control = ConnectionControl::default();
         let guard = ConnectionGuard {
             listener: self.clone(),
             id,
             counted_globally,
+            matched: Cell::new(None),
         };
         let task = tokio::task::spawn_local(guard.run(io, control.clone()));
         self.connections.borrow_mut().insert(
@@ -333,23 +357,46 @@ impl WorkerListener {
     }
 }
 
+/// Holds a gauge up by one, also over an abort.
+struct Now<'a>(&'a Gauge);
+
+impl<'a> Now<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Now<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Takes a connection out of the books when its task ends, however it ends: return, abort or panic.
 struct ConnectionGuard {
     listener: Rc<WorkerListener>,
     id: u64,
     counted_globally: bool,
+    /// When it found its chain; before that it is a socket, no connection.
+    matched: Cell<Option<Instant>>,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         // Tokio catches the panic at the task's boundary; the worker goes on.
         if std::thread::panicking() {
-            self.listener.context.stats.connection_panics.inc();
+            self.listener.context.connection_panics.inc();
         }
         let stats = &self.listener.shared.stats;
         self.listener.shared.active.dec();
-        stats.downstream_cx_active.dec();
-        stats.downstream_cx_destroy.inc();
+        if let Some(since) = self.matched.get() {
+            stats.downstream_cx_active.dec();
+            stats.downstream_cx_destroy.inc();
+            let length = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            stats.downstream_cx_length_ms.record(length);
+            self.listener.stats.downstream_cx_active.dec();
+        }
         if self.counted_globally {
             self.listener.context.global.active.dec();
         }
@@ -358,16 +405,20 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// What the listener filters found out.
-#[derive(Default)]
-struct Sniffed {
-    prefix: BytesMut,
-    server_name: String,
-    transport: &'static str,
-    protocols: Vec<String>,
-}
-
 impl ConnectionGuard {
+    /// The connection has found its chain.
+    fn matched(&self, handler: &Arc<dyn FilterChainHandler>) {
+        self.matched.set(Some(Instant::now()));
+        let (all, own) = (&self.listener.shared.stats, &self.listener.stats);
+        all.downstream_cx_active.inc();
+        all.downstream_cx_total.inc();
+        own.downstream_cx_active.inc();
+        own.downstream_cx_total.inc();
+        if let Some(entry) = self.listener.connections.borrow_mut().get_mut(&self.id) {
+            entry.handler = Some(handler.clone());
+        }
+    }
+
     async fn run(self, mut io: Accepted, control: ConnectionControl) {
         let listener = &self.listener;
         let config = listener.config.borrow().clone();
@@ -388,21 +439,30 @@ impl ConnectionGuard {
         let port = local.ip().map_or(0, |a| a.port());
         let mut sniffed = Sniffed::default();
         let stats = &listener.shared.stats;
-        stats.downstream_pre_cx_active.inc();
-        let looked = match config.filters_timeout {
-            Some(timeout) => tokio::time::timeout(timeout, sniffed.look(&mut io, &config, port))
-                .await
-                .ok(),
-            None => Some(sniffed.look(&mut io, &config, port).await),
+        let looked = {
+            let _now = Now::new(&stats.downstream_pre_cx_active);
+            let looking =
+                sniffed.look(&mut io, &config.filters, port, &listener.context.inspectors);
+            match config.filters_timeout {
+                Some(timeout) => tokio::time::timeout(timeout, looking).await.ok(),
+                None => Some(looking.await),
+            }
         };
-        stats.downstream_pre_cx_active.dec();
         match looked {
             Some(Ok(())) => {}
-            Some(Err(_)) => return,
+            Some(Err(e)) => {
+                match e.kind() {
+                    io::ErrorKind::UnexpectedEof => {
+                        stats.downstream_listener_filter_remote_close.inc();
+                    }
+                    _ => stats.downstream_listener_filter_error.inc(),
+                }
+                return io.abandon(&sniffed);
+            }
             None => {
                 stats.downstream_pre_cx_timeout.inc();
                 if !config.continue_on_timeout {
-                    return;
+                    return io.abandon(&sniffed);
                 }
             }
         }
@@ -422,11 +482,9 @@ impl ConnectionGuard {
             .and_then(|position| config.chains.get(position));
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
-            return;
+            return io.abandon(&sniffed);
         };
-        if let Some(entry) = listener.connections.borrow_mut().get_mut(&self.id) {
-            entry.handler = Some(chain.handler.clone());
-        }
+        self.matched(&chain.handler);
         let info = Rc::new(ConnectionInfo {
             id: self.id,
             remote: direct_remote.clone(),
@@ -434,7 +492,8 @@ impl ConnectionGuard {
             local,
             server_name: (!sniffed.server_name.is_empty())
                 .then(|| sniffed.server_name.as_str().into()),
-            alpn: sniffed.protocols.first().map(|p| p.as_str().into()),
+            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
+            alpn: None,
             secure: false,
             listener: config.name.clone(),
             filter_chain: chain.name.clone(),
@@ -444,86 +503,5 @@ impl ConnectionGuard {
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
-    }
-}
-
-impl Sniffed {
-    async fn look(
-        &mut self,
-        io: &mut Accepted,
-        config: &CompiledListener,
-        port: u16,
-    ) -> io::Result<()> {
-        if config.filters.tls_inspector.runs(port) {
-            loop {
-                match sniff::client_hello(&self.prefix) {
-                    Sniff::More => io.read(&mut self.prefix).await?,
-                    Sniff::No => {
-                        self.transport = "raw_buffer";
-                        break;
-                    }
-                    Sniff::Yes(hello) => {
-                        self.transport = "tls";
-                        self.server_name = hello.server_name;
-                        self.protocols = hello.alpn;
-                        break;
-                    }
-                }
-            }
-        }
-        if self.transport != "tls" && config.filters.http_inspector.runs(port) {
-            loop {
-                match sniff::http(&self.prefix) {
-                    Sniff::More => io.read(&mut self.prefix).await?,
-                    Sniff::No => break,
-                    Sniff::Yes(protocol) => {
-                        self.protocols = vec![protocol.to_owned()];
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Accepted {
-    /// The peer's and our own address.
-    fn addresses(&self) -> io::Result<(Address, Address)> {
-        Ok(match self {
-            Self::Tcp(s) => (Address::Ip(s.peer_addr()?), Address::Ip(s.local_addr()?)),
-            Self::Unix(_, path) => (Address::Pipe("".into()), Address::Pipe(path.clone())),
-        })
-    }
-
-    /// Where the peer meant to go before a redirect (`SO_ORIGINAL_DST`).
-    fn original_destination(&self) -> Option<Address> {
-        let Self::Tcp(stream) = self else { return None };
-        let socket = SockRef::from(stream);
-        let address = match stream.local_addr().ok()?.ip().to_canonical() {
-            std::net::IpAddr::V4(_) => socket.original_dst_v4(),
-            std::net::IpAddr::V6(_) => socket.original_dst_v6(),
-        };
-        address.ok()?.as_socket().map(Address::Ip)
-    }
-
-    /// Reads once. The callers stop long before the buffer grows past their own limits.
-    async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
-        buffer.reserve(1024);
-        let n = match self {
-            Self::Tcp(s) => s.read_buf(buffer).await?,
-            Self::Unix(s, _) => s.read_buf(buffer).await?,
-        };
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
-    }
-
-    fn into_stream(self) -> Stream {
-        match self {
-            Self::Tcp(s) => Box::new(L4Stream::from(s)),
-            Self::Unix(s, _) => Box::new(L4Stream::from(s)),
-        }
     }
 }

@@ -22,6 +22,8 @@ pub type RuntimeLookup = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
 type Sockets = Vec<Vec<(Socket, BindAddress)>>;
 
 struct Active {
+    /// Its place among the listeners: when its name was first added.
+    order: u64,
     shared: Arc<ListenerShared>,
     config: Arc<CompiledListener>,
     bound: Vec<BindAddress>,
@@ -61,6 +63,29 @@ impl Drop for DrainingListener {
     fn drop(&mut self) {
         self.context.stats.total_listeners_draining.dec();
         self.context.stats.listener_stopped.inc();
+    }
+}
+
+/// Dropped by the last worker that has drained the chains that an update took away.
+struct DrainingChains {
+    context: Arc<ListenerContext>,
+    count: i64,
+}
+
+impl DrainingChains {
+    fn new(context: &Arc<ListenerContext>, old: &CompiledListener, new: &CompiledListener) -> Self {
+        let gone = old.chains.iter().filter(|c| !new.has_handler(&c.handler));
+        let count = i64::try_from(gone.count()).unwrap_or(i64::MAX);
+        let context = context.clone();
+        context.stats.total_filter_chains_draining.add(count);
+        Self { context, count }
+    }
+}
+
+impl Drop for DrainingChains {
+    fn drop(&mut self) {
+        let gauge = &self.context.stats.total_filter_chains_draining;
+        gauge.add(-self.count);
     }
 }
 
@@ -156,9 +181,18 @@ impl ListenerManager {
             );
         }
         self.refuse_duplicates(&config)?;
+        let (tls, http) = (
+            &config.filters.tls_inspector,
+            &config.filters.http_inspector,
+        );
+        let context = &self.context;
+        context
+            .inspectors
+            .used(tls.is_present(), http.is_present(), &context.scope);
         if let Some(active) = self.listeners.get_mut(&listener.name)
             && active.config.same_sockets(&config)
         {
+            let done = Arc::new(DrainingChains::new(&self.context, &active.config, &config));
             active.config = config.clone();
             let plan = self.drain.plan();
             for worker in &self.workers {
@@ -166,6 +200,7 @@ impl ListenerManager {
                     id: active.shared.id,
                     config: config.clone(),
                     plan,
+                    done: done.clone(),
                 });
             }
             self.context.stats.listener_modified.inc();
@@ -177,14 +212,14 @@ impl ListenerManager {
             "envoy.resource_limits.listener.{}.connection_limit",
             config.name
         );
+        let scope = format!("listener.{}.", config.stat_name);
+        let scope = self.context.scope.scope(&scope);
+        let order = self.listeners.get(&listener.name).map(|l| l.order);
+        let order = order.unwrap_or(self.next_id);
         let shared = Arc::new(ListenerShared {
             id: self.next_id,
-            stats: ListenerStats::new(
-                &self
-                    .context
-                    .scope
-                    .scope(&format!("listener.{}.", config.stat_name)),
-            ),
+            stats: ListenerStats::new(&scope),
+            scope,
             active: Count::default(),
             limit: (self.runtime)(&key).unwrap_or(u64::MAX),
         });
@@ -203,6 +238,7 @@ impl ListenerManager {
         let old = self.listeners.insert(
             listener.name.clone(),
             Active {
+                order,
                 shared,
                 config,
                 bound,
@@ -302,12 +338,14 @@ impl ListenerManager {
         Drained(wait)
     }
 
-    /// Every listener: its configuration, the addresses really bound, its numbers.
+    /// Every listener in the order they came: its configuration, the addresses really bound, its numbers.
     pub fn listeners(
         &self,
     ) -> impl Iterator<Item = (&CompiledListener, &[BindAddress], &ListenerStats)> {
-        self.listeners
-            .values()
+        let mut listeners: Vec<_> = self.listeners.values().collect();
+        listeners.sort_by_key(|l| l.order);
+        listeners
+            .into_iter()
             .map(|a| (&*a.config, a.bound.as_slice(), &a.shared.stats))
     }
 

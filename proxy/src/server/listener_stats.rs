@@ -1,8 +1,9 @@
 //! The numbers that listeners and their manager keep, and the counts that limits are checked against.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::telemetry::stats::{Counter, Gauge, Scope};
+use crate::telemetry::stats::{Counter, Gauge, Histogram, Scope};
 
 /// A count with a limit. Stats are sharded by thread, so a limit cannot be checked against them; this one cache
 /// line is touched once per connection, not per request.
@@ -62,10 +63,95 @@ stats!(
         downstream_pre_cx_active: Gauge gauge,
         /// Sockets whose listener filters timed out.
         downstream_pre_cx_timeout: Counter counter,
+        /// Sockets whose listener filters failed.
+        downstream_listener_filter_error: Counter counter,
+        /// Sockets that the client closed while listener filters ran.
+        downstream_listener_filter_remote_close: Counter counter,
         /// Connections that no chain matched.
         no_filter_chain_match: Counter counter,
+        /// How long connections lasted, in milliseconds.
+        downstream_cx_length_ms: Histogram histogram,
+        /// How many connections were taken at a time.
+        connections_accepted_per_socket_event: Histogram histogram,
     }
 );
+
+stats!(
+    /// `listener.<address or stat_prefix>.worker_<n>.*`
+    WorkerStats {
+        /// Connections so far.
+        downstream_cx_total: Counter counter,
+        /// Connections now.
+        downstream_cx_active: Gauge gauge,
+    }
+);
+
+stats!(
+    /// `tls_inspector.*`
+    TlsInspectorStats {
+        /// ClientHellos.
+        tls_found: Counter counter,
+        /// First bytes of something else.
+        tls_not_found: Counter counter,
+        /// ClientHellos with a server name.
+        sni_found: Counter counter,
+        /// ClientHellos without one.
+        sni_not_found: Counter counter,
+        /// ClientHellos with application protocols.
+        alpn_found: Counter counter,
+        /// ClientHellos without.
+        alpn_not_found: Counter counter,
+        /// ClientHellos over the limit; the connection is closed.
+        client_hello_too_large: Counter counter,
+    }
+);
+
+stats!(
+    /// `http_inspector.*`
+    HttpInspectorStats {
+        /// Requests of HTTP/1.0.
+        http10_found: Counter counter,
+        /// Requests of HTTP/1.1.
+        http11_found: Counter counter,
+        /// HTTP/2 prefaces.
+        http2_found: Counter counter,
+        /// First bytes of something else.
+        http_not_found: Counter counter,
+        /// Failed reads.
+        read_error: Counter counter,
+    }
+);
+
+/// The numbers of the listener filters that look at bytes; made when the first listener has the filter.
+#[derive(Debug, Default)]
+pub struct Inspectors {
+    tls: OnceLock<TlsInspectorStats>,
+    http: OnceLock<HttpInspectorStats>,
+}
+
+impl Inspectors {
+    /// A listener with these filters is there. `root` is the scope of all stats.
+    pub fn used(&self, tls: bool, http: bool, root: &Scope) {
+        if tls {
+            let make = || TlsInspectorStats::new(&root.scope("tls_inspector."));
+            self.tls.get_or_init(make);
+        }
+        if http {
+            let make = || HttpInspectorStats::new(&root.scope("http_inspector."));
+            self.http.get_or_init(make);
+        }
+    }
+
+    /// Counts for the tls_inspector.
+    pub fn tls(&self, count: impl FnOnce(&TlsInspectorStats)) {
+        self.tls.get().map(count);
+    }
+
+    /// Counts for the http_inspector.
+    pub fn http(&self, count: impl FnOnce(&HttpInspectorStats)) {
+        self.http.get().map(count);
+    }
+}
 
 stats!(
     /// `listener_manager.*`
@@ -88,9 +174,13 @@ stats!(
         total_listeners_active: Gauge gauge,
         /// Listeners on their way out.
         total_listeners_draining: Gauge gauge,
+        /// Listeners that wait for their routes.
+        total_listeners_warming: Gauge gauge,
+        /// Filter chains on their way out of listeners that stay.
+        total_filter_chains_draining: Gauge gauge,
         /// 1 once the workers run.
         workers_started: Gauge gauge,
-        /// Tasks of connections that ended in a panic. Ours; Envoy has no such number.
-        connection_panics: Counter counter,
+        /// Workers bound to one processor: none, ever.
+        workers_pinned: Gauge gauge,
     }
 );

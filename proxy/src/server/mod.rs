@@ -3,6 +3,7 @@
 //! A connection is accepted here, looked at by the listener filters, matched to a filter chain and handed to
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
+mod accepted;
 pub mod admin;
 pub mod admin_backend;
 pub mod compiled;

@@ -18,6 +18,8 @@ pub enum Sniff<T> {
     Yes(T),
     /// It is not the protocol.
     No,
+    /// It is, but larger than it may be.
+    TooLarge,
 }
 
 /// What a ClientHello said.
@@ -72,7 +74,7 @@ pub fn client_hello(bytes: &[u8]) -> Sniff<ClientHello> {
             .get(3..)
             .map_or(0, |l| l.iter().fold(0, |v, b| v << 8 | usize::from(*b)));
         if length == 0 || length > MAX_CLIENT_HELLO {
-            return Sniff::No;
+            return Sniff::No; // no TLS record is that long
         }
         let available = length.min(records.0.len());
         handshake.extend_from_slice(records.take(available).unwrap_or_default());
@@ -81,7 +83,7 @@ pub fn client_hello(bytes: &[u8]) -> Sniff<ClientHello> {
         }
         if let Some(wanted) = handshake_length(&handshake) {
             if wanted > MAX_CLIENT_HELLO {
-                return Sniff::No;
+                return Sniff::TooLarge;
             }
             if let Some(hello) = handshake.get(4..4 + wanted) {
                 return parse_hello(hello).map_or(Sniff::No, Sniff::Yes);
@@ -92,7 +94,7 @@ pub fn client_hello(bytes: &[u8]) -> Sniff<ClientHello> {
         }
     }
     if bytes.len() >= MAX_CLIENT_HELLO {
-        Sniff::No
+        Sniff::TooLarge
     } else {
         Sniff::More
     }
@@ -245,7 +247,7 @@ mod tests {
         broken[38] = 255; // session id runs past the end
         assert_eq!(client_hello(&record(&broken)), Sniff::No);
         let huge = [22, 3, 1, 0, 4, 1, 255, 255, 255];
-        assert_eq!(client_hello(&huge), Sniff::No);
+        assert_eq!(client_hello(&huge), Sniff::TooLarge);
     }
 
     #[test]

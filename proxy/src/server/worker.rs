@@ -22,11 +22,12 @@ pub(super) enum Command {
         config: Arc<CompiledListener>,
         sockets: Vec<(Socket, BindAddress)>,
     },
-    /// Exchange a listener's configuration.
+    /// Exchange a listener's configuration. `done` is dropped when the chains it lacks have drained.
     Update {
         id: u64,
         config: Arc<CompiledListener>,
         plan: DrainPlan,
+        done: Arc<dyn Send + Sync>,
     },
     /// Stop accepting now, drain, forget. `done` is dropped at the end.
     Remove {
@@ -69,7 +70,7 @@ impl WorkerHandle {
         let thread = std::thread::Builder::new()
             .name(format!("wrk:worker_{index}"))
             .spawn(move || {
-                LocalSet::new().block_on(&runtime, run(context, receiver));
+                LocalSet::new().block_on(&runtime, run(index, context, receiver));
             })?;
         Ok(Self {
             index,
@@ -110,7 +111,11 @@ impl Drop for WorkerHandle {
     }
 }
 
-async fn run(context: Arc<ListenerContext>, mut commands: mpsc::UnboundedReceiver<Command>) {
+async fn run(
+    index: usize,
+    context: Arc<ListenerContext>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) {
     let mut listeners: HashMap<u64, Rc<WorkerListener>> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
@@ -120,12 +125,18 @@ async fn run(context: Arc<ListenerContext>, mut commands: mpsc::UnboundedReceive
                 sockets,
             } => {
                 let id = shared.id;
-                let listener = WorkerListener::start(context.clone(), shared, config, sockets);
+                let listener =
+                    WorkerListener::start(index, context.clone(), shared, config, sockets);
                 listeners.insert(id, listener);
             }
-            Command::Update { id, config, plan } => {
+            Command::Update {
+                id,
+                config,
+                plan,
+                done,
+            } => {
                 if let Some(listener) = listeners.get(&id) {
-                    listener.update(config, plan);
+                    listener.update(config, plan, done);
                 }
             }
             Command::Remove { id, plan, done } => {

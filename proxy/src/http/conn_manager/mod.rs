@@ -3,19 +3,22 @@
 //!
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
+mod client_address;
 pub mod config;
 mod deadline;
+mod host;
 mod local_reply_config;
 pub(crate) mod names;
 mod path;
 mod reply;
+mod request_id;
 mod request_mutation;
 mod response;
 pub mod stats;
 mod stream;
 mod stream_end;
 
-pub(crate) use self::request_mutation::append_to_xff;
+pub(crate) use self::client_address::append_to_xff;
 
 use std::rc::Rc;
 use std::sync::Arc;

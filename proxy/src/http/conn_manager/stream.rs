@@ -12,14 +12,16 @@ use filters::local_reply::ReplyShape;
 use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
 use http::{HeaderValue, Method, StatusCode, header};
 
+use super::client_address::Client;
 use super::config::HcmConfig;
-use super::deadline::Deadline;
+use super::deadline::{Clock, Limits};
 use super::path::Outcome;
 use super::reply::{self, Stop, reply};
-use super::request_mutation::{Sender, mutate};
+use super::request_mutation::mutate;
+use super::response;
 use super::stream_end::{StreamEnd, observe_request};
-use super::{names, response};
 use crate::http::service::{ConnectionControl, EarlyResponses, Request, Response};
+use crate::router::RouteTable;
 use crate::router::action::Action;
 use crate::router::forward::{Exchange, Forwarded, forward};
 use crate::router::table::RouteOutcome;
@@ -41,15 +43,23 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
-    let outcome = match prepare(&mut head, &config, &connection, &info) {
-        Ok(sender) => {
+    let clock = Clock::new(Limits::of(&config, None, &head));
+    // The snapshot that this request keeps to its end.
+    let routes = config.routes.get();
+    let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
+        Ok(client) => {
             end.remember(&head);
             body = observe_request(body, &info);
-            let deadline = Deadline::new(&config);
-            let stream = run(
-                &mut head, &mut body, &config, &info, &sender, &early, &mut end,
-            );
-            deadline.race(stream, &config, &info).await
+            let stream = Stream {
+                config: &config,
+                info: &info,
+                clock: &clock,
+                routes,
+                early,
+                internal: client.internal,
+            };
+            let running = stream.run(&mut head, &mut body, &mut end);
+            clock.race(running, &config.stats, &info).await
         }
         Err(reply) => Err(Stop::Reply(reply)),
     };
@@ -82,13 +92,11 @@ pub(super) async fn serve(
         end.reset(&error);
         return Err(error);
     }
-    let request_id = config
-        .always_set_request_id
-        .then(|| head.headers.get(names::REQUEST_ID));
-    response::finish(&mut response_head, &config, request_id.flatten());
+    let request_id = config.request_ids.for_response(&head.headers);
+    response::finish(&mut response_head, &config, request_id);
     close |= control.is_draining();
     Ok(Response {
-        body: end.attach(&response_head, response_body),
+        body: end.attach(&response_head, response_body, clock),
         head: response_head,
         close,
     })
@@ -100,7 +108,8 @@ fn prepare(
     config: &HcmConfig,
     connection: &ConnectionInfo,
     info: &SharedInfo,
-) -> Result<Sender, Box<LocalReply>> {
+    routes: Option<&RouteTable>,
+) -> Result<Client, Box<LocalReply>> {
     if head.authority.is_empty() {
         if config.default_host.is_empty() || info.borrow().protocol != Protocol::Http10 {
             return Err(reply(StatusCode::BAD_REQUEST, "", "missing_host_header"));
@@ -133,85 +142,116 @@ fn prepare(
             ));
         }
     }
-    let sender = mutate(head, config, connection);
-    info.borrow_mut().remote = sender.remote.clone();
-    Ok(sender)
+    let local = connection.local.ip();
+    config.host.apply(head, local.map(|a| a.port()));
+    for mutations in &config.early_mutations {
+        mutations.apply_to_request(head, &info.borrow());
+    }
+    let internal_only = routes.map(RouteTable::internal_only_headers);
+    match mutate(head, config, connection, internal_only.unwrap_or_default()) {
+        Ok(client) => {
+            info.borrow_mut().remote = client.remote.clone();
+            Ok(client)
+        }
+        Err(status) => Err(reply(status, "", "rejecting_because_detection_failed")),
+    }
 }
 
-/// Route, filters, upstream.
-async fn run(
-    head: &mut RequestHead,
-    body: &mut Body,
-    config: &Arc<HcmConfig>,
-    info: &SharedInfo,
-    sender: &Sender,
-    early: &EarlyResponses,
-    end: &mut StreamEnd,
-) -> Result<(ResponseHead, Body), Stop> {
-    let random = fastrand::u64(..);
-    // The snapshot that this request keeps to its end.
-    let routes = config.routes.get();
-    let mut chosen = routes
-        .as_ref()
-        .map(|table| table.route(head, &info.borrow(), random));
-    note_route(chosen.as_ref(), info, end);
-    if !allows_upgrade(config, head, chosen.as_ref()) {
-        return Err(Stop::Reply(reply(
-            StatusCode::FORBIDDEN,
-            "",
-            "upgrade_failed",
-        )));
-    }
-    if !config.proxy_100_continue
-        && head
-            .headers
-            .get(header::EXPECT)
-            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        head.headers.remove(header::EXPECT);
-        early.send(ResponseHead::new(StatusCode::CONTINUE));
-    }
-    let rerouted = std::cell::Cell::new(false);
-    let filters = end
-        .filters
-        .insert(StreamFilters::new(config.chain.clone(), info));
-    let flow = filters
-        .run_request(head, body, |head, info| {
-            let outcome = routes
-                .as_ref()
-                .map(|t| t.route(head, &info.borrow(), random));
-            info.borrow_mut().route = outcome.as_ref().and_then(|o| o.view());
-            rerouted.set(true);
-        })
-        .await;
-    if rerouted.get() {
-        chosen = routes
+/// A request that has passed the connection manager's own checks.
+struct Stream<'a> {
+    config: &'a Arc<HcmConfig>,
+    info: &'a SharedInfo,
+    clock: &'a Clock,
+    routes: Option<Arc<RouteTable>>,
+    early: EarlyResponses,
+    internal: bool,
+}
+
+impl Stream<'_> {
+    /// Route, filters, upstream.
+    async fn run(
+        self,
+        head: &mut RequestHead,
+        body: &mut Body,
+        end: &mut StreamEnd,
+    ) -> Result<(ResponseHead, Body), Stop> {
+        let Self {
+            config,
+            info,
+            clock,
+            routes,
+            early,
+            internal,
+        } = self;
+        let random = fastrand::u64(..);
+        let mut chosen = routes
             .as_ref()
             .map(|table| table.route(head, &info.borrow(), random));
         note_route(chosen.as_ref(), info, end);
-    }
-    match flow {
-        Flow::Continue => {}
-        Flow::Reply(reply) => return Err(Stop::Reply(reply)),
-        Flow::Reset(error) => return Err(body_failed(info).unwrap_or(Stop::Reset(error))),
-    }
-    let exchange = Exchange {
-        head,
-        body: std::mem::take(body),
-        outcome: chosen,
-        info,
-        internal: sender.internal,
-        early: early.clone(),
-        random,
-    };
-    match forward(exchange).await {
-        Forwarded::Response(head, body) => Ok((head, body)),
-        Forwarded::Reply(reply) => {
-            if let Some(stop) = body_failed(info) {
-                return Err(stop);
+        clock
+            .limits
+            .set(Limits::of(config, end.route.as_deref(), head));
+        if !allows_upgrade(config, head, chosen.as_ref()) {
+            return Err(Stop::Reply(reply(
+                StatusCode::FORBIDDEN,
+                "",
+                "upgrade_failed",
+            )));
+        }
+        if !config.proxy_100_continue
+            && head
+                .headers
+                .get(header::EXPECT)
+                .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            head.headers.remove(header::EXPECT);
+            early.send(ResponseHead::new(StatusCode::CONTINUE));
+        }
+        let rerouted = std::cell::Cell::new(false);
+        let filters = end
+            .filters
+            .insert(StreamFilters::new(config.chain.clone(), info));
+        let flow = filters
+            .run_request(head, body, |head, info| {
+                let outcome = routes
+                    .as_ref()
+                    .map(|t| t.route(head, &info.borrow(), random));
+                info.borrow_mut().route = outcome.as_ref().and_then(|o| o.view());
+                rerouted.set(true);
+            })
+            .await;
+        if rerouted.get() {
+            chosen = routes
+                .as_ref()
+                .map(|table| table.route(head, &info.borrow(), random));
+            note_route(chosen.as_ref(), info, end);
+            clock
+                .limits
+                .set(Limits::of(config, end.route.as_deref(), head));
+        }
+        match flow {
+            Flow::Continue => {}
+            Flow::Reply(reply) => return Err(Stop::Reply(reply)),
+            Flow::Reset(error) => return Err(body_failed(info).unwrap_or(Stop::Reset(error))),
+        }
+        let exchange = Exchange {
+            head,
+            body: std::mem::take(body),
+            outcome: chosen,
+            info,
+            internal,
+            early,
+            random,
+        };
+        match forward(exchange).await {
+            Forwarded::Response(head, body) => Ok((head, body)),
+            Forwarded::Reply(reply) => {
+                if let Some(stop) = body_failed(info) {
+                    return Err(stop);
+                }
+                reply::count(config, &reply);
+                Err(Stop::Reply(reply))
             }
-            reply::count(config, &reply);
-            Err(Stop::Reply(reply))
         }
     }
 }
@@ -233,14 +273,14 @@ fn note_route(chosen: Option<&RouteOutcome>, info: &SharedInfo, end: &mut Stream
     };
     match route.action() {
         Action::Cluster(slot) => {
-            end.route = Some(route.clone());
             if slot.get().is_some() {
                 info.upstream.cluster = Some(slot.name().clone());
             }
         }
-        Action::ClusterHeader(..) => end.route = Some(route.clone()),
-        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => {}
+        Action::ClusterHeader(..) => {}
+        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => return,
     }
+    end.route = Some(route.clone());
 }
 
 /// Whether this request may become a tunnel, if it asks for one: the route's word goes before the connection

@@ -1,17 +1,18 @@
 //! What watches a stream's two bodies, and the end of a stream: stats, filters, access log.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::chain::StreamFilters;
 use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep_until};
 
 use super::config::HcmConfig;
+use super::deadline::Clock;
 use crate::http::service::EarlyResponses;
 use crate::router::route::Route;
 
@@ -110,7 +111,7 @@ impl StreamEnd {
     }
 
     /// Ends with the response's last byte: the body carries this to where the codec finishes or drops it.
-    pub(super) fn attach(mut self, head: &ResponseHead, body: Body) -> Body {
+    pub(super) fn attach(mut self, head: &ResponseHead, body: Body, clock: Clock) -> Body {
         let status = head.status.as_u16();
         self.info.borrow_mut().response_code = Some(status);
         self.config.stats.count_response(status);
@@ -129,14 +130,11 @@ impl StreamEnd {
             self.complete = true;
             return body;
         }
-        let idle = self
-            .config
-            .stream_idle_timeout
-            .map(|after| (after, Box::pin(sleep(after))));
         Body::stream(ResponseBody {
             body,
             end: self,
-            idle,
+            clock,
+            timer: None,
         })
     }
 }
@@ -176,7 +174,40 @@ impl Drop for StreamEnd {
 struct ResponseBody {
     body: Body,
     end: StreamEnd,
-    idle: Option<(Duration, std::pin::Pin<Box<Sleep>>)>,
+    clock: Clock,
+    /// Made when the body first has to be waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl ResponseBody {
+    /// Ready when a limit of the stream strikes: the response has begun, so that only a reset is left.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let end = &mut self.end;
+        loop {
+            if let Some(timer) = &mut self.timer
+                && timer.as_mut().poll(cx).is_pending()
+            {
+                return Poll::Pending;
+            }
+            match self.clock.look(&end.info) {
+                Ok(None) => return Poll::Pending,
+                Ok(Some(next)) => match &mut self.timer {
+                    Some(timer) => timer.as_mut().reset(next),
+                    None => self.timer = Some(Box::pin(sleep_until(next))),
+                },
+                Err(struck) => {
+                    struck.note(&end.config.stats, &end.info);
+                    end.complete = true;
+                    let details = struck.details();
+                    end.info.borrow_mut().details = Some(details.into());
+                    return Poll::Ready(BodyError {
+                        reason: ResetReason::Timeout,
+                        details: Some(details),
+                    });
+                }
+            }
+        }
+    }
 }
 
 impl BodyStream for ResponseBody {
@@ -203,25 +234,8 @@ impl BodyStream for ResponseBody {
                 self.end.complete |= self.body.is_end();
             }
             Poll::Pending => {
-                if let Some((after, timer)) = &mut self.idle
-                    && timer.as_mut().poll(cx).is_ready()
-                {
-                    let last: Instant = self.end.info.borrow().last_activity.into();
-                    if last.elapsed() >= *after {
-                        self.end.config.stats.downstream_rq_idle_timeout.inc();
-                        self.end
-                            .info
-                            .borrow_mut()
-                            .flags
-                            .insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-                        self.end.complete = true;
-                        return Poll::Ready(Some(Err(BodyError {
-                            reason: ResetReason::Timeout,
-                            details: Some("stream_idle_timeout"),
-                        })));
-                    }
-                    timer.as_mut().reset(last + *after);
-                    let _ = timer.as_mut().poll(cx);
+                if let Poll::Ready(error) = self.poll_limits(cx) {
+                    return Poll::Ready(Some(Err(error)));
                 }
             }
         }

@@ -361,6 +361,12 @@ impl std::fmt::Debug for Gauge {
     }
 }
 
+impl std::fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Histogram").finish_non_exhaustive()
+    }
+}
+
 impl Counter {
     /// Adds one.
     pub fn inc(&self) {
