@@ -35,6 +35,7 @@ use crate::server::listener_manager::ListenerManager;
 use crate::transport::downstream::tls_context;
 use crate::transport::tls::context::references;
 use crate::transport::tls::secrets::{SecretSlot, SecretValue};
+use crate::transport::upstream::tls_contexts;
 use crate::upstream::cluster::Discovery;
 use crate::upstream::dns::{self, DnsClient};
 use crate::upstream::manager::ClusterManager;
@@ -152,6 +153,15 @@ fn secret_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
         .collect()
 }
 
+/// The secrets that the TLS contexts of a cluster take from SDS.
+fn cluster_secrets(cluster: &Cluster) -> Vec<(String, ConfigSource)> {
+    tls_contexts(cluster)
+        .into_iter()
+        .filter_map(|context| context.common_tls_context)
+        .flat_map(|common| references(&common))
+        .collect()
+}
+
 /// A secret as the configuration store may keep it: without its keys.
 fn redacted(secret: &Secret) -> Any {
     let mut shown = secret.clone();
@@ -232,7 +242,12 @@ impl Resources {
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
+<<<<<<< HEAD
             let any = Arc::new(pack(CDS, cluster));
+=======
+            state.sds_sources.extend(cluster_secrets(cluster));
+            let any = packed(&pack(CDS, cluster));
+>>>>>>> main
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
             state
@@ -445,6 +460,15 @@ impl Resources {
             if self.with_clusters(|c| c.snapshot()).iter().any(|c| !c.warm) {
                 return;
             }
+            // Those that clusters need; listeners are not known yet, but for static ones.
+            let secrets = &self.context.secrets;
+            if secrets
+                .wanted()
+                .iter()
+                .any(|name| !secrets.is_answered(name))
+            {
+                return;
+            }
             state.lds_subscribed = true;
             match (state.lds.clone(), state.sources.as_mut()) {
                 (Some(source), Some(sources)) => {
@@ -525,6 +549,7 @@ impl Resources {
                     return Ok(());
                 }
                 lock(&self.clusters).apply_cluster(&cluster, version)?;
+                state.sds_sources.extend(cluster_secrets(&cluster));
             }
             Kind::Endpoint => {
                 let assignment: ClusterLoadAssignment = decode(any)?;

@@ -54,10 +54,6 @@ pub struct Rejection {
     pub details: &'static str,
     /// Body text; empty for most.
     pub body: &'static str,
-    /// Method and path as far as they were readable, for the access log.
-    pub method: Option<Box<str>>,
-    /// See `method`.
-    pub path: Option<Box<str>>,
 }
 
 /// Carries 1xx responses from the service to the codec of one stream, and back what the codec knows of the

@@ -82,14 +82,16 @@ pub fn run(line: CommandLine) -> Result<(), String> {
             .map(StatsSettings::from_proto)
             .unwrap_or_default(),
     );
+    let secrets = Arc::new(SecretStore::default());
     let mut clusters = ClusterManager::new();
+    clusters.set_secrets(secrets.clone());
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
     let slots = clusters.clone();
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
-        secrets: Arc::new(SecretStore::default()),
+        secrets,
         clusters: Arc::new(move |name: &str| {
             slots
                 .lock()

@@ -9,15 +9,16 @@ use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::google::protobuf::value::Kind;
 use xds_client::error::{At, ConfigError};
 
+use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster_config::ClusterConfig;
-use crate::upstream::host::{Health, HostTransport, Target};
+use crate::upstream::host::{Health, Target};
 
 /// One endpoint of an assignment, compiled.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) target: Target,
     pub(crate) hostname: ByteString,
-    pub(crate) transport: HostTransport,
+    pub(crate) transport: UpstreamTransport,
     pub(crate) weight: u32,
     pub(crate) health: Health,
     pub(crate) canary: bool,

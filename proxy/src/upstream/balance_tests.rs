@@ -3,11 +3,11 @@ use std::cell::Cell;
 use filters::stream::Address;
 
 use super::*;
-use crate::upstream::host::HostTransport;
+use crate::transport::upstream::UpstreamTransport;
 
 fn host(port: u16, weight: u32, health: Health) -> Arc<Host> {
     let address = Address::Ip(([127, 0, 0, 1], port).into());
-    Host::new(address, "".into(), HostTransport::Raw, weight, health)
+    Host::new(address, "".into(), UpstreamTransport::Raw, weight, health)
 }
 
 fn level(priority: u32, weight: u32, hosts: Vec<Arc<Host>>) -> LocalityHosts {

@@ -1,5 +1,6 @@
 //! The settings of a cluster, compiled from `envoy.config.cluster.v3.Cluster`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -15,9 +16,20 @@ use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
 use xds_client::error::{At, ConfigError};
 
+use crate::telemetry::stats::Scope;
+use crate::transport::tls::secrets::SecretStore;
+use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
-use crate::upstream::host::HostTransport;
+
+/// What compiling a cluster takes from the process.
+#[derive(Default)]
+pub struct Stores {
+    /// Secrets by name.
+    pub secrets: Arc<SecretStore>,
+    /// The scope without a prefix, in which clusters make their stats.
+    pub scope: Option<Scope>,
+}
 
 /// Where a cluster's endpoints come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,10 +117,16 @@ pub struct ClusterConfig {
     /// `upstream_bind_config.source_address`.
     pub bind: Option<std::net::SocketAddr>,
     /// The default transport.
-    pub transport: HostTransport,
+    pub transport: UpstreamTransport,
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
+<<<<<<< HEAD
     pub transport_matches: Vec<(wkt::Struct, HostTransport)>,
+=======
+    pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
+    /// `load_assignment`, for all but EDS.
+    pub assignment: Option<eds::ClusterLoadAssignment>,
+>>>>>>> main
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
@@ -125,24 +143,6 @@ fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, 
 
 fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
     M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
-}
-
-/// The transport that a socket's configuration asks for.
-fn transport(socket: Option<&core::TransportSocket>) -> HostTransport {
-    use core::transport_socket::ConfigType;
-    let Some(socket) = socket else {
-        return HostTransport::Raw;
-    };
-    let url = match &socket.config_type {
-        Some(ConfigType::TypedConfig(any)) => any.type_url.as_str(),
-        None => "",
-    };
-    let raw = url.ends_with("transport_sockets.raw_buffer.v3.RawBuffer")
-        || (url.is_empty() && socket.name == "envoy.transport_sockets.raw_buffer");
-    if raw {
-        return HostTransport::Raw;
-    }
-    HostTransport::Unavailable(format!("transport socket {} is not supported", socket.name).into())
 }
 
 fn window(value: Option<&wkt::UInt32Value>, default: u32, field: &str) -> Result<u32, ConfigError> {
@@ -275,7 +275,7 @@ impl ClusterConfig {
     /// The path of the field that is missing, invalid, or not supported.
     // Control planes still send the deprecated fields, and Envoy still reads them.
     #[allow(deprecated)]
-    pub fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
+    pub fn compile(proto: &pb::Cluster, stores: &Stores) -> Result<Self, ConfigError> {
         if proto.name.is_empty() {
             return Err(ConfigError::new("must not be empty").at("name"));
         }
@@ -370,6 +370,24 @@ impl ClusterConfig {
             "" => proto.name.replace(':', "_"),
             alt => alt.replace(':', "_"),
         };
+        let sockets = UpstreamContext {
+            secrets: &stores.secrets,
+            scope: stores
+                .scope
+                .as_ref()
+                .map(|root| root.scope(&format!("cluster.{stat_name}."))),
+            protocols: match protocol {
+                UpstreamProtocol::Http1 => &["http/1.1"],
+                UpstreamProtocol::Http2 => &["h2"],
+                UpstreamProtocol::Downstream => &[],
+            },
+        };
+        let mut transport_matches = Vec::with_capacity(proto.transport_socket_matches.len());
+        for (i, m) in proto.transport_socket_matches.iter().enumerate() {
+            let transport = UpstreamTransport::compile(m.transport_socket.as_ref(), &sockets)
+                .at(format!("transport_socket_matches[{i}].transport_socket"))?;
+            transport_matches.push((m.r#match.clone().unwrap_or_default(), transport));
+        }
         Ok(Self {
             name: proto.name.as_str().into(),
             stat_name: stat_name.into(),
@@ -392,6 +410,7 @@ impl ClusterConfig {
                 .map_err(|_| ConfigError::unsupported("dns_lookup_family"))?,
             respect_dns_ttl: proto.respect_dns_ttl,
             bind,
+<<<<<<< HEAD
             transport: transport(proto.transport_socket.as_ref()),
             transport_matches: proto
                 .transport_socket_matches
@@ -401,6 +420,12 @@ impl ClusterConfig {
                     (labels, transport(m.transport_socket.as_ref()))
                 })
                 .collect(),
+=======
+            transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
+                .at("transport_socket")?,
+            transport_matches,
+            assignment: proto.load_assignment.clone(),
+>>>>>>> main
             metadata: proto.metadata.clone(),
             limits,
         })
@@ -416,7 +441,7 @@ impl ClusterConfig {
     }
 
     /// The transport for an endpoint with this metadata.
-    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &HostTransport {
+    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &UpstreamTransport {
         let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
         self.transport_matches
             .iter()

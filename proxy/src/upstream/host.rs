@@ -11,6 +11,8 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use filters::stream::Address;
 use xds_client::error::ConfigError;
 
+use crate::transport::upstream::UpstreamTransport;
+
 /// How a host may be used, from `LbEndpoint.health_status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -38,16 +40,6 @@ impl Health {
     }
 }
 
-/// The transport that a host's connections use.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostTransport {
-    /// Plain bytes.
-    Raw,
-    /// A transport socket that this version cannot speak. Connecting fails with this text; the host is
-    /// never spoken to in plaintext instead.
-    Unavailable(Arc<str>),
-}
-
 static NEXT_HOST: AtomicU64 = AtomicU64::new(1);
 
 /// One endpoint. It survives updates of its cluster as long as its address and transport stay.
@@ -60,7 +52,7 @@ pub struct Host {
     /// `Endpoint.hostname`, or the DNS name that it was resolved from; may be empty.
     pub hostname: ByteString,
     /// How to speak to it.
-    pub transport: HostTransport,
+    pub transport: UpstreamTransport,
     weight: AtomicU32,
     health: AtomicU8,
     removed: AtomicBool,
@@ -74,7 +66,7 @@ impl Host {
     pub fn new(
         address: Address,
         hostname: ByteString,
-        transport: HostTransport,
+        transport: UpstreamTransport,
         weight: u32,
         health: Health,
     ) -> Arc<Self> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig,
+    http_protocol_options, http1_protocol_options::header_key_format::HeaderFormat,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -26,7 +27,7 @@ use super::path::{EscapedSlashes, PathRules};
 use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
-use crate::http::h1::{Http1Settings, UnderscoreAction};
+use crate::http::h1::{HeaderCase, Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
 use crate::telemetry::http_log::AccessLog;
@@ -135,10 +136,15 @@ impl HcmConfig {
                 max_headers: max_headers as usize,
                 accept_http_10: http1.accept_http_10,
                 enable_trailers: http1.enable_trailers,
-                reject_fragment: parts.reject_fragment,
+                allow_chunked_length: http1.allow_chunked_length,
+                allow_absolute_url: http1.allow_absolute_url.is_none_or(|v| v.value),
+                allow_custom_methods: http1.allow_custom_methods,
+                header_case: header_case(&http1).at("http_protocol_options.header_key_format")?,
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
+                linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
+                    .at("delayed_close_timeout")?,
             },
             http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
             idle_timeout,
@@ -176,7 +182,7 @@ impl HcmConfig {
             },
             request_ids: RequestIds::compile(proto)?,
             host: HostRules::compile(proto)?,
-            path: path_rules(proto),
+            path: path_rules(proto, parts.reject_fragment),
             upgrades: upgrades(proto)?,
             proxy_100_continue: proto.proxy_100_continue,
             default_host: http1.default_host_for_http_10.into(),
@@ -213,7 +219,6 @@ impl HcmConfig {
 }
 
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
-    let http1 = proto.http_protocol_options.clone().unwrap_or_default();
     let refused = [
         (
             proto.path_normalization_options.is_some(),
@@ -240,18 +245,6 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
         ),
         (proto.forward_proto_config.is_some(), "forward_proto_config"),
-        (
-            http1.header_key_format.is_some(),
-            "http_protocol_options.header_key_format",
-        ),
-        (
-            http1.allow_chunked_length,
-            "http_protocol_options.allow_chunked_length",
-        ),
-        (
-            http1.allow_custom_methods,
-            "http_protocol_options.allow_custom_methods",
-        ),
     ];
     match refused.iter().find(|(set, _)| *set) {
         Some((_, field)) => Err(ConfigError::unsupported(field)),
@@ -275,6 +268,17 @@ fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigE
         Action::RejectRequest => UnderscoreAction::Reject,
         Action::DropHeader => UnderscoreAction::Drop,
     })
+}
+
+fn header_case(http1: &Http1ProtocolOptions) -> Result<HeaderCase, ConfigError> {
+    let format = http1.header_key_format.as_ref();
+    match format.and_then(|f| f.header_format.as_ref()) {
+        None => Ok(HeaderCase::Lower),
+        Some(HeaderFormat::ProperCaseWords(_)) => Ok(HeaderCase::ProperWords),
+        Some(HeaderFormat::StatefulFormatter(_)) => {
+            Err(ConfigError::unsupported("stateful_formatter"))
+        }
+    }
 }
 
 fn http2(
@@ -359,10 +363,11 @@ fn user_agent(node: &Node) -> Result<UserAgent, ConfigError> {
     })
 }
 
-fn path_rules(proto: &HttpConnectionManager) -> PathRules {
+fn path_rules(proto: &HttpConnectionManager, reject_fragment: bool) -> PathRules {
     use hcm::PathWithEscapedSlashesAction as Action;
     PathRules {
         normalize: is_true(&proto.normalize_path),
+        reject_fragment,
         merge_slashes: proto.merge_slashes,
         escaped_slashes: match proto.path_with_escaped_slashes_action() {
             Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,

@@ -53,6 +53,10 @@ impl ConnectionManager {
         let stats = &config.stats;
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
+        if connection.tls.is_some() {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
         let (total, active) = if http2 {
             (
                 &stats.downstream_cx_http2_total,
@@ -86,6 +90,9 @@ impl Drop for CountedManager {
     fn drop(&mut self) {
         let stats = &self.manager.config.stats;
         stats.downstream_cx_active.dec();
+        if self.manager.connection.tls.is_some() {
+            stats.downstream_cx_ssl_active.dec();
+        }
         if self.http2 {
             stats.downstream_cx_http2_active.dec();
         } else {

@@ -10,7 +10,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
-use http::{Method, StatusCode};
+use http::StatusCode;
 
 use super::config::HcmConfig;
 use crate::http::service::Rejection;
@@ -95,17 +95,14 @@ pub(super) fn finish_rejection(
     info.details = Some(rejection.details.into());
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
     let info = Rc::new(RefCell::new(info));
-    let request = rejection.path.as_deref().map(|path| {
-        let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
-        RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
-    });
-    rewrite(config, reply, request.as_ref(), &info);
+    // As in Envoy, nothing of a head that was not understood is told.
+    rewrite(config, reply, None, &info);
     {
         let mut info = info.borrow_mut();
         info.response_code = Some(reply.status.as_u16());
         info.bytes_sent = reply.body.len() as u64;
     }
     for log in &config.access_logs {
-        log.record(&info.borrow(), request.as_ref(), None, None);
+        log.record(&info.borrow(), None, None, None);
     }
 }

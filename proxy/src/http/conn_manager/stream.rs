@@ -95,6 +95,8 @@ pub(super) async fn serve(
     let request_id = config.request_ids.for_response(&head.headers);
     response::finish(&mut response_head, &config, request_id);
     close |= control.is_draining();
+    // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
+    close |= protocol != Protocol::Http2 && !info.borrow().request_complete;
     Ok(Response {
         body: end.attach(&response_head, response_body, clock),
         head: response_head,

@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::chain::StreamFilters;
-use filters::filter::SharedInfo;
+use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use http::StatusCode;
 use tokio::time::{Sleep, sleep_until};
 
 use super::config::HcmConfig;
@@ -39,8 +40,16 @@ impl BodyStream for RequestBody {
         if let Poll::Ready(frame) = &polled {
             let mut info = self.info.borrow_mut();
             info.touch();
-            if let Some(Ok(Frame::Data(data))) = frame {
-                info.bytes_received += data.len() as u64;
+            match frame {
+                Some(Ok(Frame::Data(data))) => info.bytes_received += data.len() as u64,
+                // The client's fault, whatever becomes of the upstream's request by it.
+                Some(Err(error)) if error.reason == ResetReason::ProtocolError => {
+                    let details = error.details.unwrap_or(error.reason.as_str());
+                    let reply = LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", details)
+                        .with_flags(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+                    info.body_reply = Some(Box::new(reply));
+                }
+                _ => {}
             }
             if self.body.is_end() || !matches!(frame, Some(Ok(Frame::Data(_)))) {
                 info.request_complete = true;

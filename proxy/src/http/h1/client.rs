@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Http1Settings;
 use super::encode;
 use super::parse::{self, Framing, HeadScanner};
-use super::wire::{self, BodyDecoder, WriteBuf};
+use super::wire::{self, BodyDecoder, BodyFault, WriteBuf};
 use crate::http::service::EarlyResponses;
 
 /// Most 1xx responses before a final one; more is a protocol error.
@@ -122,7 +122,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
         // One allocation for the whole exchange; it becomes the response's body as it is.
         let mut exchange = Box::new(Exchange::new(self, head, body, options));
         let begun = if encode::is_sendable(head) {
-            encode::request(&mut exchange.out.head, head, exchange.request_framing);
+            let (out, case) = (&mut exchange.out.head, exchange.settings.header_case);
+            encode::request(out, head, exchange.request_framing, case);
             poll_fn(|cx| exchange.poll_head(cx)).await
         } else {
             Err(BodyError {
@@ -271,7 +272,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
 
     fn end(&mut self, trailers: Option<&http::HeaderMap>) {
         match self.request_framing {
-            Framing::Chunked => self.out.end_of_chunks(trailers),
+            Framing::Chunked => self.out.end_of_chunks(trailers, self.settings.header_case),
             // Less than was declared: the server must not wait for the rest on a live connection.
             Framing::Length(1..) => {
                 self.request_error = Some(BodyError::new(ResetReason::LocalReset));
@@ -397,6 +398,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
     }
 }
 
+/// As in Envoy, a body that ends early is a broken message, not a broken connection.
+fn body_error(fault: BodyFault) -> BodyError {
+    match fault {
+        BodyFault::Malformed | BodyFault::Short => BodyError {
+            reason: ResetReason::ProtocolError,
+            details: Some("http1.codec_error"),
+        },
+        BodyFault::Broken => BodyError::new(ResetReason::ConnectionTermination),
+    }
+}
+
 struct ResponseBody<IO>(Option<Box<Exchange<IO>>>);
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<IO> {
@@ -410,7 +422,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
             return Poll::Ready(Some(Err(error)));
         }
         let e = &mut **exchange;
-        let mut polled = e.decoder.poll(&mut e.io, &mut e.buf, &mut e.eof, cx);
+        let polled = e.decoder.poll(&mut e.io, &mut e.buf, &mut e.eof, cx);
+        let mut polled = polled.map(|frame| frame.map(|frame| frame.map_err(body_error)));
         if matches!(polled, Poll::Ready(Some(Ok(Frame::Trailers(_)))))
             && !e.settings.enable_trailers
         {

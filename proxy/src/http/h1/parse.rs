@@ -135,11 +135,16 @@ struct Facts {
 fn collect(
     block: &Bytes,
     fields: &[httparse::Header<'_>],
-    underscores: UnderscoreAction,
+    settings: &Http1Settings,
     request: bool,
 ) -> Result<(HeaderMap, Facts), ParseError> {
     let mut map = HeaderMap::with_capacity(fields.len());
     let mut facts = Facts::default();
+    let underscores = if request {
+        settings.underscores
+    } else {
+        UnderscoreAction::Allow
+    };
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| CODEC)?;
         if underscores != UnderscoreAction::Allow && field.name.contains('_') {
@@ -182,8 +187,13 @@ fn collect(
         map.append(name, value);
     }
     if facts.chunked && facts.length.is_some() {
-        // Either one alone is fine; together they are request smuggling (RFC 9112 section 6.3, 3).
-        return Err(bad("http1.content_length_and_chunked_not_allowed"));
+        // Either one alone is fine; together they are smuggling, unless the operator says that those
+        // before us read them as we do (RFC 9112 section 6.3, 3).
+        if !settings.allow_chunked_length {
+            return Err(bad("http1.content_length_and_chunked_not_allowed"));
+        }
+        facts.length = None;
+        map.remove(header::CONTENT_LENGTH);
     }
     Ok((map, facts))
 }
@@ -207,11 +217,90 @@ fn lower(value: &[u8]) -> Option<ByteString> {
     Some(ByteString::from(value.to_ascii_lowercase()))
 }
 
-fn from_httparse(error: httparse::Error) -> ParseError {
-    match error {
-        httparse::Error::TooManyHeaders => ParseError {
-            status: 431,
-            details: "http1.too_many_headers",
+const TOO_MANY: ParseError = ParseError {
+    status: 431,
+    details: "http1.too_many_headers",
+};
+const LOW_VERSION: ParseError = ParseError {
+    status: 426,
+    details: "low_version",
+};
+
+/// The methods that Envoy takes without `allow_custom_methods`, in order.
+const METHODS: [&str; 34] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+fn is_method(method: &str, settings: &Http1Settings) -> bool {
+    if settings.allow_custom_methods {
+        return validate::is_token(method.as_bytes());
+    }
+    // Nearly every request is one of the first three.
+    matches!(method, "GET" | "POST" | "PUT") || METHODS.binary_search(&method).is_ok()
+}
+
+/// Why a request head that does not parse is refused, in Envoy's words.
+fn diagnose(block: &[u8], error: httparse::Error, settings: &Http1Settings) -> ParseError {
+    if error == httparse::Error::TooManyHeaders {
+        return TOO_MANY;
+    }
+    let line = block.split(|b| *b == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|b| *b == b' ');
+    let method = words.next().and_then(|m| std::str::from_utf8(m).ok());
+    if !method.is_some_and(|m| is_method(m, settings)) {
+        return CODEC;
+    }
+    if block
+        .iter()
+        .any(|b| b.is_ascii_control() && !matches!(b, b'\t' | b'\r' | b'\n'))
+    {
+        return bad("http1.invalid_characters");
+    }
+    match (words.next(), words.next(), words.next()) {
+        // HTTP/0.9, and versions that are well-formed but not ours.
+        (Some(_), None, None) => LOW_VERSION,
+        (Some(_), Some(version), None) => match version.strip_prefix(b"HTTP/") {
+            Some([major, b'.', minor])
+                if major.is_ascii_digit()
+                    && minor.is_ascii_digit()
+                    && !matches!((major, minor), (b'1', b'0' | b'1')) =>
+            {
+                LOW_VERSION
+            }
+            _ => CODEC,
         },
         _ => CODEC,
     }
@@ -228,7 +317,7 @@ pub fn request(block: &Bytes, settings: &Http1Settings) -> Result<ParsedRequest,
     let mut parsed = httparse::Request::new(&mut []);
     let status = httparse::ParserConfig::default()
         .parse_request_with_uninit_headers(&mut parsed, block, fields)
-        .map_err(from_httparse)?;
+        .map_err(|error| diagnose(block, error, settings))?;
     if status != httparse::Status::Complete(block.len()) {
         return Err(CODEC);
     }
@@ -238,17 +327,14 @@ pub fn request(block: &Bytes, settings: &Http1Settings) -> Result<ParsedRequest,
     };
     let http_10 = version == 0;
     if http_10 && !settings.accept_http_10 {
-        return Err(ParseError {
-            status: 426,
-            details: "low_version",
-        });
+        return Err(LOW_VERSION);
     }
-    if !validate::is_token(method.as_bytes()) || !validate::is_target(target.as_bytes()) {
+    if !is_method(method, settings) || !validate::is_target(target.as_bytes()) {
         return Err(CODEC);
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| CODEC)?;
     let connect = method == Method::CONNECT;
-    let (mut headers, facts) = collect(block, parsed.headers, settings.underscores, true)?;
+    let (mut headers, facts) = collect(block, parsed.headers, settings, true)?;
     if facts.chunked && http_10 {
         return Err(bad("http1.transfer_encoding_not_allowed"));
     }
@@ -256,7 +342,7 @@ pub fn request(block: &Bytes, settings: &Http1Settings) -> Result<ParsedRequest,
         return Err(bad("http1.body_disallowed"));
     }
     let mut head = RequestHead::new(method, ByteString::new());
-    place_target(block, target, connect, &mut head)?;
+    place_target(block, target, connect, settings, &mut head)?;
     if let Some(host) = facts.host
         && head.authority.is_empty()
     {
@@ -264,12 +350,6 @@ pub fn request(block: &Bytes, settings: &Http1Settings) -> Result<ParsedRequest,
     }
     if !validate::is_authority(head.authority.as_bytes()) {
         return Err(bad("http.invalid_authority"));
-    }
-    if let Some(at) = validate::fragment(head.path.as_bytes()) {
-        if settings.reject_fragment {
-            return Err(bad("path_normalization_failed"));
-        }
-        head.path = head.path.slice_ref(head.path.get(..at).unwrap_or_default());
     }
     let body = facts.chunked || facts.length.unwrap_or(0) > 0;
     // A request with a body keeps its body and loses the upgrade, which a server may always ignore
@@ -315,6 +395,7 @@ fn place_target(
     block: &Bytes,
     target: &str,
     connect: bool,
+    settings: &Http1Settings,
     head: &mut RequestHead,
 ) -> Result<(), ParseError> {
     const URL: ParseError = bad("http1.invalid_url");
@@ -329,7 +410,14 @@ fn place_target(
         head.path = text(block, target.as_bytes())?;
         return Ok(());
     }
-    let (scheme, rest) = target.split_once("://").ok_or(URL)?;
+    if !settings.allow_absolute_url {
+        head.path = text(block, target.as_bytes())?;
+        return Ok(());
+    }
+    if target.starts_with('*') {
+        return Err(URL);
+    }
+    let (scheme, rest) = target.split_once("://").ok_or(CODEC)?;
     head.scheme = if scheme.eq_ignore_ascii_case("http") {
         ByteString::from_static("http")
     } else if scheme.eq_ignore_ascii_case("https") {
@@ -372,7 +460,10 @@ pub fn response(
     let mut parsed = httparse::Response::new(&mut []);
     let status = httparse::ParserConfig::default()
         .parse_response_with_uninit_headers(&mut parsed, block, fields)
-        .map_err(from_httparse)?;
+        .map_err(|error| match error {
+            httparse::Error::TooManyHeaders => TOO_MANY,
+            _ => CODEC,
+        })?;
     if status != httparse::Status::Complete(block.len()) {
         return Err(CODEC);
     }
@@ -380,10 +471,7 @@ pub fn response(
         return Err(CODEC);
     };
     let status = StatusCode::from_u16(code).map_err(|_| CODEC)?;
-    if code > 599 {
-        return Err(CODEC);
-    }
-    let (mut headers, facts) = collect(block, parsed.headers, UnderscoreAction::Allow, false)?;
+    let (mut headers, facts) = collect(block, parsed.headers, settings, false)?;
     let upgrade = (code == 101 && facts.upgrade)
         .then(|| {
             headers

@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use filters::body::ResetReason;
-use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::transport::ByteStream;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::ConnectError;
@@ -295,12 +295,12 @@ fn milliseconds(time: Duration) -> u64 {
 
 /// An upstream connection's bytes with its share of the limits.
 pub(crate) struct PooledIo {
-    stream: Stream,
+    stream: Box<dyn ByteStream>,
     guard: ConnectionGuard,
 }
 
 impl PooledIo {
-    pub(super) fn new(stream: Stream, guard: ConnectionGuard) -> Self {
+    pub(super) fn new(stream: Box<dyn ByteStream>, guard: ConnectionGuard) -> Self {
         Self { stream, guard }
     }
 
