@@ -242,12 +242,8 @@ impl Resources {
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
-<<<<<<< HEAD
-            let any = Arc::new(pack(CDS, cluster));
-=======
             state.sds_sources.extend(cluster_secrets(cluster));
-            let any = packed(&pack(CDS, cluster));
->>>>>>> main
+            let any = Arc::new(pack(CDS, cluster));
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
             state

@@ -120,13 +120,7 @@ pub struct ClusterConfig {
     pub transport: UpstreamTransport,
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
-<<<<<<< HEAD
-    pub transport_matches: Vec<(wkt::Struct, HostTransport)>,
-=======
     pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
-    /// `load_assignment`, for all but EDS.
-    pub assignment: Option<eds::ClusterLoadAssignment>,
->>>>>>> main
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
@@ -410,22 +404,9 @@ impl ClusterConfig {
                 .map_err(|_| ConfigError::unsupported("dns_lookup_family"))?,
             respect_dns_ttl: proto.respect_dns_ttl,
             bind,
-<<<<<<< HEAD
-            transport: transport(proto.transport_socket.as_ref()),
-            transport_matches: proto
-                .transport_socket_matches
-                .iter()
-                .map(|m| {
-                    let labels = m.r#match.clone().unwrap_or_default();
-                    (labels, transport(m.transport_socket.as_ref()))
-                })
-                .collect(),
-=======
             transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
                 .at("transport_socket")?,
             transport_matches,
-            assignment: proto.load_assignment.clone(),
->>>>>>> main
             metadata: proto.metadata.clone(),
             limits,
         })
