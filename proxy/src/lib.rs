@@ -8,6 +8,7 @@ pub mod config;
 pub mod http;
 pub mod router;
 pub mod server;
+pub mod tcp_proxy;
 pub mod telemetry;
 pub mod transport;
 pub mod upstream;

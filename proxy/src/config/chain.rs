@@ -4,12 +4,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog as AccessLogProto;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain as FilterChainProto, Listener, filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager as hcm, http_filter,
 };
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::google::protobuf::Any;
 use filters::chain::{ChainEntry, FilterChain};
 use filters::registry::Compiled;
 use filters::stream::ConnectionInfo;
@@ -27,12 +30,14 @@ use crate::http::service::ConnectionControl;
 use crate::http::{h1, h2};
 use crate::router::RouteSlot;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
+use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
 use crate::transport::downstream::DownstreamTransport;
 use crate::transport::prefixed::Prefixed;
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// RFC 9113, 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -48,44 +53,85 @@ impl FilterChainCompiler for ChainCompiler {
         let scope = format!("listener.{}.", stat_name(listener));
         let scope = self.0.stats.scope(&scope);
         let transport = DownstreamTransport::compile(chain, &self.0.secrets, &scope)?;
-        let [filter] = chain.filters.as_slice() else {
-            return Err(ConfigError::new(format!(
-                "needs exactly one network filter (the HTTP connection manager), has {}",
-                chain.filters.len()
-            ))
-            .at("filters"));
-        };
-        let step = "filters[0].typed_config";
-        let proto = connection_manager(filter).at(step)?;
-        let config = self.compile_hcm(&proto).at(step)?;
-        Ok(Arc::new(HttpChain {
-            config: Arc::new(config),
+        let terminal = self.terminal(&chain.filters)?;
+        Ok(Arc::new(Chain {
             transport,
+            terminal,
         }))
     }
 }
 
-fn connection_manager(filter: &Filter) -> Result<HttpConnectionManager, ConfigError> {
-    let Some(filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
-        return Err(ConfigError::unsupported("config_discovery"));
-    };
-    let url = any::inner_type_url(config)?;
-    if url.rsplit('/').next() != Some(HCM) {
-        return Err(ConfigError::new(format!(
-            "network filter {url} is not supported"
-        )));
+/// Network filters that change no byte: Istio's telemetry and peer metadata.
+const HARMLESS: [&str; 2] = [
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "stats.PluginConfig",
+];
+
+/// The type of a network filter, and its configuration.
+fn typed(filter: &Filter) -> Result<(String, &Any), ConfigError> {
+    match &filter.config_type {
+        Some(filter::ConfigType::TypedConfig(config)) => {
+            let name = any::inner_type_name(config).at("typed_config")?;
+            Ok((name, config))
+        }
+        Some(filter::ConfigType::ConfigDiscovery(_)) => {
+            Err(ConfigError::unsupported("config_discovery"))
+        }
+        None => Err(ConfigError::new("value is required").at("typed_config")),
     }
-    any::unpack(config)
 }
 
 impl ChainCompiler {
+    /// The filter that the chain's connections end in. Those before it must be harmless ones.
+    fn terminal(&self, filters: &[Filter]) -> Result<Terminal, ConfigError> {
+        let mut terminal = None;
+        for (i, filter) in filters.iter().enumerate() {
+            let step = format!("filters[{i}]");
+            if terminal.is_some() {
+                return Err(ConfigError::new("stands after the terminal filter").at(step));
+            }
+            let (name, config) = typed(filter).at(&step)?;
+            let compiled = match name.as_str() {
+                HCM => any::unpack(config)
+                    .and_then(|proto| self.compile_hcm(&proto))
+                    .map(|config| Some(Terminal::Http(Arc::new(config)))),
+                TCP_PROXY => any::unpack(config)
+                    .and_then(|proto| self.compile_tcp_proxy(&proto))
+                    .map(|config| Some(Terminal::Tcp(Arc::new(config)))),
+                other => match HARMLESS.iter().find(|known| **known == other) {
+                    Some(known) => {
+                        harmless(known);
+                        Ok(None)
+                    }
+                    None => Err(ConfigError::new(format!(
+                        "network filter {other} is not supported"
+                    ))),
+                },
+            };
+            terminal = compiled.at("typed_config").at(&step)?;
+        }
+        terminal.ok_or_else(|| {
+            ConfigError::new("needs the HTTP connection manager or the TCP proxy at its end")
+                .at("filters")
+        })
+    }
+
+    fn access_logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
+        let compile = |(i, log)| {
+            AccessLog::compile(log, |path| self.0.access_logs.open(path))
+                .at(format!("access_log[{i}]"))
+        };
+        protos.iter().enumerate().map(compile).collect()
+    }
+
+    fn compile_tcp_proxy(&self, proto: &TcpProxy) -> Result<TcpProxyConfig, ConfigError> {
+        let logs = self.access_logs(&proto.access_log)?;
+        TcpProxyConfig::compile(proto, &*self.0.clusters, logs, &self.0.stats.scope(""))
+    }
+
     fn compile_hcm(&self, proto: &HttpConnectionManager) -> Result<HcmConfig, ConfigError> {
         let context = &self.0;
-        let mut access_logs = Vec::new();
-        for (i, log) in proto.access_log.iter().enumerate() {
-            let compiled = AccessLog::compile(log, |path| context.access_logs.open(path));
-            access_logs.push(compiled.at(format!("access_log[{i}]"))?);
-        }
+        let access_logs = self.access_logs(&proto.access_log)?;
         let scope = context.stats.scope(&format!("http.{}.", proto.stat_prefix));
         let parts = HcmParts {
             routes: self.routes(proto)?,
@@ -160,13 +206,20 @@ fn harmless(name: &'static str) {
     }
 }
 
-/// A chain that ends in the HTTP connection manager.
-struct HttpChain {
-    config: Arc<HcmConfig>,
-    transport: DownstreamTransport,
+/// What serves a chain's connections once their transport is set up.
+#[derive(Clone)]
+enum Terminal {
+    Http(Arc<HcmConfig>),
+    Tcp(Arc<TcpProxyConfig>),
 }
 
-impl FilterChainHandler for HttpChain {
+/// A compiled chain.
+struct Chain {
+    transport: DownstreamTransport,
+    terminal: Terminal,
+}
+
+impl FilterChainHandler for Chain {
     fn serve(
         &self,
         io: Stream,
@@ -174,14 +227,32 @@ impl FilterChainHandler for HttpChain {
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
-        let config = self.config.clone();
+        let terminal = self.terminal.clone();
         match self.transport.clone() {
-            DownstreamTransport::Raw => Box::pin(serve_limited(config, io, prefix, info, control)),
+            DownstreamTransport::Raw => Box::pin(terminal.serve(io, prefix, info, control)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
                 if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
-                    serve_limited(config, io, Bytes::new(), info, control).await;
+                    terminal.serve(io, Bytes::new(), info, control).await;
                 }
             }),
+        }
+    }
+}
+
+impl Terminal {
+    async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self,
+        io: IO,
+        prefix: Bytes,
+        info: Rc<ConnectionInfo>,
+        control: ConnectionControl,
+    ) {
+        match self {
+            Self::Http(config) => serve_limited(config, io, prefix, info, control).await,
+            Self::Tcp(config) => {
+                // Boxed for HTTP's sake, as HTTP/2 is for HTTP/1's: a future is as large as its largest branch.
+                Box::pin(tcp_proxy::serve(config, Prefixed::new(prefix, io), info)).await;
+            }
         }
     }
 }
@@ -216,7 +287,14 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let http2 = match config.codec {
         Codec::Http1 => false,
-        Codec::Http2 => true,
+        // Not before the preface has come does Envoy say anything.
+        Codec::Http2 => match detect(&mut io, prefix, config.idle_timeout, &control).await {
+            Some((true, read)) => {
+                prefix = read;
+                true
+            }
+            Some((false, _)) | None => return,
+        },
         Codec::Auto if info.alpn.as_deref() == Some("h2") => true,
         Codec::Auto => match detect(&mut io, prefix, config.idle_timeout, &control).await {
             Some((http2, read)) => {

@@ -43,6 +43,9 @@ pub trait HttpService {
     /// A message that was malformed, too large, or late, before it became a request: what to answer.
     /// The codec sends the answer where the protocol allows one and closes. Counts and logs.
     fn reject(&self, rejection: &Rejection, protocol: Protocol) -> Response;
+
+    /// A message that the codec refused without an answer, before it became a request. Counts and logs.
+    fn refuse(&self, _details: &'static str, _flags: ResponseFlags, _protocol: Protocol) {}
 }
 
 /// Why a codec refused a message.

@@ -12,6 +12,7 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
@@ -162,7 +163,7 @@ fn mirror(request: &mut Upstreaming<'_>) {
     let mirroring = Mirroring {
         head: request.head,
         attempt_count: request.route.include_request_attempt_count(),
-        protocol: request.info.borrow().protocol,
+        protocol: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         timeouts: request.timeouts,
         buffer_limit: request.buffer_limit,
         random: request.random,
@@ -247,7 +248,7 @@ async fn one(
     global: &mut AfterRequest,
 ) -> Outcome {
     let options = SendOptions {
-        downstream: request.info.borrow().protocol,
+        downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
     };

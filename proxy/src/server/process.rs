@@ -6,13 +6,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use envoy_types::pb::envoy::config::core::v3::GrpcService;
-use filters::registry::{GrpcConnector, Registry};
+use filters::registry::Registry;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
-use tonic::transport::Channel;
-use xds_client::error::ConfigError;
 
 use super::admin::{self, AdminListener};
 use super::admin_backend::Backend;
@@ -32,16 +29,8 @@ use crate::config::sources::Sources;
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
 use crate::transport::tls::secrets::SecretStore;
+use crate::upstream::grpc::{ClusterGrpc, FindCluster};
 use crate::upstream::manager::ClusterManager;
-
-/// Refuses: filters cannot call gRPC services through clusters yet.
-struct NoGrpc;
-
-impl GrpcConnector for NoGrpc {
-    fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
-        Err(ConfigError::unsupported("grpc_service"))
-    }
-}
 
 struct Control {
     backend: Arc<Backend>,
@@ -89,20 +78,21 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
     let slots = clusters.clone();
+    let find: FindCluster = Arc::new(move |name: &str| {
+        slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .slot(name)
+    });
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
         secrets,
-        clusters: Arc::new(move |name: &str| {
-            slots
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .slot(name)
-        }),
+        clusters: find.clone(),
         directory,
         stats: stats.clone(),
         registry: Arc::new(Registry::default()),
         filter_names: Mutex::default(),
-        grpc: Arc::new(NoGrpc),
+        grpc: Arc::new(ClusterGrpc::new(find)),
         access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
         reject_fragment: settings.reject_path_with_fragment,
         node: Arc::new(settings.node.clone()),

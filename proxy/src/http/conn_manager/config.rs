@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig,
-    http_protocol_options, http1_protocol_options::header_key_format::HeaderFormat,
+    Http1ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
+    http1_protocol_options::header_key_format::HeaderFormat,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -119,11 +119,10 @@ impl HcmConfig {
         refuse_unsupported(proto)?;
         let common = proto.common_http_protocol_options.unwrap_or_default();
         let http1 = proto.http_protocol_options.clone().unwrap_or_default();
-        let max_head_kb = proto
-            .max_request_headers_kb
-            .as_ref()
-            .map_or(60, |v| v.value);
-        let max_headers = common.max_headers_count.as_ref().map_or(100, |v| v.value);
+        let max_head_kb = proto.max_request_headers_kb.as_ref();
+        let max_head_bytes = (max_head_kb.map_or(60, |v| v.value) as usize) << 10;
+        let max_headers = common.max_headers_count.as_ref();
+        let max_headers = max_headers.map_or(100, |v| v.value) as usize;
         let idle_timeout = duration_or(&common.idle_timeout, Some(Duration::from_secs(3600)))
             .at("common_http_protocol_options.idle_timeout")?;
         let head_timeout =
@@ -132,8 +131,8 @@ impl HcmConfig {
         Ok(Self {
             codec: codec(proto)?,
             http1: Http1Settings {
-                max_head_bytes: (max_head_kb as usize) << 10,
-                max_headers: max_headers as usize,
+                max_head_bytes,
+                max_headers,
                 accept_http_10: http1.accept_http_10,
                 enable_trailers: http1.enable_trailers,
                 allow_chunked_length: http1.allow_chunked_length,
@@ -146,7 +145,7 @@ impl HcmConfig {
                 linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
                     .at("delayed_close_timeout")?,
             },
-            http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
+            http2: http2(proto, max_head_bytes, max_headers, underscores)?,
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
                 .at("common_http_protocol_options.max_connection_duration")?,
@@ -282,37 +281,20 @@ fn header_case(http1: &Http1ProtocolOptions) -> Result<HeaderCase, ConfigError> 
 }
 
 fn http2(
-    proto: Option<&Http2ProtocolOptions>,
-    max_head_kb: u32,
+    proto: &HttpConnectionManager,
+    max_header_bytes: usize,
+    max_headers: usize,
+    underscores: UnderscoreAction,
 ) -> Result<Http2Settings, ConfigError> {
     let mut settings = Http2Settings {
-        max_header_list: max_head_kb << 10,
+        max_header_bytes,
+        max_headers,
+        underscores,
+        keep_connection_on_bad_message: is_true(&proto.stream_error_on_invalid_http_message),
         ..Http2Settings::default()
     };
-    let Some(proto) = proto else {
-        return Ok(settings);
-    };
-    if proto.allow_metadata {
-        return Err(ConfigError::unsupported(
-            "http2_protocol_options.allow_metadata",
-        ));
-    }
-    settings.allow_connect = proto.allow_connect;
-    if let Some(streams) = &proto.max_concurrent_streams {
-        settings.max_concurrent_streams = streams.value;
-    }
-    if let Some(window) = &proto.initial_stream_window_size {
-        settings.initial_stream_window = window.value;
-    }
-    if let Some(window) = &proto.initial_connection_window_size {
-        settings.initial_connection_window = window.value;
-    }
-    if let Some(keepalive) = &proto.connection_keepalive {
-        let timeout = duration_or(&keepalive.timeout, Some(Duration::from_secs(10)))
-            .at("http2_protocol_options.connection_keepalive.timeout")?;
-        let interval = duration_or(&keepalive.interval, None)
-            .at("http2_protocol_options.connection_keepalive.interval")?;
-        settings.keepalive = interval.zip(timeout);
+    if let Some(options) = &proto.http2_protocol_options {
+        settings.apply(options).at("http2_protocol_options")?;
     }
     Ok(settings)
 }

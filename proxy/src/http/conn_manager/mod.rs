@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use filters::body::BodyError;
 use filters::filter::LocalReply;
+use filters::flags::ResponseFlags;
 use filters::local_reply::{ReplyShape, render};
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
@@ -142,5 +143,16 @@ impl HttpService for CountedManager {
             body,
             close: true,
         }
+    }
+
+    fn refuse(&self, details: &'static str, flags: ResponseFlags, protocol: Protocol) {
+        let manager = &self.manager;
+        reply::log_refusal(
+            &manager.config,
+            &manager.connection,
+            details,
+            flags,
+            protocol,
+        );
     }
 }

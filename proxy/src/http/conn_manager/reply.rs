@@ -106,3 +106,31 @@ pub(super) fn finish_rejection(
         log.record(&info.borrow(), None, None, None);
     }
 }
+
+/// Counts and logs a message that was refused without an answer.
+pub(super) fn log_refusal(
+    config: &HcmConfig,
+    connection: &Rc<ConnectionInfo>,
+    details: &'static str,
+    flags: ResponseFlags,
+    protocol: Protocol,
+) {
+    let stats = &config.stats;
+    stats.downstream_rq_total.inc();
+    if protocol == Protocol::Http2 {
+        stats.downstream_rq_http2_total.inc();
+    }
+    stats.downstream_rq_rx_reset.inc();
+    if flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
+        stats.downstream_cx_protocol_error.inc();
+    }
+    if config.access_logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::new(connection.clone(), protocol);
+    info.details = Some(details.into());
+    info.flags.insert(flags);
+    for log in &config.access_logs {
+        log.record(&info, None, None, None);
+    }
+}

@@ -113,7 +113,7 @@ fn prepare(
     routes: Option<&RouteTable>,
 ) -> Result<Client, Box<LocalReply>> {
     if head.authority.is_empty() {
-        if config.default_host.is_empty() || info.borrow().protocol != Protocol::Http10 {
+        if config.default_host.is_empty() || info.borrow().protocol != Some(Protocol::Http10) {
             return Err(reply(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }
         head.authority = config.default_host.clone();
@@ -233,7 +233,9 @@ impl Stream<'_> {
         }
         match flow {
             Flow::Continue => {}
-            Flow::Reply(reply) => return Err(Stop::Reply(reply)),
+            Flow::Reply(reply) => {
+                return Err(body_failed(info).unwrap_or(Stop::Reply(reply)));
+            }
             Flow::Reset(error) => return Err(body_failed(info).unwrap_or(Stop::Reset(error))),
         }
         let exchange = Exchange {
@@ -258,10 +260,14 @@ impl Stream<'_> {
     }
 }
 
-/// The answer that a filter left when it ended the request's body.
+/// What a failed request body makes of the stream: the answer that a filter left when it ended the body, or no
+/// answer if the client did.
 fn body_failed(info: &SharedInfo) -> Option<Stop> {
-    let reply = info.borrow_mut().body_reply.take()?;
-    Some(Stop::Reply(reply))
+    let mut info = info.borrow_mut();
+    match info.body_reply.take() {
+        Some(reply) => Some(Stop::Reply(reply)),
+        None => info.request_error.clone().map(Stop::Reset),
+    }
 }
 
 /// Keeps what filters, logs and local replies want of the chosen route.

@@ -11,7 +11,7 @@ use filters::stream::Address;
 use tokio::sync::oneshot;
 
 use super::guard::{ConnectionState, PendingGuard, Place};
-use super::{ConnectionGuard, PooledIo};
+use super::{ConnectionGuard, PooledIo, Speaks};
 use crate::http::h1::Http1Settings;
 use crate::http::h1::client::{ClientConnection, Recycle};
 use crate::upstream::connect::{ConnectError, connect};
@@ -93,7 +93,7 @@ impl Pool {
     fn grow(self: &Rc<Self>) {
         while self.connecting.get() < self.waiting.borrow().len() {
             let first = self.open.get() == 0;
-            let Some(mut guard) = ConnectionGuard::take(&self.place, false, first) else {
+            let Some(mut guard) = ConnectionGuard::take(&self.place, Speaks::Http1, first) else {
                 return;
             };
             let pool = Rc::downgrade(self);

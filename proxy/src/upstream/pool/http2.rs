@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::guard::{ConnectionState, Freed, PendingGuard, Place};
 use super::http1::overflow;
-use super::{ConnectionGuard, PooledIo};
+use super::{ConnectionGuard, PooledIo, Speaks};
 use crate::http::h2::client::{ClientConnection, ClientSettings};
 use crate::upstream::connect::{ConnectError, connect};
 
@@ -108,7 +108,7 @@ impl Pool {
         }
         let first = self.open.get() == 0;
         let (Some(mut guard), Some(me)) = (
-            ConnectionGuard::take(&self.place, true, first),
+            ConnectionGuard::take(&self.place, Speaks::Http2, first),
             self.me.upgrade(),
         ) else {
             return;
