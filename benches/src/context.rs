@@ -7,15 +7,16 @@ use envoy_types::pb::envoy::config::core::v3::GrpcService;
 use fairway::config::context::{AccessLogs, ChainContext};
 use fairway::telemetry::stats::Stats;
 use fairway::upstream::manager::ClusterManager;
+use filters::grpc::GrpcChannel;
 use filters::registry::{GrpcConnector, Registry};
-use tonic::transport::Channel;
+
 use xds_client::error::ConfigError;
 
 /// Nothing that is measured calls a gRPC service.
 struct NoGrpc;
 
 impl GrpcConnector for NoGrpc {
-    fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
+    fn channel(&self, _: &GrpcService) -> Result<GrpcChannel, ConfigError> {
         Err(ConfigError::unsupported("grpc_service"))
     }
 }
