@@ -43,7 +43,7 @@ fn routes(bencher: Bencher<'_, '_>) {
         .counter(divan::counter::ItemsCount::new(count.sum::<usize>()))
         .bench_local(|| {
             for config in &configs {
-                divan::black_box(context.compile_routes(config).expect("routes"));
+                divan::black_box(context.compile_routes(config, true).expect("routes"));
             }
         });
 }

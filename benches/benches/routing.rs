@@ -55,7 +55,9 @@ fn table(count: usize) -> RouteTable {
         }],
         ..Default::default()
     };
-    chain_context().compile_routes(&config).expect("routes")
+    chain_context()
+        .compile_routes(&config, true)
+        .expect("routes")
 }
 
 /// A request that only route `n` takes.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use prost::{Message, Name};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use crate::bootstrap::encode;
 use crate::error::ConfigError;
@@ -17,26 +19,90 @@ use crate::subscription::{Event, ResourceHandler, Subscription};
 /// included, so `watched_directory` needs nothing of its own.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watches a file until the task is aborted. The handler gets all the resources in it, of which those with
-/// new bytes are applied; what is gone from the file is removed. A broken file leaves things as they are.
-pub fn spawn(
-    path: PathBuf,
-    type_url: &str,
-    mut handler: Box<dyn ResourceHandler>,
-) -> tokio::task::JoinHandle<()> {
+/// A file that is watched until this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    task: tokio::task::JoinHandle<()>,
+    awaited: UnboundedSender<Awaited>,
+}
+
+/// A name that somebody waits for, and until when.
+type Awaited = (String, Instant);
+
+impl Watch {
+    /// The handler hears [`Event::FetchTimeout`] of those of the names that the file does not hold within
+    /// this time; `initial_fetch_timeout` zero waits for ever. No names are all of the type.
+    pub fn expect(&self, mut names: Vec<String>, initial_fetch_timeout: Duration) {
+        if initial_fetch_timeout.is_zero() {
+            return;
+        }
+        if names.is_empty() {
+            names.push(WILDCARD.to_owned());
+        }
+        let until = Instant::now() + initial_fetch_timeout;
+        for name in names {
+            // The task ends with us only.
+            let _ = self.awaited.send((name, until));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+const WILDCARD: &str = "*";
+
+/// Watches a file. The handler gets all the resources in it, of which those with new bytes are applied; what
+/// is gone from the file is removed. A broken file leaves things as they are.
+pub fn spawn(path: PathBuf, type_url: &str, handler: Box<dyn ResourceHandler>) -> Watch {
     let mut subscription = Subscription::new(type_url);
     subscription.wildcard = true;
-    tokio::spawn(async move {
-        let mut seen = None;
-        loop {
-            let now = stamp(&path).await;
-            if now.is_some() && now != seen {
-                seen = now;
-                update(&path, &mut subscription, handler.as_mut()).await;
-            }
-            tokio::time::sleep(INTERVAL).await;
+    let (awaited, names) = unbounded_channel();
+    let task = tokio::spawn(watch(path, subscription, handler, names));
+    Watch { task, awaited }
+}
+
+async fn watch(
+    path: PathBuf,
+    mut subscription: Subscription,
+    mut handler: Box<dyn ResourceHandler>,
+    mut names: UnboundedReceiver<Awaited>,
+) {
+    let (mut seen, mut answered) = (None, false);
+    let mut waiting: Vec<Awaited> = Vec::new();
+    loop {
+        let now = stamp(&path).await;
+        if now.is_some() && now != seen {
+            seen = now;
+            answered |= update(&path, &mut subscription, handler.as_mut()).await;
         }
-    })
+        let tick = Instant::now() + INTERVAL;
+        loop {
+            let now = Instant::now();
+            waiting.retain(|(name, until)| {
+                let known = subscription.known.contains_key(name);
+                if known || (answered && name == WILDCARD) {
+                    return false;
+                }
+                if *until <= now {
+                    let (type_url, name) = (subscription.type_url.clone(), name.clone());
+                    handler.on_event(Event::FetchTimeout { type_url, name });
+                }
+                *until > now
+            });
+            let until = waiting.iter().map(|(_, until)| *until).min();
+            tokio::select! {
+                () = tokio::time::sleep_until(until.map_or(tick, |until| until.min(tick))) => {}
+                Some(name) = names.recv() => waiting.push(name),
+            }
+            if Instant::now() >= tick {
+                break;
+            }
+        }
+    }
 }
 
 /// What changes when a file is written or replaced.
@@ -45,18 +111,26 @@ async fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
     Some((m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
 }
 
-async fn update(path: &Path, subscription: &mut Subscription, handler: &mut dyn ResourceHandler) {
+/// Whether the file could be taken.
+async fn update(
+    path: &Path,
+    subscription: &mut Subscription,
+    handler: &mut dyn ResourceHandler,
+) -> bool {
     let response = match tokio::fs::read(path).await {
         Ok(content) => decode(path, &content),
         Err(e) => Err(ConfigError::new(e.to_string())),
     };
     match response {
         // A refusal has reached the handler as an event; there is nobody to send a NACK to.
-        Ok(response) => drop(subscription.accept_sotw(response, handler)),
-        Err(error) => handler.on_event(Event::UpdateRejected {
-            type_url: subscription.type_url.clone(),
-            error: format!("{}: {error}", path.display()),
-        }),
+        Ok(response) => subscription.accept_sotw(response, handler).is_ok(),
+        Err(error) => {
+            handler.on_event(Event::UpdateRejected {
+                type_url: subscription.type_url.clone(),
+                error: format!("{}: {error}", path.display()),
+            });
+            false
+        }
     }
 }
 
@@ -93,6 +167,41 @@ mod tests {
         fn on_event(&mut self, event: Event) {
             self.1.push(event);
         }
+    }
+
+    /// Passes events on to the test.
+    struct Told(UnboundedSender<Event>);
+
+    impl ResourceHandler for Told {
+        fn apply(&mut self, _: &str, _: Vec<Resource>, _: Vec<String>, _: bool) -> Vec<Rejected> {
+            Vec::new()
+        }
+        fn on_event(&mut self, event: Event) {
+            let _ = self.0.send(event);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_name_that_the_file_does_not_hold_is_told() {
+        let path = std::env::temp_dir().join(format!("fairway-rds-{}.yaml", std::process::id()));
+        let url = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+        std::fs::write(
+            &path,
+            format!("resources:\n- {{\"@type\": {url}, name: here}}\n"),
+        )
+        .unwrap();
+        let (told, mut events) = unbounded_channel();
+        let watch = spawn(path.clone(), url, Box::new(Told(told)));
+        watch.expect(vec!["here".into(), "gone".into()], Duration::from_millis(1));
+        let timed_out = loop {
+            match events.recv().await {
+                Some(Event::FetchTimeout { name, .. }) => break name,
+                Some(_) => {}
+                None => panic!("the watch ended"),
+            }
+        };
+        assert_eq!(timed_out, "gone");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]

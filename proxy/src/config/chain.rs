@@ -29,6 +29,7 @@ use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::service::ConnectionControl;
 use crate::http::{h1, h2};
 use crate::router::RouteSlot;
+use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
 use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
@@ -133,9 +134,11 @@ impl ChainCompiler {
         let context = &self.0;
         let access_logs = self.access_logs(&proto.access_log)?;
         let scope = context.stats.scope(&format!("http.{}.", proto.stat_prefix));
+        let (chain, router) = self.filters(&proto.http_filters)?;
         let parts = HcmParts {
             routes: self.routes(proto)?,
-            chain: self.filters(&proto.http_filters)?,
+            chain,
+            router,
             access_logs,
             stats: ConnectionManagerStats::new(&scope),
             reject_fragment: context.reject_fragment,
@@ -148,7 +151,7 @@ impl ChainCompiler {
         match &proto.route_specifier {
             Some(hcm::RouteSpecifier::Rds(rds)) => Ok(self.0.routes.slot(&rds.route_config_name)),
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => {
-                let table = self.0.compile_routes(routes).at("route_config")?;
+                let table = self.0.compile_routes(routes, true).at("route_config")?;
                 let slot = RouteSlot::new(routes.name.clone());
                 slot.set(Some(Arc::new(table)));
                 Ok(Arc::new(slot))
@@ -160,12 +163,13 @@ impl ChainCompiler {
         }
     }
 
-    fn filters(&self, filters: &[HttpFilter]) -> Result<FilterChain, ConfigError> {
+    /// The filters before the router, and the router's options.
+    fn filters(&self, filters: &[HttpFilter]) -> Result<(FilterChain, RouterOptions), ConfigError> {
         let mut entries = Vec::new();
-        let mut router = false;
+        let mut router = None;
         for (i, filter) in filters.iter().enumerate() {
             let step = format!("http_filters[{i}]");
-            if router {
+            if router.is_some() {
                 return Err(ConfigError::new("stands after the router").at(step));
             }
             let Some(http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
@@ -179,7 +183,10 @@ impl ChainCompiler {
                     filter: compiled,
                     disabled_by_default: filter.disabled,
                 }),
-                Ok(Compiled::Router) => router = true,
+                Ok(Compiled::Router) => {
+                    let options = RouterOptions::compile(config);
+                    router = Some(options.at("typed_config").at(step)?);
+                }
                 Ok(Compiled::Harmless(name)) => harmless(name),
                 Err(error) if filter.is_optional => {
                     tracing::warn!(filter = %filter.name, %error, "optional filter left out");
@@ -187,10 +194,9 @@ impl ChainCompiler {
                 Err(error) => return Err(error.at("typed_config").at(step)),
             }
         }
-        if router {
-            Ok(FilterChain::new(entries))
-        } else {
-            Err(ConfigError::new("the last filter must be the router").at("http_filters"))
+        match router {
+            Some(router) => Ok((FilterChain::new(entries), router)),
+            None => Err(ConfigError::new("the last filter must be the router").at("http_filters")),
         }
     }
 }

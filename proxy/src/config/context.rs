@@ -32,6 +32,8 @@ pub struct ChainContext {
     pub secrets: Arc<SecretStore>,
     /// Finds the slot of a cluster.
     pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
+    /// Whether a cluster exists, warm or not.
+    pub known_cluster: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     /// The clusters that requests may name.
     pub directory: ClusterDirectory<Cluster>,
     /// The numbers of the process.
@@ -53,11 +55,17 @@ pub struct ChainContext {
 }
 
 impl ChainContext {
-    /// Compiles a route configuration, inline or from RDS.
+    /// Compiles a route configuration. Routes of an inline one may only name clusters that exist, unless it
+    /// says otherwise (`validate_clusters`).
     ///
     /// # Errors
     /// The path of the invalid field.
-    pub fn compile_routes(&self, routes: &RouteConfiguration) -> Result<RouteTable, ConfigError> {
+    pub fn compile_routes(
+        &self,
+        routes: &RouteConfiguration,
+        inline: bool,
+    ) -> Result<RouteTable, ConfigError> {
+        let validate = routes.validate_clusters.map_or(inline, |v| v.value);
         let filter_config =
             |name: &str, any: &Any| -> Result<Option<(FilterId, RouteFilterConfig)>, ConfigError> {
                 let context = self.factory_context(name);
@@ -68,6 +76,7 @@ impl ChainContext {
             routes,
             &CompileContext {
                 cluster: &*self.clusters,
+                known: validate.then_some(&*self.known_cluster),
                 directory: &self.directory,
                 filter_config: &filter_config,
             },

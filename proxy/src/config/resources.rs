@@ -562,7 +562,7 @@ impl Resources {
             }
             Kind::Route => {
                 let routes: RouteConfiguration = decode(any)?;
-                match self.context.compile_routes(&routes) {
+                match self.context.compile_routes(&routes, false) {
                     Ok(table) => self.context.routes.apply(&resource.name, table),
                     Err(e) => {
                         self.context.routes.give_up(&resource.name);

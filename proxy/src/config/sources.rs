@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, ConfigSource, No
 use filters::stream::Address;
 use xds_client::ads::{self, Config, Handle, Protocol, Transport};
 use xds_client::error::{At, ConfigError};
+use xds_client::filesystem::{self, Watch};
 use xds_client::subscription::ResourceHandler;
 
 use crate::upstream::host::Target;
@@ -31,7 +32,7 @@ pub struct Sources {
     /// Streams of `api_config_source`, by type and cluster.
     streams: HashMap<(String, String), Handle>,
     /// Watched files, by type and path.
-    files: HashMap<(String, String), tokio::task::JoinHandle<()>>,
+    files: HashMap<(String, String), Watch>,
 }
 
 /// `initial_fetch_timeout` of a source; zero is for ever.
@@ -104,65 +105,64 @@ impl Sources {
         type_url: &str,
         names: Vec<String>,
     ) -> Result<(), ConfigError> {
-        if let Some(handle) = self.handle(source, type_url)? {
-            handle.subscribe(type_url, names, fetch_timeout(source));
+        let timeout = fetch_timeout(source);
+        if let Some(path) = file(source) {
+            self.watch(path, type_url).expect(names, timeout);
+        } else {
+            let handle = self.handle(source, type_url)?;
+            handle.subscribe(type_url, names, timeout);
         }
         Ok(())
     }
 
     /// Gives names up. A file goes on being watched.
     pub fn unsubscribe(&mut self, source: &ConfigSource, type_url: &str, names: Vec<String>) {
-        if let Ok(Some(handle)) = self.handle(source, type_url) {
+        if file(source).is_none()
+            && let Ok(handle) = self.handle(source, type_url)
+        {
             handle.unsubscribe(type_url, names);
         }
     }
 
-    /// The stream of a source; `None` for a file, which is watched from now on.
-    fn handle(
-        &mut self,
-        source: &ConfigSource,
-        type_url: &str,
-    ) -> Result<Option<Handle>, ConfigError> {
+    /// The stream of a source that is no file.
+    fn handle(&mut self, source: &ConfigSource, type_url: &str) -> Result<Handle, ConfigError> {
         match &source.config_source_specifier {
             Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
                 let ads = self.ads.clone();
                 let missing = || ConfigError::new("there is no dynamic_resources.ads_config");
-                ads.map(Some).ok_or_else(missing).at("ads")
-            }
-            Some(ConfigSourceSpecifier::Path(path)) => {
-                self.watch(path, type_url);
-                Ok(None)
-            }
-            Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
-                self.watch(&file.path, type_url);
-                Ok(None)
+                ads.ok_or_else(missing).at("ads")
             }
             Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
                 let (cluster, _) = stream_config(api).at("api_config_source")?;
                 let key = (type_url.to_owned(), cluster);
                 if let Some(handle) = self.streams.get(&key) {
-                    return Ok(Some(handle.clone()));
+                    return Ok(handle.clone());
                 }
                 let handle = self.open(api, Some(type_url)).at("api_config_source")?;
                 self.streams.insert(key, handle.clone());
-                Ok(Some(handle))
+                Ok(handle)
             }
-            None => Err(ConfigError::new("no configuration source is set")),
+            Some(ConfigSourceSpecifier::Path(_) | ConfigSourceSpecifier::PathConfigSource(_))
+            | None => Err(ConfigError::new("no configuration source is set")),
         }
     }
 
-    fn watch(&mut self, path: &str, type_url: &str) {
+    /// The watch of a file, which begins with the first subscription.
+    fn watch(&mut self, path: &str, type_url: &str) -> &Watch {
         let key = (type_url.to_owned(), path.to_owned());
         let handler = &self.handler;
         self.files
             .entry(key)
-            .or_insert_with(|| xds_client::filesystem::spawn(path.into(), type_url, handler()));
+            .or_insert_with(|| filesystem::spawn(path.into(), type_url, handler()))
     }
 }
 
-impl Drop for Sources {
-    fn drop(&mut self) {
-        self.files.values().for_each(|task| task.abort());
+/// The file of a source that is one.
+fn file(source: &ConfigSource) -> Option<&str> {
+    match source.config_source_specifier.as_ref()? {
+        ConfigSourceSpecifier::Path(path) => Some(path),
+        ConfigSourceSpecifier::PathConfigSource(file) => Some(&file.path),
+        _ => None,
     }
 }
 

@@ -44,6 +44,8 @@ pub(super) struct Upstreaming<'a> {
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
     pub(super) buffer_limit: usize,
+    /// No `x-envoy-*` headers are added.
+    pub(super) suppress_envoy_headers: bool,
 }
 
 /// What one attempt came to.
@@ -87,9 +89,10 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                 .headers
                 .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
         }
+        let keep_original = !request.suppress_envoy_headers;
         request
             .route
-            .set_upstream_host(request.head, &host.hostname);
+            .set_upstream_host(request.head, &host.hostname, keep_original);
         let body = replay.body(&mut request.body);
         let outcome = one(&request, &host, body, &mut global).await;
         let verdict = if replay.can_replay() {
@@ -365,7 +368,7 @@ fn respond(
     let at_hand = !matches!(body, Body::Stream(_));
     let kind = charge.response(host, head.status, &head.headers, at_hand);
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
-    if request.info.borrow().request_complete {
+    if request.info.borrow().request_complete && !request.suppress_envoy_headers {
         write_service_time(&mut head, started);
     }
     if request.route.include_attempt_count_in_response() {

@@ -14,6 +14,7 @@ use http::{HeaderValue, StatusCode, header};
 use super::action::Action;
 use super::attempt;
 use super::charge::Charge;
+use super::options::RouterOptions;
 use super::redirect::Redirect;
 use super::retry_state::RetryState;
 use super::route::Route;
@@ -39,6 +40,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) early: EarlyResponses,
     /// The stream's random number.
     pub(crate) random: u64,
+    /// The router's own options.
+    pub(crate) options: &'a RouterOptions,
 }
 
 /// What came of a request.
@@ -103,14 +106,20 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         internal,
         early,
         random,
+        options,
         ..
     } = exchange;
-    let timeouts = Timeouts::of(head, &route, internal);
+    if let Some(reply) = options.check(head) {
+        return Forwarded::reply(reply);
+    }
+    let timeouts = Timeouts::of(head, &route, internal, options);
     let retries = RetryState::new(&route, head);
     timeouts.write_expected(head, Duration::ZERO);
-    route.prepare_request(head, &info.borrow());
+    let keep_original = !options.suppress_envoy_headers;
+    route.prepare_request(head, &info.borrow(), keep_original);
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
-    attempt::run(attempt::Upstreaming {
+    let tell_attempts = route.include_attempt_count_in_response();
+    let mut forwarded = attempt::run(attempt::Upstreaming {
         charge: Charge {
             cluster,
             internal,
@@ -125,8 +134,20 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         timeouts,
         retries: Some(retries),
         buffer_limit: buffer_limit as usize,
+        suppress_envoy_headers: options.suppress_envoy_headers,
     })
-    .await
+    .await;
+    if let Forwarded::Reply(reply) = &mut forwarded {
+        let headers = &mut reply.headers;
+        if tell_attempts {
+            let attempts = info.borrow().upstream.attempts;
+            headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        if options.suppress_envoy_headers {
+            headers.remove(names::OVERLOADED);
+        }
+    }
+    forwarded
 }
 
 /// A direct response or redirect: the route's response header mutations apply to it.

@@ -9,6 +9,7 @@ pub mod context;
 pub(crate) mod forward;
 mod forwarding;
 mod mirror;
+pub mod options;
 mod path_index;
 pub mod redirect;
 mod replay;

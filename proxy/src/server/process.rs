@@ -77,7 +77,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
-    let slots = clusters.clone();
+    let (slots, known) = (clusters.clone(), clusters.clone());
     let find: FindCluster = Arc::new(move |name: &str| {
         slots
             .lock()
@@ -88,6 +88,12 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         routes: Arc::new(RouteStore::default()),
         secrets,
         clusters: find.clone(),
+        known_cluster: Arc::new(move |name: &str| {
+            known
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .has(name)
+        }),
         directory,
         stats: stats.clone(),
         registry: Arc::new(Registry::default()),

@@ -124,6 +124,13 @@ impl ClusterManager {
         self.entry(name).slot.clone()
     }
 
+    /// Whether there is a cluster of this name, warm or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries
+            .get(name)
+            .is_some_and(|entry| entry.active.is_some())
+    }
+
     /// Adds or updates a cluster. Its slot is filled once its endpoints are known.
     ///
     /// # Errors

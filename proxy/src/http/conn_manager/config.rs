@@ -21,6 +21,7 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::client_address::ClientAddress;
+use super::client_certificate::ClientCertificates;
 use super::host::HostRules;
 use super::local_reply_config::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathRules};
@@ -30,6 +31,7 @@ use super::stats::ConnectionManagerStats;
 use crate::http::h1::{HeaderCase, Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
+use crate::router::options::RouterOptions;
 use crate::telemetry::http_log::AccessLog;
 
 /// Which codec a connection gets.
@@ -56,6 +58,7 @@ pub struct HcmConfig {
     pub(super) stats: ConnectionManagerStats,
     pub(super) routes: Arc<RouteSlot>,
     pub(super) chain: FilterChain,
+    pub(super) router: RouterOptions,
     pub(super) access_logs: Vec<AccessLog>,
     /// The codec choice.
     pub codec: Codec,
@@ -76,7 +79,7 @@ pub struct HcmConfig {
     /// The scheme of all requests: whether it is `https`.
     pub(super) overwrite_scheme: Option<bool>,
     pub(super) user_agent: Option<UserAgent>,
-    pub(super) forward_client_cert: bool,
+    pub(super) client_certificates: ClientCertificates,
     pub(super) via: Option<HeaderValue>,
     pub(super) server_name: HeaderValue,
     pub(super) server_header: ServerHeader,
@@ -100,6 +103,8 @@ pub struct HcmParts {
     pub routes: Arc<RouteSlot>,
     /// Its filters.
     pub chain: FilterChain,
+    /// Its router.
+    pub router: RouterOptions,
     /// Its access logs.
     pub access_logs: Vec<AccessLog>,
     /// Its stats.
@@ -162,10 +167,7 @@ impl HcmConfig {
                 true => Some(user_agent(&parts.node)?),
                 false => None,
             },
-            // Without TLS to the client there is no certificate to speak of: only the mode that trusts
-            // whatever comes keeps the header.
-            forward_client_cert: proto.forward_client_cert_details()
-                == hcm::ForwardClientCertDetails::AlwaysForwardOnly,
+            client_certificates: ClientCertificates::compile(proto),
             via: match proto.via.as_str() {
                 "" => None,
                 via => Some(header_value(via).at("via")?),
@@ -207,6 +209,7 @@ impl HcmConfig {
             stats: parts.stats,
             routes: parts.routes,
             chain: parts.chain,
+            router: parts.router,
             access_logs: parts.access_logs,
         })
     }

@@ -4,6 +4,7 @@
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
 mod client_address;
+mod client_certificate;
 pub mod config;
 mod deadline;
 mod host;

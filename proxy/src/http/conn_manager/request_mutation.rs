@@ -51,9 +51,8 @@ pub(super) fn mutate(
         }
     }
     config.request_ids.set(&mut head.headers, edge);
-    if !config.forward_client_cert {
-        head.headers.remove(names::XFCC);
-    }
+    let tls = connection.tls.as_deref();
+    config.client_certificates.apply(&mut head.headers, tls);
     Ok(client)
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn serve(
 ) -> Result<Response, BodyError> {
     let Request {
         mut head,
-        mut body,
+        body,
         protocol,
         early,
     } = request;
@@ -43,13 +43,13 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
+    let mut body = observe_request(body, &info);
     let clock = Clock::new(Limits::of(&config, None, &head));
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
     let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
         Ok(client) => {
             end.remember(&head);
-            body = observe_request(body, &info);
             let stream = Stream {
                 config: &config,
                 info: &info,
@@ -246,6 +246,7 @@ impl Stream<'_> {
             internal,
             early,
             random,
+            options: &config.router,
         };
         match forward(exchange).await {
             Forwarded::Response(head, body) => Ok((head, body)),
