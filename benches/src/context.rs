@@ -42,6 +42,5 @@ pub fn chain_context() -> Arc<ChainContext> {
         access_logs: AccessLogs::new(Duration::from_secs(10)),
         reject_fragment: true,
         node: Arc::default(),
-        runtime: Arc::default(),
     })
 }

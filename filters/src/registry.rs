@@ -95,6 +95,11 @@ impl Registry {
         self.factories.insert(name, factory);
     }
 
+    /// The types of every filter there is, the router's among them.
+    pub fn types(&self) -> impl Iterator<Item = &'static str> {
+        self.factories.keys().copied().chain([ROUTER])
+    }
+
     /// Compiles the configuration of one chain position.
     ///
     /// # Errors

@@ -15,9 +15,9 @@ use crate::error::ConfigError;
 use crate::json::UnknownFields;
 use crate::subscription::{Event, ResourceHandler, Subscription};
 
-/// How often the file is looked at. Polling sees every way of replacing a file, Kubernetes' swapped links
-/// included, so `watched_directory` needs nothing of its own.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file is looked at: soon enough for Envoy's users, whose kernel tells of changes. Polling sees every
+/// way of replacing a file, Kubernetes' swapped links included, so `watched_directory` needs nothing of its own.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A file that is watched until this is dropped.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ async fn watch(
     let (mut seen, mut answered) = (None, false);
     let mut waiting: Vec<Awaited> = Vec::new();
     loop {
-        let now = stamp(&path).await;
+        let now = stamp(&path);
         if now.is_some() && now != seen {
             seen = now;
             answered |= update(&path, &mut subscription, handler.as_mut()).await;
@@ -105,9 +105,9 @@ async fn watch(
     }
 }
 
-/// What changes when a file is written or replaced.
-async fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
-    let m = tokio::fs::metadata(path).await.ok()?;
+/// What changes when a file is written or replaced. One system call, cheaper than another thread's wake-up.
+fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+    let m = std::fs::metadata(path).ok()?;
     Some((m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
 }
 

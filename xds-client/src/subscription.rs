@@ -88,6 +88,8 @@ pub(crate) struct Subscription {
     pub wildcard: bool,
     pub names: BTreeSet<String>,
     pub known: HashMap<String, Resource>,
+    /// Names whose latest version was refused: the good one of before is told again when it comes back.
+    refused: HashSet<String>,
     /// `version_info` of the last accepted response (state of the world).
     pub version: String,
 }
@@ -201,6 +203,7 @@ impl Subscription {
             }
             if let Some(known) = self.known.get_mut(&name)
                 && *known.any == any
+                && !self.refused.contains(&name)
             {
                 known.version = version;
                 continue;
@@ -217,6 +220,13 @@ impl Subscription {
         let bad: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         for name in &removed {
             self.known.remove(name);
+            self.refused.remove(name);
+        }
+        for resource in &added {
+            match bad.contains(resource.name.as_str()) {
+                true => self.refused.insert(resource.name.clone()),
+                false => self.refused.remove(&resource.name),
+            };
         }
         for resource in added.into_iter().filter(|r| !bad.contains(r.name.as_str())) {
             self.known.insert(resource.name.clone(), resource);

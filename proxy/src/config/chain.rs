@@ -279,7 +279,7 @@ async fn serve_limited<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     tokio::pin!(serving);
     if tokio::time::timeout(most, &mut serving).await.is_err() {
         counted.count_max_duration();
-        control.drain();
+        control.close_idle();
         serving.await;
     }
 }

@@ -12,7 +12,6 @@ use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
 
 use super::routes::RouteStore;
-use crate::bootstrap::settings::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
@@ -50,8 +49,6 @@ pub struct ChainContext {
     pub reject_fragment: bool,
     /// This process as control planes know it.
     pub node: Arc<Node>,
-    /// Runtime values.
-    pub runtime: Arc<Runtime>,
 }
 
 impl ChainContext {
@@ -126,6 +123,14 @@ impl AccessLogs {
         files.retain(|_, f| f.strong_count() > 0);
         files.insert(path.to_owned(), Arc::downgrade(&file));
         Ok(file)
+    }
+
+    /// Writes out what every file has queued; takes at most a second for each.
+    pub fn flush(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.values().filter_map(std::sync::Weak::upgrade) {
+            file.flush(Duration::from_secs(1));
+        }
     }
 
     /// Opens every file anew before its next line (SIGUSR1, `/reopen_logs`).

@@ -4,5 +4,6 @@ pub mod chain;
 pub mod context;
 pub mod resources;
 pub mod routes;
+pub mod runtime;
 pub mod sources;
 pub mod update_stats;

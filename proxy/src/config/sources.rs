@@ -95,6 +95,20 @@ impl Sources {
         Ok(handle)
     }
 
+    /// Whether a source can be subscribed to, without doing it.
+    ///
+    /// # Errors
+    /// An unsupported source, or a file that is not there.
+    pub fn check(&self, source: &ConfigSource) -> Result<(), ConfigError> {
+        match &source.config_source_specifier {
+            Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+                stream_config(api).at("api_config_source").map(drop)
+            }
+            Some(_) => file(source).map_or(Ok(()), |path| exists(path).at("path")),
+            None => Err(ConfigError::new("no configuration source is set")),
+        }
+    }
+
     /// Subscribes to names of a type, or to all of it if there are none.
     ///
     /// # Errors
@@ -107,6 +121,7 @@ impl Sources {
     ) -> Result<(), ConfigError> {
         let timeout = fetch_timeout(source);
         if let Some(path) = file(source) {
+            exists(path).at("path")?;
             self.watch(path, type_url).expect(names, timeout);
         } else {
             let handle = self.handle(source, type_url)?;
@@ -154,6 +169,15 @@ impl Sources {
         self.files
             .entry(key)
             .or_insert_with(|| filesystem::spawn(path.into(), type_url, handler()))
+    }
+}
+
+fn exists(path: &str) -> Result<(), ConfigError> {
+    match std::path::Path::new(path).exists() {
+        true => Ok(()),
+        false => Err(ConfigError::new(format!(
+            "paths must refer to an existing path in the system: '{path}' does not exist"
+        ))),
     }
 }
 

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
 use filters::body::{Body, BodyError};
@@ -69,6 +71,7 @@ struct EarlyQueue {
     heads: RefCell<VecDeque<ResponseHead>>,
     waker: RefCell<Option<Waker>>,
     used: Cell<bool>,
+    closed: Cell<bool>,
     ended: Cell<Option<(&'static str, ResponseFlags)>>,
 }
 
@@ -79,13 +82,18 @@ impl EarlyResponses {
     /// Queues a 1xx response and wakes the codec.
     pub fn send(&self, head: ResponseHead) {
         let mut heads = self.0.heads.borrow_mut();
-        if heads.len() < Self::LIMIT {
+        if !self.0.closed.get() && heads.len() < Self::LIMIT {
             heads.push_back(head);
             self.0.used.set(true);
             if let Some(waker) = self.0.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
+    }
+
+    /// Takes no more heads: what is sent from now on is dropped.
+    pub fn close(&self) {
+        self.0.closed.set(true);
     }
 
     /// The next 1xx head to write, if there is one. Codecs call this before they write a final head and
@@ -125,16 +133,51 @@ pub struct ConnectionControl(Rc<ControlState>);
 #[derive(Default)]
 struct ControlState {
     draining: Cell<bool>,
+    closes_idle: Cell<bool>,
+    /// Set while the server fails its health checks.
+    unhealthy: Option<Arc<AtomicBool>>,
     aborted: Cell<bool>,
     active: Cell<u32>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl ConnectionControl {
-    /// Asks the codec to finish: HTTP/1 closes when idle and says `connection: close` on the next
-    /// response; HTTP/2 sends GOAWAY twice. Streams in flight finish.
+    /// A control of a connection whose responses ask to close while `unhealthy` is set.
+    pub fn new(unhealthy: Arc<AtomicBool>) -> Self {
+        Self(Rc::new(ControlState {
+            unhealthy: Some(unhealthy),
+            ..ControlState::default()
+        }))
+    }
+
+    /// Asks the codec to finish: HTTP/1 says `connection: close` on the next response; HTTP/2 sends GOAWAY
+    /// twice. Streams in flight finish. An idle HTTP/1 connection stays open, because a request may be on its
+    /// way: see [`close_idle`](Self::close_idle).
     pub fn drain(&self) {
         self.0.draining.set(true);
+        self.wake();
+    }
+
+    /// Drains, and closes an HTTP/1 connection as soon as it is idle. To be called some time after
+    /// [`drain`](Self::drain): a client that is not idle learns by a response that it is to go elsewhere, and
+    /// loses no request.
+    pub fn close_idle(&self) {
+        self.0.closes_idle.set(true);
+        self.drain();
+    }
+
+    /// Whether [`close_idle`](Self::close_idle) was called.
+    pub fn closes_idle(&self) -> bool {
+        self.0.closes_idle.get()
+    }
+
+    /// Whether a response is to ask the client to go elsewhere.
+    pub fn asks_to_close(&self) -> bool {
+        let unhealthy = self.0.unhealthy.as_ref();
+        self.is_draining() || unhealthy.is_some_and(|u| u.load(Ordering::Relaxed))
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.0.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -143,7 +186,7 @@ impl ConnectionControl {
     /// Asks the codec to close at once: the peer is gone.
     pub fn abort(&self) {
         self.0.aborted.set(true);
-        self.drain();
+        self.close_idle();
     }
 
     /// Whether [`abort`](Self::abort) was called.

@@ -24,6 +24,7 @@ use super::response_body::ResponseBody;
 use super::retry_state::{RetryState, Verdict};
 use super::route::Route;
 use super::timeout::{AfterRequest, Idle, Timeouts};
+use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::upstream::balance::LbContext;
@@ -367,6 +368,11 @@ fn respond(
     let charge = request.charge;
     let at_hand = !matches!(body, Body::Stream(_));
     let kind = charge.response(host, head.status, &head.headers, at_hand);
+    if let Some(reply) = failed_handshake(request.head, &mut head, protocol) {
+        guard.ended(None);
+        charge.complete(kind, started);
+        return Forwarded::reply(reply);
+    }
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
     if request.info.borrow().request_complete && !request.suppress_envoy_headers {
         write_service_time(&mut head, started);

@@ -21,6 +21,7 @@ pub mod route;
 pub mod slot;
 pub mod table;
 pub(crate) mod timeout;
+mod upgrade;
 mod virtual_host;
 
 pub use slot::RouteSlot;

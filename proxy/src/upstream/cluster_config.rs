@@ -16,6 +16,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
 use xds_client::error::{At, ConfigError};
 
+use crate::http::h1::Http1Settings;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
@@ -102,6 +103,8 @@ pub struct ClusterConfig {
     pub set: SetOptions,
     /// The HTTP version.
     pub protocol: UpstreamProtocol,
+    /// HTTP/1 settings.
+    pub http1: Http1Settings,
     /// HTTP/2 settings.
     pub http2: Http2Options,
     /// After how many requests a connection is not reused; none: no limit.
@@ -305,6 +308,10 @@ impl ClusterConfig {
         if proto.protocol_selection == 1 {
             protocol = UpstreamProtocol::Downstream;
         }
+        let mut http1 = Http1Settings::upstream();
+        if let Some(options) = &proto.http_protocol_options {
+            http1 = http1.with_options(options).at("http_protocol_options")?;
+        }
         let mut common = proto.common_http_protocol_options;
         if let Some(any) = proto
             .typed_extension_protocol_options
@@ -313,6 +320,7 @@ impl ClusterConfig {
             let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
             let options: http::HttpProtocolOptions = decode(any).at(step)?;
             (protocol, h2) = http_protocol(&options).at(step)?;
+            http1 = http1_settings(&options).at(step)?;
             if !options.http_filters.is_empty() {
                 return Err(ConfigError::unsupported("http_filters").at(step));
             }
@@ -321,6 +329,9 @@ impl ClusterConfig {
             }
         }
         let common = common.unwrap_or_default();
+        if let Some(max) = &common.max_headers_count {
+            http1.max_headers = max.value as usize;
+        }
         let refused = [
             (
                 common.max_connection_duration.is_some(),
@@ -394,6 +405,7 @@ impl ClusterConfig {
             lb: lb_policy(proto)?,
             set,
             protocol,
+            http1,
             http2: h2,
             max_requests,
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
@@ -466,5 +478,32 @@ fn http_protocol(
             // ALPN decides, and plain bytes have none.
             Ok((UpstreamProtocol::Http1, h2))
         }
+    }
+}
+
+fn http1_settings(options: &http::HttpProtocolOptions) -> Result<Http1Settings, ConfigError> {
+    use http::http_protocol_options::UpstreamProtocolOptions as U;
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    let (http1, step) = match &options.upstream_protocol_options {
+        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
+            Some(P::HttpProtocolOptions(o)) => {
+                (Some(o), "explicit_http_config.http_protocol_options")
+            }
+            _ => (None, ""),
+        },
+        Some(U::UseDownstreamProtocolConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "use_downstream_protocol_config.http_protocol_options",
+        ),
+        Some(U::AutoConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "auto_config.http_protocol_options",
+        ),
+        None => (None, ""),
+    };
+    let settings = Http1Settings::upstream();
+    match http1 {
+        Some(options) => settings.with_options(options).at(step),
+        None => Ok(settings),
     }
 }

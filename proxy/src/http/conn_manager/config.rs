@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
-    http1_protocol_options::header_key_format::HeaderFormat,
+    HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -28,7 +27,7 @@ use super::path::{EscapedSlashes, PathRules};
 use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
-use crate::http::h1::{HeaderCase, Http1Settings, UnderscoreAction};
+use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
@@ -138,18 +137,15 @@ impl HcmConfig {
             http1: Http1Settings {
                 max_head_bytes,
                 max_headers,
-                accept_http_10: http1.accept_http_10,
-                enable_trailers: http1.enable_trailers,
-                allow_chunked_length: http1.allow_chunked_length,
-                allow_absolute_url: http1.allow_absolute_url.is_none_or(|v| v.value),
-                allow_custom_methods: http1.allow_custom_methods,
-                header_case: header_case(&http1).at("http_protocol_options.header_key_format")?,
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
                 linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
                     .at("delayed_close_timeout")?,
-            },
+                ..Http1Settings::default()
+            }
+            .with_options(&http1)
+            .at("http_protocol_options")?,
             http2: http2(proto, max_head_bytes, max_headers, underscores)?,
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
@@ -270,17 +266,6 @@ fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigE
         Action::RejectRequest => UnderscoreAction::Reject,
         Action::DropHeader => UnderscoreAction::Drop,
     })
-}
-
-fn header_case(http1: &Http1ProtocolOptions) -> Result<HeaderCase, ConfigError> {
-    let format = http1.header_key_format.as_ref();
-    match format.and_then(|f| f.header_format.as_ref()) {
-        None => Ok(HeaderCase::Lower),
-        Some(HeaderFormat::ProperCaseWords(_)) => Ok(HeaderCase::ProperWords),
-        Some(HeaderFormat::StatefulFormatter(_)) => {
-            Err(ConfigError::unsupported("stateful_formatter"))
-        }
-    }
 }
 
 fn http2(

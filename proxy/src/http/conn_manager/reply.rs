@@ -45,10 +45,8 @@ pub(super) fn shape(
     info: &SharedInfo,
 ) -> LocalReply {
     if let Some(route) = route {
-        let mut response = ResponseHead {
-            status: reply.status,
-            headers: std::mem::take(&mut reply.headers),
-        };
+        let headers = std::mem::take(&mut reply.headers);
+        let mut response = ResponseHead::with_headers(reply.status, headers);
         route.finish_response(&mut response, Some(request), &info.borrow());
         reply.headers = response.headers;
     }
@@ -93,7 +91,10 @@ pub(super) fn finish_rejection(
     }
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(rejection.details.into());
-    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    // Being late is no error of the protocol.
+    if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
+        info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    }
     let info = Rc::new(RefCell::new(info));
     // As in Envoy, nothing of a head that was not understood is told.
     rewrite(config, reply, None, &info);

@@ -122,8 +122,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
         // One allocation for the whole exchange; it becomes the response's body as it is.
         let mut exchange = Box::new(Exchange::new(self, head, body, options));
         let begun = if encode::is_sendable(head) {
-            let (out, case) = (&mut exchange.out.head, exchange.settings.header_case);
-            encode::request(out, head, exchange.request_framing, case);
+            let e = &mut *exchange;
+            encode::request(&mut e.out.head, head, e.request_framing, &e.settings);
             poll_fn(|cx| exchange.poll_head(cx)).await
         } else {
             Err(BodyError {
@@ -272,7 +272,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
 
     fn end(&mut self, trailers: Option<&http::HeaderMap>) {
         match self.request_framing {
-            Framing::Chunked => self.out.end_of_chunks(trailers, self.settings.header_case),
+            Framing::Chunked => self.out.end_of_chunks(trailers),
             // Less than was declared: the server must not wait for the rest on a live connection.
             Framing::Length(1..) => {
                 self.request_error = Some(BodyError::new(ResetReason::LocalReset));
@@ -429,15 +429,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
         {
             polled = Poll::Ready(None);
         }
-        // In a tunnel the server may end first: what is left to send goes out before the end is told.
-        if e.tunnel && matches!(polled, Poll::Ready(None)) && !e.sent && !e.send_failed {
-            return Poll::Pending;
+        // As in Envoy, a tunnel has no halves: whoever ends its own ends the whole.
+        if e.tunnel && matches!(polled, Poll::Ready(None)) {
+            let reason = ResetReason::ConnectionTermination;
+            polled = Poll::Ready(Some(Err(BodyError::new(reason))));
         }
         let failed = matches!(polled, Poll::Ready(Some(Err(_))));
         if failed {
             self.0 = None;
         } else if e.decoder.is_done()
-            && !e.tunnel
             && let Some(done) = self.0.take()
         {
             (*done).recycle();

@@ -8,6 +8,7 @@
 
 pub mod chunked;
 pub mod client;
+pub mod config;
 pub mod encode;
 pub mod parse;
 pub mod server;
@@ -35,10 +36,18 @@ pub enum HeaderCase {
     Lower,
     /// `X-Forwarded-For` (`proper_case_words`).
     ProperWords,
+    /// As the peer wrote it (`preserve_case`): what this connection reads keeps its spelling wherever it is
+    /// sent on, and what it sends is lower case unless it has one.
+    Preserve {
+        /// Names that the peer did not write are written `Like-This` in what it wrote.
+        proper_others: bool,
+        /// A response keeps its reason phrase.
+        keep_reason: bool,
+    },
 }
 
 /// Limits and choices of the HTTP/1 codec.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Http1Settings {
     /// Most bytes of a head, request or status line included (Envoy: 60 KiB); beyond it 431.
     pub max_head_bytes: usize,
@@ -58,6 +67,8 @@ pub struct Http1Settings {
     pub allow_custom_methods: bool,
     /// How field names are written.
     pub header_case: HeaderCase,
+    /// Whether our requests are in absolute form (`send_fully_qualified_url`).
+    pub absolute_requests: bool,
     /// See [`UnderscoreAction`].
     pub underscores: UnderscoreAction,
     /// Longest time from the first byte of a head to its last; none by default.
@@ -91,6 +102,7 @@ impl Default for Http1Settings {
             allow_absolute_url: true,
             allow_custom_methods: false,
             header_case: HeaderCase::Lower,
+            absolute_requests: false,
             underscores: UnderscoreAction::Allow,
             request_headers_timeout: None,
             idle_timeout: Some(Duration::from_secs(3600)),
@@ -99,5 +111,10 @@ impl Default for Http1Settings {
     }
 }
 
+#[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
+#[path = "../../../../fuzz/src/properties.rs"]
+mod properties;
 #[cfg(test)]
 mod tests;

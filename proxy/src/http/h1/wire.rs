@@ -11,7 +11,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use filters::body::Frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::HeaderCase;
 use super::chunked::{ChunkedDecoder, Decoded};
 use super::encode;
 use super::parse::Framing;
@@ -195,7 +194,7 @@ impl WriteBuf {
         }
     }
 
-    pub(super) fn end_of_chunks(&mut self, trailers: Option<&http::HeaderMap>, case: HeaderCase) {
+    pub(super) fn end_of_chunks(&mut self, trailers: Option<&http::HeaderMap>) {
         if !self.large.is_empty() || !self.tail.is_empty() {
             // Behind the large frame: fold it in, which only happens for a trailer-bearing last frame.
             let large = std::mem::take(&mut self.large);
@@ -203,7 +202,7 @@ impl WriteBuf {
             self.head.extend_from_slice(self.tail);
             self.tail = b"";
         }
-        encode::end_of_chunks(&mut self.head, trailers, case);
+        encode::end_of_chunks(&mut self.head, trailers);
     }
 
     /// Writes everything.

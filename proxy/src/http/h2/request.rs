@@ -35,7 +35,7 @@ pub(super) fn head_of(
     let upgrade = parts
         .extensions
         .remove::<h2::ext::Protocol>()
-        .map(|protocol| ByteString::from(protocol.as_str().to_ascii_lowercase()));
+        .map(|protocol| ByteString::from(protocol.as_str()));
     let uri = parts.uri.into_parts();
     let mut head = RequestHead {
         // An extended CONNECT means what a GET with `upgrade` means in HTTP/1, and that is how filters,
@@ -61,6 +61,7 @@ pub(super) fn head_of(
             .unwrap_or_default(),
         upgrade,
         headers: parts.headers,
+        spelling: None,
     };
     check_size(&head, settings)?;
     // RFC 9113, 8.3.1: `host` stands in for an absent `:authority`; it must not contradict a present one.

@@ -45,8 +45,8 @@ pub(crate) struct Pool {
 impl Pool {
     pub(super) fn new(place: Rc<Place>) -> Rc<Self> {
         Rc::new(Self {
+            settings: Rc::new(place.cluster.config.http1.clone()),
             place,
-            settings: Rc::new(Http1Settings::upstream()),
             idle: RefCell::default(),
             waiting: RefCell::default(),
             open: Cell::new(0),

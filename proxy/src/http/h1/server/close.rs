@@ -1,4 +1,4 @@
-//! How a connection ends: after a refusal, after its last response, or out of a tunnel.
+//! How a connection ends: after a refusal, or after its last response.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -80,24 +80,4 @@ pub(super) async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(
         Poll::Ready(())
     });
     let _ = tokio::time::timeout(time, drained).await;
-}
-
-/// Our direction is over: ends it, then waits until the client's is read or nobody reads it any more.
-pub(super) async fn finish_tunnel<IO: AsyncRead + AsyncWrite + Unpin>(conn: &RefCell<Conn<IO>>) {
-    let mut shut = false;
-    poll_fn(|cx| {
-        let guard = &mut *conn.borrow_mut();
-        if !shut {
-            match Pin::new(&mut guard.io).poll_shutdown(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(_) => shut = true,
-            }
-        }
-        if guard.body.is_done() || guard.abandoned || guard.eof {
-            return Poll::Ready(());
-        }
-        guard.register(cx);
-        Poll::Pending
-    })
-    .await;
 }

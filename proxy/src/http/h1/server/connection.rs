@@ -24,11 +24,9 @@ pub(super) struct Conn<IO> {
     fault: Option<BodyFault>,
     /// The request that `body` belongs to: a body that outlives its request must not read the next one.
     request: u64,
-    /// Set once the body of the current request was dropped.
-    pub(super) abandoned: bool,
     /// Whether trailers are passed on.
     pub(super) trailers: bool,
-    /// The codec, to be woken when the body ends or is dropped.
+    /// The codec, to be woken when the body ends.
     waker: Option<Waker>,
 }
 
@@ -41,7 +39,6 @@ impl<IO> Conn<IO> {
             body: BodyDecoder::Done,
             fault: None,
             request: 0,
-            abandoned: false,
             trailers,
             waker: None,
         }
@@ -119,7 +116,6 @@ impl<IO: AsyncRead + Unpin + 'static> RequestBody<IO> {
     pub(super) fn begin(conn: &Rc<RefCell<Conn<IO>>>, framing: Framing) -> Body {
         let mut guard = conn.borrow_mut();
         guard.request += 1;
-        guard.abandoned = false;
         match framing {
             Framing::None => Body::Empty,
             // All here already: no stream, and the connection is free for the next request.
@@ -179,15 +175,5 @@ impl<IO: AsyncRead + Unpin> BodyStream for RequestBody<IO> {
     fn is_end(&self) -> bool {
         let conn = self.conn.borrow();
         conn.request == self.request && conn.body.is_done()
-    }
-}
-
-impl<IO> Drop for RequestBody<IO> {
-    fn drop(&mut self) {
-        let mut conn = self.conn.borrow_mut();
-        if conn.request == self.request {
-            conn.abandoned = true;
-            conn.wake();
-        }
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn next_head<IO: AsyncRead + Unpin>(
                     since = None;
                 }
             }
-            if fresh && control.is_draining() {
+            if fresh && control.closes_idle() {
                 return Poll::Ready(Next::Closed);
             }
             if conn.eof {

@@ -18,7 +18,7 @@ use http::{Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-use self::close::{finish_tunnel, linger, reject};
+use self::close::{linger, reject};
 use self::connection::{Conn, RequestBody};
 use self::head::{Next, next_head};
 use self::writer::Writer;
@@ -182,25 +182,18 @@ where
         if let Poll::Ready(done) = writer.poll(conn, cx) {
             return Poll::Ready(done);
         }
-        if !tunnel && conn.borrow_mut().is_gone(cx) {
+        if conn.borrow_mut().is_gone(cx) {
             return Poll::Ready(false);
         }
         Poll::Pending
     })
     .await;
     drop(writer);
-    if tunnel && written {
-        finish_tunnel(conn).await;
-        return false;
-    }
     let unread = !conn.borrow().body.is_done();
     conn.borrow_mut().end_request();
-    if !written {
-        return false;
-    }
-    if close || unread {
+    if tunnel || written && (close || unread) {
         linger(conn, settings.linger).await;
         return false;
     }
-    true
+    written
 }

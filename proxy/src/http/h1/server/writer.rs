@@ -145,7 +145,7 @@ impl Writer {
         self.ended = true;
         if self.framing == Framing::Chunked {
             let trailers = trailers.filter(|_| self.trailers);
-            self.out.end_of_chunks(trailers.as_ref(), self.case);
+            self.out.end_of_chunks(trailers.as_ref());
         }
     }
 }
