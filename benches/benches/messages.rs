@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use divan::{Bencher, black_box};
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use fairway::http::h1::parse::{self, Framing, HeadScanner};
-use fairway::http::h1::{HeaderCase, Http1Settings, encode};
+use fairway::http::h1::{Http1Settings, encode};
 use fairway::http::validate;
 use filters::formatter::FormatContext;
 use filters::head::RequestHead;
@@ -67,15 +67,11 @@ fn parse(bencher: Bencher<'_, '_>, sample: Sample) {
 #[divan::bench(args = ALL)]
 fn write(bencher: Bencher<'_, '_>, sample: Sample) {
     let head = parsed(sample);
+    let settings = Http1Settings::default();
     let mut out = BytesMut::with_capacity(4096);
     bencher.bench_local(|| {
         out.clear();
-        encode::request(
-            &mut out,
-            black_box(&head),
-            Framing::None,
-            HeaderCase::default(),
-        );
+        encode::request(&mut out, black_box(&head), Framing::None, &settings);
     });
 }
 
