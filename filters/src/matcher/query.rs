@@ -52,7 +52,7 @@ impl QueryMatcher {
 
 /// The first value of parameter `name`, as it stands there: Envoy does not decode what it matches. A
 /// parameter without `=` is empty.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     let query = query.split('#').next().unwrap_or(query);
     let mut pairs = query
         .split('&')

@@ -60,6 +60,10 @@ impl FilterChainCompiler for ChainCompiler {
             terminal,
         }))
     }
+
+    fn access_logs(&self, listener: &Listener) -> Result<Vec<AccessLog>, ConfigError> {
+        self.logs(&listener.access_log)
+    }
 }
 
 /// Network filters that change no byte: Istio's telemetry and peer metadata.
@@ -117,7 +121,7 @@ impl ChainCompiler {
         })
     }
 
-    fn access_logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
+    fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
         let compile = |(i, log)| {
             AccessLog::compile(log, |path| self.0.access_logs.open(path))
                 .at(format!("access_log[{i}]"))
@@ -126,13 +130,13 @@ impl ChainCompiler {
     }
 
     fn compile_tcp_proxy(&self, proto: &TcpProxy) -> Result<TcpProxyConfig, ConfigError> {
-        let logs = self.access_logs(&proto.access_log)?;
+        let logs = self.logs(&proto.access_log)?;
         TcpProxyConfig::compile(proto, &*self.0.clusters, logs, &self.0.stats.scope(""))
     }
 
     fn compile_hcm(&self, proto: &HttpConnectionManager) -> Result<HcmConfig, ConfigError> {
         let context = &self.0;
-        let access_logs = self.access_logs(&proto.access_log)?;
+        let access_logs = self.logs(&proto.access_log)?;
         let scope = context.stats.scope(&format!("http.{}.", proto.stat_prefix));
         let (chain, router) = self.filters(&proto.http_filters)?;
         let parts = HcmParts {

@@ -91,6 +91,14 @@ impl EarlyResponses {
         }
     }
 
+    /// Passes an upstream's 1xx response on if it is 100 (Continue). As in Envoy, others end here: not every
+    /// client knows that a response may have several heads.
+    pub fn forward(&self, head: ResponseHead) {
+        if head.status == http::StatusCode::CONTINUE {
+            self.send(head);
+        }
+    }
+
     /// Takes no more heads: what is sent from now on is dropped.
     pub fn close(&self) {
         self.0.closed.set(true);

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
+use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
 use super::response_body::ResponseBody;
@@ -41,6 +42,8 @@ pub(super) struct Upstreaming<'a> {
     pub(super) early: EarlyResponses,
     pub(super) random: u64,
     pub(super) timeouts: Timeouts,
+    /// For the choice of the host.
+    pub(super) hash: RequestHash,
     /// None once the request cannot be sent again.
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
@@ -99,7 +102,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
-            if request.retries.take().is_some() {
+            if request.retries.take().is_some() && replay.is_overflowed() {
                 let stats = request.charge.cluster.stats();
                 stats.retry_or_shadow_abandoned.inc();
             }
@@ -131,6 +134,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     Verdict::Overflow => flag(&request, ResponseFlags::UPSTREAM_OVERFLOW),
                     _ => {}
                 }
+                replay.release();
                 return conclude(request, &host, outcome, global, attempt, started);
             }
         }
@@ -198,10 +202,7 @@ enum Replay {
 impl Replay {
     fn new(request: &mut Upstreaming<'_>) -> Self {
         let retries = request.retries.as_ref();
-        if retries.is_some_and(RetryState::is_enabled)
-            && !request.body.is_end()
-            && !request.head.is_tunnel()
-        {
+        if retries.is_some_and(RetryState::is_enabled) && !request.body.is_end() {
             let body = std::mem::take(&mut request.body);
             Self::Buffer(ReplayBuffer::new(body, request.buffer_limit))
         } else {
@@ -213,6 +214,17 @@ impl Replay {
         match self {
             Self::Once => std::mem::take(once),
             Self::Buffer(buffer) => buffer.body(),
+        }
+    }
+
+    fn is_overflowed(&self) -> bool {
+        matches!(self, Self::Buffer(buffer) if buffer.is_overflowed())
+    }
+
+    /// There will be no other attempt.
+    fn release(&self) {
+        if let Self::Buffer(buffer) = self {
+            buffer.release();
         }
     }
 
@@ -236,7 +248,7 @@ fn choose(
         _ => SmallVec::new(),
     };
     request.charge.cluster.choose_host(&LbContext {
-        hash: None,
+        hash: request.hash.hash,
         excluded: &excluded,
         omit_canary: policy.is_some_and(|policy| policy.omit_canary),
         tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
@@ -384,6 +396,7 @@ fn respond(
     request
         .route
         .finish_response(&mut head, Some(request.head), &request.info.borrow());
+    request.hash.set_cookies(&mut head);
     if at_hand {
         guard.ended(None);
         charge.complete(kind, started);

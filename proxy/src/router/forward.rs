@@ -14,6 +14,7 @@ use http::{HeaderValue, StatusCode, header};
 use super::action::Action;
 use super::attempt;
 use super::charge::Charge;
+use super::hash::RequestHash;
 use super::options::RouterOptions;
 use super::redirect::Redirect;
 use super::retry_state::RetryState;
@@ -22,6 +23,7 @@ use super::table::RouteOutcome;
 use super::timeout::Timeouts;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
+use crate::upstream::balance::LbPolicy;
 use std::sync::Arc;
 
 /// A request that is ready for its upstream.
@@ -115,6 +117,11 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
     let timeouts = Timeouts::of(head, &route, internal, options);
     let retries = RetryState::new(&route, head);
     timeouts.write_expected(head, Duration::ZERO);
+    // Only policies that hash need it, and only they make cookies.
+    let hash = match cluster.config.lb {
+        LbPolicy::Hash(_) => RequestHash::of(route.hash_policies(), head, &info.borrow()),
+        _ => RequestHash::default(),
+    };
     let keep_original = !options.suppress_envoy_headers;
     route.prepare_request(head, &info.borrow(), keep_original);
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
@@ -132,6 +139,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         early,
         random,
         timeouts,
+        hash,
         retries: Some(retries),
         buffer_limit: buffer_limit as usize,
         suppress_envoy_headers: options.suppress_envoy_headers,

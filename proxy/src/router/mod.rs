@@ -8,6 +8,7 @@ mod conditions;
 pub mod context;
 pub(crate) mod forward;
 mod forwarding;
+mod hash;
 mod mirror;
 pub mod options;
 mod path_index;

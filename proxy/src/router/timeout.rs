@@ -78,6 +78,7 @@ impl Timeouts {
             }
             alternative = head.headers.remove(names::TIMEOUT_ALT_RESPONSE).is_some();
             head.headers.remove(names::ALT_STAT_NAME);
+            head.headers.remove(names::HEDGE);
             head.headers.remove(names::STREAM_DURATION);
             head.headers.remove(names::PER_TRY_TIMEOUT);
         }

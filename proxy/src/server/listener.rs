@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use filters::stream::ConnectionInfo;
+use filters::flags::ResponseFlags;
+use filters::stream::{ConnectionInfo, StreamInfo};
 use futures_util::FutureExt;
 use rustc_hash::FxHashMap;
 use socket2::Socket;
@@ -25,6 +26,7 @@ use super::filter_chain_match::MatchInput;
 use super::listener_stats::{Count, Inspectors, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
@@ -382,6 +384,19 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// Logs a connection that no filter chain takes.
+fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
+    if logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::for_connection(connection);
+    info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+    info.details = Some("filter_chain_not_found".into());
+    for log in logs {
+        log.record(&info, None, None, None);
+    }
+}
+
 impl ConnectionGuard {
     /// The connection has found its chain.
     fn matched(&self, handler: &Arc<dyn FilterChainHandler>) {
@@ -457,11 +472,6 @@ impl ConnectionGuard {
         let chain = found
             .or(config.default_chain)
             .and_then(|position| config.chains.get(position));
-        let Some(chain) = chain else {
-            stats.no_filter_chain_match.inc();
-            return io.abandon(&sniffed);
-        };
-        self.matched(&chain.handler);
         let info = Rc::new(ConnectionInfo {
             id: self.id,
             remote: direct_remote.clone(),
@@ -474,8 +484,14 @@ impl ConnectionGuard {
             secure: false,
             tls: None,
             listener: config.name.clone(),
-            filter_chain: chain.name.clone(),
+            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
         });
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            log_refused(&config.access_logs, info);
+            return io.abandon(&sniffed);
+        };
+        self.matched(&chain.handler);
         let prefix: Bytes = sniffed.prefix.freeze();
         let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
         // An old configuration must not live as long as its last idle connection.

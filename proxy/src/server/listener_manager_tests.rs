@@ -18,6 +18,7 @@ use super::super::compiled::FilterChainHandler;
 use super::super::drain::DrainStrategy;
 use super::*;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Stats;
 
 struct Echo;
@@ -83,6 +84,10 @@ impl FilterChainCompiler for Compiler {
             return Err(ConfigError::unsupported("filters[0]"));
         }
         Ok(Arc::new(Echo))
+    }
+
+    fn access_logs(&self, _: &Listener) -> Result<Vec<AccessLog>, ConfigError> {
+        Ok(Vec::new())
     }
 }
 

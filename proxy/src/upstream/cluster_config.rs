@@ -5,12 +5,8 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, LbConfig, common_lb_config::LocalityConfigSpecifier,
-};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
@@ -22,6 +18,7 @@ use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
+use crate::upstream::lb_policy::Balancing;
 
 /// What compiling a cluster takes from the process.
 #[derive(Default)]
@@ -109,6 +106,8 @@ pub struct ClusterConfig {
     pub http2: Http2Options,
     /// After how many requests a connection is not reused; none: no limit.
     pub max_requests: Option<u32>,
+    /// After how long a connection takes no more requests; none: never.
+    pub max_connection_age: Option<Duration>,
     /// After how long an unused connection is closed; none: never. 1 h by default.
     pub idle_timeout: Option<Duration>,
     /// `dns_refresh_rate`; 5 s by default.
@@ -130,7 +129,10 @@ pub struct ClusterConfig {
     pub limits: [Limits; 2],
 }
 
-fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
+pub(super) fn duration(
+    d: Option<&wkt::Duration>,
+    field: &str,
+) -> Result<Option<Duration>, ConfigError> {
     let Some(d) = d else { return Ok(None) };
     match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
         (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Some(Duration::new(s, n))),
@@ -172,63 +174,6 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
     })
 }
 
-fn extension_policy(policy: &pb::LoadBalancingPolicy) -> Result<LbPolicy, ConfigError> {
-    // Envoy takes the first policy that it knows.
-    for entry in &policy.policies {
-        let Some(any) = entry
-            .typed_extension_config
-            .as_ref()
-            .and_then(|e| e.typed_config.as_ref())
-        else {
-            continue;
-        };
-        match any.type_url.rsplit('.').nth(2).unwrap_or_default() {
-            "round_robin" => return Ok(LbPolicy::RoundRobin),
-            "random" => return Ok(LbPolicy::Random),
-            "least_request" => {
-                let config: LeastRequest = decode(any)?;
-                return Ok(LbPolicy::LeastRequest {
-                    choices: config.choice_count.map_or(2, |c| c.value).clamp(2, 64),
-                });
-            }
-            "override_host" => {
-                let config: OverrideHost = decode(any)?;
-                let fallback = config.fallback_policy.as_ref();
-                return extension_policy(
-                    fallback
-                        .ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
-                );
-            }
-            _ => {}
-        }
-    }
-    Err(ConfigError::unsupported("policies"))
-}
-
-fn lb_policy(proto: &pb::Cluster) -> Result<LbPolicy, ConfigError> {
-    use pb::cluster::LbPolicy as P;
-    if let Some(policy) = &proto.load_balancing_policy {
-        return extension_policy(policy).at("load_balancing_policy");
-    }
-    match P::try_from(proto.lb_policy) {
-        // CLUSTER_PROVIDED belongs to ORIGINAL_DST, which has no hosts to choose from here.
-        Ok(P::RoundRobin | P::ClusterProvided) => Ok(LbPolicy::RoundRobin),
-        Ok(P::Random) => Ok(LbPolicy::Random),
-        Ok(P::LeastRequest) => {
-            let choices = match &proto.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(c)) => {
-                    c.choice_count.as_ref().map_or(2, |c| c.value)
-                }
-                _ => 2,
-            };
-            Ok(LbPolicy::LeastRequest {
-                choices: choices.clamp(2, 64),
-            })
-        }
-        _ => Err(ConfigError::unsupported("lb_policy")),
-    }
-}
-
 fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
     let number = match &proto.cluster_discovery_type {
         Some(ClusterDiscoveryType::ClusterType(_)) => {
@@ -261,8 +206,7 @@ impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
     /// Refused, because ignoring them would change which host a request reaches, or when it fails:
-    /// `health_checks`, subsets, `per_host_thresholds`, and the options
-    /// `max_connection_duration` and `max_stream_duration`.
+    /// `health_checks`, subsets, `per_host_thresholds`, and `max_stream_duration`.
     ///
     /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
     /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
@@ -287,15 +231,15 @@ impl ClusterConfig {
                 "connection_pool_per_downstream_connection",
             ));
         }
-        let mut set = SetOptions::default();
-        if let Some(common) = &proto.common_lb_config {
-            if let Some(threshold) = &common.healthy_panic_threshold {
-                set.panic_threshold = threshold.value;
-            }
-            set.locality_weighted = matches!(
-                common.locality_config_specifier,
-                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
-            );
+        let balancing = Balancing::compile(proto)?;
+        let mut set = SetOptions {
+            locality_weighted: balancing.locality_weighted,
+            slow_start: balancing.slow_start,
+            ..SetOptions::default()
+        };
+        let common = proto.common_lb_config.as_ref();
+        if let Some(threshold) = common.and_then(|c| c.healthy_panic_threshold.as_ref()) {
+            set.panic_threshold = threshold.value;
         }
         let limits = Limits::compile(proto.circuit_breakers.as_ref()).at("circuit_breakers")?;
         let (mut protocol, mut h2) = match &proto.http2_protocol_options {
@@ -332,18 +276,12 @@ impl ClusterConfig {
         if let Some(max) = &common.max_headers_count {
             http1.max_headers = max.value as usize;
         }
-        let refused = [
-            (
-                common.max_connection_duration.is_some(),
-                "max_connection_duration",
-            ),
-            (common.max_stream_duration.is_some(), "max_stream_duration"),
-        ];
-        for (set, field) in refused {
-            if set {
-                return Err(ConfigError::unsupported(field).at("common_http_protocol_options"));
-            }
+        let path = "common_http_protocol_options";
+        if common.max_stream_duration.is_some() {
+            return Err(ConfigError::unsupported("max_stream_duration").at(path));
         }
+        let max_age = common.max_connection_duration.as_ref();
+        let max_age = duration(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
             .max_requests_per_connection
             .as_ref()
@@ -402,12 +340,13 @@ impl ClusterConfig {
                 .per_connection_buffer_limit_bytes
                 .as_ref()
                 .map_or(1 << 20, |v| v.value),
-            lb: lb_policy(proto)?,
+            lb: balancing.policy,
             set,
             protocol,
             http1,
             http2: h2,
             max_requests,
+            max_connection_age: max_age.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
             dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))

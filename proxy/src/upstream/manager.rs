@@ -189,6 +189,7 @@ impl ClusterManager {
                 && before.bind == config.bind
                 && before.idle_timeout == config.idle_timeout
                 && before.max_requests == config.max_requests
+                && before.max_connection_age == config.max_connection_age
         });
         let hosts = old.as_ref().map(|a| a.cluster.hosts());
         if let Some(Discovery::Eds { name: eds, .. }) =
@@ -484,7 +485,8 @@ impl ClusterManager {
                             endpoint.health,
                         )
                     });
-                    host.update(endpoint.weight, endpoint.health, endpoint.canary);
+                    host.update(endpoint.weight, endpoint.health);
+                    host.set_labels(endpoint.canary, endpoint.hash_key.as_deref());
                     hosts.push(host);
                 }
             }

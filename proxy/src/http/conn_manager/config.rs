@@ -217,6 +217,11 @@ impl HcmConfig {
 }
 
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
+    #[allow(deprecated)] // still sent
+    let (flush_interval, flush_early) = (
+        proto.access_log_flush_interval.is_some(),
+        proto.flush_access_log_on_new_request,
+    );
     let refused = [
         (
             proto.path_normalization_options.is_some(),
@@ -237,6 +242,15 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
         (
             proto.forward_client_cert_matcher.is_some(),
             "forward_client_cert_matcher",
+        ),
+        (proto.stream_flush_timeout.is_some(), "stream_flush_timeout"),
+        (flush_interval, "access_log_flush_interval"),
+        (flush_early, "flush_access_log_on_new_request"),
+        (
+            proto
+                .access_log_options
+                .is_some_and(|o| o != hcm::HcmAccessLogOptions::default()),
+            "access_log_options",
         ),
         (
             proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,

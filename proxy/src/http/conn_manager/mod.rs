@@ -125,7 +125,9 @@ impl HttpService for CountedManager {
         let manager = &self.manager;
         let stats = &manager.config.stats;
         stats.downstream_rq_total.inc();
-        stats.downstream_cx_protocol_error.inc();
+        if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
+            stats.downstream_cx_protocol_error.inc();
+        }
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = bytes::Bytes::from_static(rejection.body.as_bytes());
         let mut reply = LocalReply::new(status, body, rejection.details);

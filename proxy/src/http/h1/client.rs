@@ -317,7 +317,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                             return protocol("http1.codec_error");
                         }
                         if let Some(early) = &self.options.early {
-                            early.send(parsed.head);
+                            early.forward(parsed.head);
                         }
                         continue;
                     }

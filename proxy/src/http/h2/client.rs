@@ -201,7 +201,7 @@ fn poll_response(
     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
         if let Some(early) = early {
             let (parts, ()) = interim.into_parts();
-            early.send(ResponseHead::with_headers(parts.status, parts.headers));
+            early.forward(ResponseHead::with_headers(parts.status, parts.headers));
         }
     }
     Pin::new(response)

@@ -304,6 +304,16 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// Whether a connection that began then is too old for another request (`max_connection_duration`); counts it if so.
+pub(super) fn is_worn(place: &Place, began: Instant) -> bool {
+    let max = place.cluster.config.max_connection_age;
+    let worn = max.is_some_and(|max| began.elapsed() >= max);
+    if worn {
+        place.stats().upstream_cx_max_duration_reached.inc();
+    }
+    worn
+}
+
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -325,6 +335,11 @@ impl PooledIo {
 
     pub(super) fn finished(&self) {
         self.guard.finished();
+    }
+
+    /// Whether the connection is too old for another request; counts it if so.
+    pub(super) fn is_worn(&self) -> bool {
+        is_worn(&self.guard.place, self.guard.began)
     }
 
     fn wrote(&self, polled: &Poll<io::Result<usize>>) {
