@@ -37,7 +37,7 @@ pub(super) async fn serve(
 ) -> Result<Response, BodyError> {
     let Request {
         mut head,
-        body,
+        mut body,
         protocol,
         early,
     } = request;
@@ -45,7 +45,6 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
-    let mut body = observe_request(body, &info);
     let clock = Clock::new(Limits::of(&config, None, &head));
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
