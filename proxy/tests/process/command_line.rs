@@ -2,10 +2,10 @@
 
 use std::process::{Command, Output, Stdio};
 
-use crate::fairway::{BINARY, Home, bootstrap};
+use crate::fairway::{Home, binary, bootstrap};
 
 fn run(args: &[&str]) -> Output {
-    Command::new(BINARY)
+    Command::new(binary())
         .args(args)
         .stdin(Stdio::null())
         .output()

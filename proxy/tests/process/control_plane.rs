@@ -103,14 +103,20 @@ impl ControlPlane {
         self.change(|state, version| {
             for (name, any) in resources {
                 let of_type = state.types.entry(any.type_url.clone()).or_default();
-                of_type.insert((*name).to_owned(), (version, any.clone()));
+                // What stays as it was keeps its version, as with any control plane.
+                match of_type.get(*name) {
+                    Some((_, old)) if old == any => {}
+                    _ => drop(of_type.insert((*name).to_owned(), (version, any.clone()))),
+                }
             }
         });
     }
 
     pub fn remove(&self, type_url: &str, name: &str) {
         self.change(|state, _| {
-            state.types.get_mut(type_url).unwrap().remove(name);
+            if let Some(of_type) = state.types.get_mut(type_url) {
+                of_type.remove(name);
+            }
         });
     }
 

@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 /// Far above anything that is waited for; it only keeps a broken build from hanging.
 pub const LONG: Duration = Duration::from_secs(30);
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_fairway");
+/// The binary: `FAIRWAY_BINARY`, or the one that cargo has built for the tests.
+pub fn binary() -> String {
+    let given = std::env::var("FAIRWAY_BINARY").ok();
+    given.unwrap_or_else(|| env!("CARGO_BIN_EXE_fairway").to_owned())
+}
 
 /// A directory of one test, removed at its end.
 pub struct Home(PathBuf);
@@ -73,7 +77,7 @@ impl Fairway {
     pub fn spawn(home: &Home, bootstrap: &str, args: &[&str]) -> Self {
         let config = home.write("bootstrap.yaml", bootstrap);
         let (address, log) = (home.path("admin-address"), home.path("log"));
-        let mut child = Command::new(BINARY)
+        let mut child = Command::new(binary())
             .args([
                 Path::new("-c"),
                 &config,

@@ -10,18 +10,18 @@ use envoy_types::pb::google::protobuf::Any;
 use crate::client::Http1;
 use crate::control_plane::{ControlPlane, resource};
 use crate::fairway::{
-    self, BINARY, Fairway, Home, assignment, cluster, listener_with, until, untyped,
+    self, Fairway, Home, assignment, binary, cluster, listener_with, until, untyped,
 };
 use crate::upstream;
 
-const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
-const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
-const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const PROTOCOLS: [&str; 2] = ["GRPC", "DELTA_GRPC"];
 
 /// A bootstrap whose only static resource is the cluster of the control plane.
-fn bootstrap(socket: &Path, protocol: &str, fetch_timeout: &str, more: &str) -> String {
+pub fn bootstrap(socket: &Path, protocol: &str, fetch_timeout: &str, more: &str) -> String {
     let source =
         format!("{{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: {fetch_timeout}}}");
     format!(
@@ -348,7 +348,7 @@ fn sources_that_are_not_supported_are_refused_by_name() {
         let path = home.write("refused.yaml", &text);
         let output = Command::new("timeout")
             .arg("20")
-            .arg(BINARY)
+            .arg(binary())
             .arg("-c")
             .arg(path)
             .output()

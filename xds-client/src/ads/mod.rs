@@ -3,25 +3,27 @@
 //! <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>. One task owns everything; it
 //! reconnects for ever, and keeps what it knows meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod methods;
+mod transport;
+mod wire;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
 use envoy_types::pb::google::rpc::Status as RpcStatus;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::backoff::Backoff;
 use crate::json::name_of;
-use crate::subscription::{Event, Outcome, ResourceHandler, Subscription};
+use crate::subscription::{Event, ResourceHandler, Subscription};
+pub use methods::{ads_method, method};
+use transport::connect;
+use wire::{Delta, Sotw, TypeState, Wire};
 
 /// Delta or state of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,68 +75,6 @@ impl Config {
             connect_timeout: Duration::from_secs(5),
         }
     }
-}
-
-/// The method of the aggregated discovery service.
-pub fn ads_method(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Delta => {
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-        }
-        Protocol::StateOfTheWorld => {
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-        }
-    }
-}
-
-/// The method of a type's own service (an `api_config_source`), `None` for a type that has none here.
-pub fn method(type_url: &str, protocol: Protocol) -> Option<&'static str> {
-    let delta = protocol == Protocol::Delta;
-    Some(match (name_of(type_url), delta) {
-        ("envoy.config.cluster.v3.Cluster", true) => {
-            "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters"
-        }
-        ("envoy.config.cluster.v3.Cluster", false) => {
-            "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters"
-        }
-        ("envoy.config.endpoint.v3.ClusterLoadAssignment", true) => {
-            "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints"
-        }
-        ("envoy.config.endpoint.v3.ClusterLoadAssignment", false) => {
-            "/envoy.service.endpoint.v3.EndpointDiscoveryService/StreamEndpoints"
-        }
-        ("envoy.config.listener.v3.Listener", true) => {
-            "/envoy.service.listener.v3.ListenerDiscoveryService/DeltaListeners"
-        }
-        ("envoy.config.listener.v3.Listener", false) => {
-            "/envoy.service.listener.v3.ListenerDiscoveryService/StreamListeners"
-        }
-        ("envoy.config.route.v3.RouteConfiguration", true) => {
-            "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes"
-        }
-        ("envoy.config.route.v3.RouteConfiguration", false) => {
-            "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes"
-        }
-        ("envoy.extensions.transport_sockets.tls.v3.Secret", true) => {
-            "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
-        }
-        ("envoy.extensions.transport_sockets.tls.v3.Secret", false) => {
-            "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-        }
-        ("envoy.service.runtime.v3.Runtime", true) => {
-            "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime"
-        }
-        ("envoy.service.runtime.v3.Runtime", false) => {
-            "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime"
-        }
-        ("envoy.config.core.v3.TypedExtensionConfig", true) => {
-            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
-        }
-        ("envoy.config.core.v3.TypedExtensionConfig", false) => {
-            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs"
-        }
-        _ => return None,
-    })
 }
 
 enum Command {
@@ -216,142 +156,6 @@ fn rank(type_url: &str) -> u8 {
         "envoy.config.route.v3.RouteConfiguration" => 3,
         "envoy.extensions.transport_sockets.tls.v3.Secret" => 4,
         _ => 5,
-    }
-}
-
-struct TypeState {
-    subscription: Subscription,
-    /// What this stream was told; `None` before the first request.
-    sent: Option<BTreeSet<String>>,
-    nonce: String,
-    paused: bool,
-}
-
-/// The two protocols differ in messages alone.
-trait Wire: Send + 'static {
-    type Request: prost::Message + Default + Send + Sync + 'static;
-    type Response: prost::Message + Default + Send + Sync + 'static;
-    /// A request for what changed since the last, if something did.
-    fn request(state: &mut TypeState) -> Option<Self::Request>;
-    fn set_node(request: &mut Self::Request, node: Node);
-    fn answer(state: &TypeState, nonce: String, error: Option<RpcStatus>) -> Self::Request;
-    fn head(response: &Self::Response) -> (&str, &str);
-    /// Names that the response answers besides those it makes known: removed or refused ones.
-    fn answered(response: &Self::Response) -> BTreeSet<String>;
-    fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome;
-}
-
-struct Delta;
-struct Sotw;
-
-impl Wire for Delta {
-    type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
-
-    fn request(state: &mut TypeState) -> Option<Self::Request> {
-        let s = &state.subscription;
-        let first = state.sent.is_none();
-        let old = state.sent.take().unwrap_or_default();
-        state.sent = Some(s.names.clone());
-        let request = DeltaDiscoveryRequest {
-            type_url: s.type_url.clone(),
-            resource_names_subscribe: s.names.difference(&old).cloned().collect(),
-            resource_names_unsubscribe: old.difference(&s.names).cloned().collect(),
-            initial_resource_versions: if first {
-                s.known
-                    .iter()
-                    .map(|(n, r)| (n.clone(), r.version.clone()))
-                    .collect()
-            } else {
-                HashMap::new()
-            },
-            ..Self::Request::default()
-        };
-        if first && !s.wildcard && s.names.is_empty() {
-            state.sent = None; // would be taken for a wildcard
-            return None;
-        }
-        (first
-            || !request.resource_names_subscribe.is_empty()
-            || !request.resource_names_unsubscribe.is_empty())
-        .then_some(request)
-    }
-
-    fn set_node(request: &mut Self::Request, node: Node) {
-        request.node = Some(node);
-    }
-
-    fn answer(state: &TypeState, nonce: String, error: Option<RpcStatus>) -> Self::Request {
-        DeltaDiscoveryRequest {
-            type_url: state.subscription.type_url.clone(),
-            response_nonce: nonce,
-            error_detail: error,
-            ..Self::Request::default()
-        }
-    }
-
-    fn head(response: &Self::Response) -> (&str, &str) {
-        (&response.type_url, &response.nonce)
-    }
-
-    fn answered(response: &Self::Response) -> BTreeSet<String> {
-        let resources = response.resources.iter().map(|r| &r.name);
-        resources
-            .chain(&response.removed_resources)
-            .cloned()
-            .collect()
-    }
-
-    fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome {
-        s.accept_delta(r, h)
-    }
-}
-
-impl Wire for Sotw {
-    type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
-
-    fn request(state: &mut TypeState) -> Option<Self::Request> {
-        let s = &state.subscription;
-        let unchanged = match &state.sent {
-            Some(sent) => *sent == s.names,
-            // An empty first request would be taken for a wildcard.
-            None => !s.wildcard && s.names.is_empty(),
-        };
-        if unchanged {
-            return None;
-        }
-        state.sent = Some(s.names.clone());
-        Some(Self::answer(state, state.nonce.clone(), None))
-    }
-
-    fn set_node(request: &mut Self::Request, node: Node) {
-        request.node = Some(node);
-    }
-
-    fn answer(state: &TypeState, nonce: String, error: Option<RpcStatus>) -> Self::Request {
-        let s = &state.subscription;
-        DiscoveryRequest {
-            type_url: s.type_url.clone(),
-            version_info: s.version.clone(),
-            // What was asked for before, so that a change is a request of its own.
-            resource_names: state.sent.iter().flatten().cloned().collect(),
-            response_nonce: nonce,
-            error_detail: error,
-            ..Self::Request::default()
-        }
-    }
-
-    fn head(response: &Self::Response) -> (&str, &str) {
-        (&response.type_url, &response.nonce)
-    }
-
-    fn answered(_: &Self::Response) -> BTreeSet<String> {
-        BTreeSet::new()
-    }
-
-    fn accept(s: &mut Subscription, r: Self::Response, h: &mut dyn ResourceHandler) -> Outcome {
-        s.accept_sotw(r, h)
     }
 }
 
@@ -591,29 +395,4 @@ impl Client {
                 .on_event(Event::FetchTimeout { type_url, name });
         }
     }
-}
-
-/// Lazy: connects with the first request, and again after a failure.
-fn connect(config: &Config, transport: Transport) -> Option<Channel> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", config.authority))
-        .ok()?
-        .connect_timeout(config.connect_timeout);
-    Some(match transport {
-        Transport::Tcp(address) => {
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-                let address = address.clone();
-                async move {
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    std::io::Result::Ok(TokioIo::new(stream))
-                }
-            }))
-        }
-        Transport::Unix(path) => {
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
-            }))
-        }
-    })
 }
