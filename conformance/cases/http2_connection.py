@@ -110,7 +110,8 @@ def _(t):
     for i in range(600):
         conn.raw((HEADERS, 4, 2 * i + 1, HEAD), (RESET, 0, 2 * i + 1, b"\0\0\0\x08"))
     told = conn.watch(1)
-    t.note(told=[x for x in told if not x.startswith("ping")])
+    # Whether a GOAWAY goes before depends on how many of the streams are read at once.
+    t.note(told=[x for x in told if not x.startswith(("ping", "goaway"))])
     t.proxy.lines(600)  # how many got so far is a matter of time
 
 

@@ -87,10 +87,13 @@ pub(super) async fn serve(
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
         Err(Stop::Reply(reply)) => {
-            // To Envoy any 400 of its own is an error in the messages of an HTTP/1 connection.
-            close = reply.status == StatusCode::BAD_REQUEST
-                && protocol != Protocol::Http2
-                && !config.stream_error_on_invalid_http1;
+            // To Envoy any 400 of its own is an error in the messages of an HTTP/1 connection, and a body that was
+            // too large had not ended.
+            close = match reply.status {
+                StatusCode::BAD_REQUEST => !config.stream_error_on_invalid_http1,
+                StatusCode::PAYLOAD_TOO_LARGE => reply.details == "request_payload_too_large",
+                _ => false,
+            } && protocol != Protocol::Http2;
             let reply = reply::shape(*reply, &config, end.route.as_deref(), &head, &info);
             local_response(reply, shape, &info)
         }
