@@ -82,6 +82,7 @@ def _(t):
 def _(t):
     publish(t.proxy.ports, "2", table("shared", host([said("second")])), table("other", host([said("other")])))
     settle(t, "second")
+    time.sleep(1.2)  # the other file may be looked at up to a second later
     t.get("/")
     t.get("/", listener="twin")
     t.get("/", listener="other", host="b.test")
@@ -122,5 +123,5 @@ def _(t):
 def _(t):
     publish(t.proxy.ports, "7", table("shared", host([said("late")])), table("missing", host([said("here")])))
     settle(t, "late")
-    time.sleep(1.2)  # its file is another, and may be looked at up to a second later
+    time.sleep(1.2)  # the other file may be looked at up to a second later
     t.get("/", listener="missing")
