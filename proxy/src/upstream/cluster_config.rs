@@ -7,7 +7,6 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
@@ -129,8 +128,6 @@ pub struct ClusterConfig {
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
     pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
-    /// `load_assignment`, for all but EDS.
-    pub assignment: Option<eds::ClusterLoadAssignment>,
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
@@ -377,7 +374,6 @@ impl ClusterConfig {
             transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
                 .at("transport_socket")?,
             transport_matches,
-            assignment: proto.load_assignment.clone(),
             metadata: proto.metadata.clone(),
             limits,
         })
