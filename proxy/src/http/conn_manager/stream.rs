@@ -297,7 +297,11 @@ impl Stream<'_> {
 fn body_failed(info: &SharedInfo) -> Option<Stop> {
     let mut info = info.borrow_mut();
     match info.body_reply.take() {
-        Some(reply) => Some(Stop::Reply(reply)),
+        Some(reply) => {
+            // Answered, it is a stream like any other: its response ends it, not the client.
+            info.request_error = None;
+            Some(Stop::Reply(reply))
+        }
         None => info.request_error.clone().map(Stop::Reset),
     }
 }
