@@ -75,7 +75,8 @@ case("denied with a body and headers", said(denied(302, "go", [option("location"
 case("denied HEAD", said(denied(401, "no")), method="HEAD")
 case("denied gRPC", said(denied(401, "no")), "/x", "content-type: application/grpc", method="POST")
 case("headers set, appended and removed", said(ok(
-    [option("x-new", "1"), option("x-a", "over"), option("x-b", "more", append=True)], ["x-gone", "x-absent"])),
+    [option("x-new", "1"), option("x-a", "over"), option("x-b", "more", append=True),
+     option("x-none", "1", append=True)], ["x-gone", "x-absent"])),
     "/", "x-a: 1", "x-b: 1", "x-gone: 1")
 case("header actions", said(ok([option("x-a", "2", action=0), option("x-b", "2", action=1), option("x-c", "2", action=2),
                                 option("x-d", "2", action=3), option("x-e", "2", action=1)])),
@@ -87,12 +88,12 @@ case("response headers on a direct response", said(ok(response=[option("x-from-a
 case("off on the route", {}, "/off")
 case("context extensions", said(ALLOW), "/context")
 case("status in the trailers", said(grpc_status=7, grpc=[None]))
-case("service that answers 503", {"status": 503})
-case("service that resets", {"reset": 2})
+case("service that answers 503", {"status": 503, "decode": True})
+case("service that resets", {"reset": 2, "decode": True})
 case("answer that is no message", {"grpc": [b"\x0a\xff"]})
 case("authority and metadata", said(ALLOW), listener="named")
-case("no answer in time", {"silent": True}, listener="slow")
-case("no answer in time, let in", {"silent": True}, listener="slow-allowed")
+case("no answer in time", {"silent": True, "decode": True}, listener="slow")
+case("no answer in time, let in", {"silent": True, "decode": True}, listener="slow-allowed")
 case("dead service", {}, listener="dead")
 case("service without endpoints", {}, listener="empty")
 case("unknown cluster", {}, listener="unknown")

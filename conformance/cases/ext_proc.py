@@ -1,6 +1,6 @@
 """External processing."""
 from harness.config import TYPE, bootstrap, listener, route
-from harness.grpc import message
+from harness.grpc import message, upper
 from harness.runner import Group
 
 PROC = TYPE + "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
@@ -31,11 +31,6 @@ def head(side, set_headers=(), remove=(), **common):
     return {side: {1: {2: mutation, **common}}}
 
 
-def body(side, data, end):
-    """A part of a body in full duplex: request (3) or response (4)."""
-    return {side: {1: {3: {3: {1: data, 2: end}}}}}
-
-
 def said(*answers, **more):
     return {"grpc": [message(a) if a is not None else None for a in answers], **more}
 
@@ -58,6 +53,7 @@ case("no answer in time, let through", said(), listener="allow")
 case("request only", said(head(1, [("x-new", "1")])), listener="request")
 case("local reply", said(head(1), head(2, [("x-new", "1")])), "/d")
 case("with a body that is not asked for", said(head(1), head(2)), method="POST", body="hello")
-case("full duplex, bodies replaced", said(
-    head(1), body(3, "HELLO", True), head(2), body(4, "BYE", True)), listener="duplex", method="POST", body="hello")
-case("full duplex, no request body", said(head(1), head(2), body(4, "BYE", True)), listener="duplex")
+case("full duplex, bodies replaced", {"grpc": upper}, listener="duplex", method="POST", body="hello")
+case("full duplex, no request body", {"grpc": upper}, listener="duplex")
+case("full duplex, no response body", {"grpc": upper}, more=({"body": b""},), listener="duplex", method="POST", body="hello")
+case("full duplex, trailers", {"grpc": upper}, more=({"trailers": [("x-end", "1")]},), listener="duplex")

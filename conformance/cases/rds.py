@@ -122,4 +122,5 @@ def _(t):
 def _(t):
     publish(t.proxy.ports, "7", table("shared", host([said("late")])), table("missing", host([said("here")])))
     settle(t, "late")
+    time.sleep(1.2)  # its file is another, and may be looked at up to a second later
     t.get("/", listener="missing")

@@ -13,10 +13,12 @@ plain 200). An action is a dict:
     interim                           list of (status, headers) sent before the answer
     truncate                          promise this many bytes in content-length, send `body`, then close
     tunnel                            after the answer, echo bytes until the end
-    grpc                              h2c: gRPC messages, each sent as an answer to one that came; then, once the
+    grpc                              h2c: gRPC messages, each sent as an answer to one that came (or a function from
+                                      the one that came to the answer); then, once the
                                       request has ended, the trailers with `grpc_status` (0); None in place of a
                                       message ends the call at once
     silent                            h2c: no answer ever
+    decode                            h2c: the request is a gRPC message, and told as such
 """
 import socket
 import struct
@@ -187,20 +189,25 @@ class Backend:
                     seen.append(record)
                     live[stream] = (action, record)
                     if "grpc" in action:
-                        record["messages"], action["answers"] = [], iter(action["grpc"])
+                        record["messages"], answers = [], action["grpc"]
+                        action["answers"] = answers if callable(answers) else lambda _, left=iter(answers): next(left, b"")
                         action["decode"] = grpc.decoder(dict(event.headers)[":path"])
                         state.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
                     elif action.get("early"):
                         self._answer_h2(state, stream, action)
+                    if action.get("decode") is True:
+                        record["messages"], action["decode"] = [], grpc.decoder(dict(event.headers)[":path"])
                 elif isinstance(event, h2.events.DataReceived):
                     live[stream][1]["body"] += event.data.decode("latin-1")
                     state.acknowledge_received_data(event.flow_controlled_length, stream)
-                    if "grpc" in live[stream][0]:
+                    if "decode" in live[stream][0]:
                         self._answer_grpc(state, stream, *live[stream])
                 elif isinstance(event, h2.events.TrailersReceived):
                     live[stream][1]["trailers"] = [list(h) for h in event.headers]
                 elif isinstance(event, h2.events.StreamReset):
-                    live[stream][1]["reset"] = int(event.error_code)
+                    # With which code a call is ended that nobody needs any more is not compared.
+                    if not {"grpc", "silent"} & set(live[stream][0]):
+                        live[stream][1]["reset"] = int(event.error_code)
                 elif isinstance(event, h2.events.StreamEnded) and not live[stream][0].get("early"):
                     if live[stream][0].get("close"):
                         return
@@ -215,9 +222,10 @@ class Backend:
     def _answer_grpc(self, state, stream, action, record):
         """Answers every message that is complete."""
         while len(data := record["body"]) >= 5 and len(data) >= 5 + (size := int.from_bytes(data[1:5].encode("latin-1"), "big")):
-            record["messages"].append(action["decode"](data[5:5 + size].encode("latin-1")))
+            seen = action["decode"](data[5:5 + size].encode("latin-1"))
+            answer = action["answers"](seen) if "grpc" in action else b""
+            record["messages"] = grpc.joined([*record["messages"], seen])
             record["body"] = data[5 + size:]
-            answer = next(action["answers"], b"")
             if answer is None:
                 self._end_grpc(state, stream, action)
             elif answer and not action.get("over"):

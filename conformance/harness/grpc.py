@@ -49,7 +49,7 @@ def fields(data):
 
 
 def decode(schema, data):
-    """A message as a dict by a schema: field number -> (name, kind). Kinds: int, str, None (its presence), a schema,
+    """A message as a dict by a schema: field number -> (name, kind). Kinds: int, "port", str, None (its presence), a schema,
     a list with one kind (repeated), "map" (of strings, told as sorted lines)."""
     made = {}
     for field, value in fields(data):
@@ -67,6 +67,8 @@ def decode(schema, data):
 def one(kind, value):
     if kind is None:
         return "present"
+    if kind == "port":
+        return str(value)
     if kind is int:
         return value - (1 << 64) if value >> 63 else value
     return value.decode("latin-1") if kind is str else decode(kind, value)
@@ -77,9 +79,9 @@ def _peer(port):
 
 
 CHECK = {1: ("attributes", {
-    1: ("source", _peer(None)), 2: ("destination", _peer(int)),
+    1: ("source", _peer(None)), 2: ("destination", _peer("port")),
     4: ("request", {1: ("time", None), 2: ("http", {
-        1: ("id", str), 2: ("method", str), 3: ("header map", "map"), 4: ("path", str), 5: ("host", str), 6: ("scheme", str),
+        1: ("id", None), 2: ("method", str), 3: ("header map", "map"), 4: ("path", str), 5: ("host", str), 6: ("scheme", str),
         7: ("query", str), 8: ("fragment", str), 9: ("size", int), 10: ("protocol", str), 11: ("body", str),
         12: ("raw_body", str)})}),
     10: ("context_extensions", "map"), 11: ("metadata_context", None), 13: ("route_metadata_context", None)})}
@@ -93,6 +95,32 @@ PROCESS = {2: ("request_headers", _HEAD), 3: ("response_headers", _HEAD), 4: ("r
            10: ("observability_mode", int), 11: ("protocol_config", {1: ("request_body_mode", int), 2: ("response_body_mode", int)})}
 
 
+def upper(message_seen):
+    """A processor's answer to one message: all goes on, bodies in upper case."""
+    numbers = {"request_headers": 1, "response_headers": 2, "request_body": 3, "response_body": 4,
+               "request_trailers": 5, "response_trailers": 6}
+    kind = next(k for k in message_seen if k in numbers)
+    if not kind.endswith("_body"):
+        return message({numbers[kind]: {}})
+    part = message_seen[kind]
+    streamed = {1: part.get("body", "").upper(), 2: part.get("end", 0)}
+    return message({numbers[kind]: {1: {3: {3: streamed}}}})
+
+
+def joined(messages):
+    """A processor's view with the parts of each body put together: how they are cut is nobody's promise."""
+    made = []
+    for seen in messages:
+        kind = next(iter(seen), None)
+        if made and kind in made[-1] and kind.endswith("_body"):
+            last = made[-1][kind]
+            last["body"] = last.get("body", "") + seen[kind].get("body", "")
+            last["end"] = seen[kind].get("end", 0)
+        else:
+            made.append(seen)
+    return made
+
+
 def decoder(path):
     """What turns the messages of a method into records."""
     schema = CHECK if path.endswith("/Check") else PROCESS if path.endswith("/Process") else {}
@@ -101,6 +129,7 @@ def decoder(path):
         made = decode(schema, data)
         for side in made.values():
             if isinstance(side, dict) and "lines" in side.get("map", {}):
-                side["map"] = sorted(f"{h.get('name', '')}={h.get('raw', h.get('value', ''))}" for h in side["map"]["lines"])
+                lines = [(h.get("name", ""), h.get("raw", h.get("value", ""))) for h in side["map"]["lines"]]
+                side["map"] = sorted(f"{n}={'<ms>' if n == 'x-envoy-upstream-service-time' else v}" for n, v in lines)
         return made
     return record

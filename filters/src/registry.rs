@@ -132,8 +132,8 @@ impl Registry {
         if wrapper.disabled {
             return Ok(Some(RouteFilterConfig::Disabled));
         }
-        // Without a configuration, the wrapper turns on a filter that is disabled by default.
-        let Some(config) = &wrapper.config else {
+        // Without a configuration, or with one of no type, the wrapper turns on a filter that is disabled by default.
+        let Some(config) = wrapper.config.as_ref().filter(|c| !c.type_url.is_empty()) else {
             return Ok(Some(RouteFilterConfig::Config(Arc::new(()))));
         };
         let known =
@@ -251,6 +251,9 @@ pub(crate) mod tests {
         let off = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
         assert!(matches!(off, Ok(Some(RouteFilterConfig::Disabled))));
         wrapper.disabled = false;
+        wrapper.config = Some(Any::default());
+        let on = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
+        assert!(matches!(on, Ok(Some(RouteFilterConfig::Config(_)))));
         wrapper.config = Some(any("a.b.Unknown", vec![]));
         let refused = registry.compile_route(&any(FILTER_CONFIG, wrapper.encode_to_vec()), &cx());
         assert_eq!(refused.unwrap_err().path(), "config");

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use prost::{Message, Name};
-use prost_reflect::DynamicMessage;
 use serde_json::Value as Json;
 use serde_yaml_ng::Value as Yaml;
 
 use crate::error::ConfigError;
-use crate::json::{Pool, UnknownFields};
+use crate::json::{self, Pool, UnknownFields};
 
 /// Where the bootstrap comes from.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +76,7 @@ pub fn load(options: LoadOptions<'_>) -> Result<Bootstrap, Error> {
         let over = yaml_to_json(text)
             .and_then(|json| Pool::load()?.parse(&Bootstrap::full_name(), &json, unknown))
             .map_err(|e| invalid("--config-yaml", e))?;
-        bytes.extend(over.encode_to_vec());
+        bytes.extend(json::encode(&over));
     } else if options.path.is_none() {
         return Err(Error::Nothing);
     }
@@ -94,7 +93,7 @@ pub(crate) fn encode(
 ) -> Result<Vec<u8>, ConfigError> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
     let text = || std::str::from_utf8(content).map_err(|_| ConfigError::new("not UTF-8"));
-    let json = match extension.to_ascii_lowercase().as_str() {
+    let value = match extension.to_ascii_lowercase().as_str() {
         "pb" => return Ok(content.to_vec()),
         "pb_text" | "pbtxt" | "textproto" => {
             return Err(ConfigError::new(
@@ -106,8 +105,8 @@ pub(crate) fn encode(
         }
         _ => yaml_to_json(text()?)?,
     };
-    let message: DynamicMessage = Pool::load()?.parse(full_name, &json, unknown)?;
-    Ok(message.encode_to_vec())
+    let message = Pool::load()?.parse(full_name, &value, unknown)?;
+    Ok(json::encode(&message))
 }
 
 /// YAML (or JSON) as a JSON value, `<<` merged, scalar keys as strings.

@@ -4,6 +4,7 @@
 //! descriptors take tens of megabytes when decoded: a [`Pool`] is loaded when one is needed and goes when
 //! the last holder drops it, so nothing of it is left at run time.
 
+mod encode;
 mod parse;
 mod print;
 mod unknown;
@@ -14,6 +15,8 @@ use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 use crate::error::ConfigError;
+
+pub(crate) use encode::encode;
 
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 static CACHE: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
@@ -99,7 +102,7 @@ impl Pool {
         unknown: UnknownFields,
     ) -> Result<M, ConfigError> {
         let message = self.parse(&M::full_name(), json, unknown)?;
-        M::decode(message.encode_to_vec().as_slice())
+        M::decode(encode(&message).as_slice())
             .map_err(|e| ConfigError::new(format!("{}: {e}", M::full_name())))
     }
 

@@ -10,9 +10,10 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::{
     BufferSettings, ExtAuthz, ExtAuthzPerRoute, ext_authz::Services, ext_authz_per_route::Override,
 };
 use envoy_types::pb::envoy::service::auth::v3 as auth;
-use envoy_types::pb::google::protobuf::{Any, Timestamp};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Timestamp};
 use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
+use tonic::metadata::AsciiMetadataValue;
 use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
@@ -38,6 +39,8 @@ struct ExtAuthzFilter {
     id: FilterId,
     channel: GrpcChannel,
     timeout: Duration,
+    /// The same as the service is told it.
+    timeout_header: Option<AsciiMetadataValue>,
     failure_mode_allow: bool,
     failure_header: bool,
     status_on_error: StatusCode,
@@ -101,7 +104,8 @@ impl HttpFilterFactory for ExtAuthzFactory {
                 return Err(ConfigError::unsupported(field));
             }
         }
-        let timeout = wire::duration(service.timeout.as_ref(), TIMEOUT);
+        let timeout =
+            wire::duration(service.timeout.as_ref(), TIMEOUT).at("grpc_service.timeout")?;
         if proto
             .with_request_body
             .is_some_and(|b| b.max_request_bytes == 0)
@@ -112,7 +116,8 @@ impl HttpFilterFactory for ExtAuthzFactory {
         Ok(Arc::new(ExtAuthzFilter {
             id: cx.id,
             channel: cx.grpc.channel(service).at("grpc_service")?,
-            timeout: timeout.at("grpc_service.timeout")?,
+            timeout,
+            timeout_header: timeout_header(timeout),
             failure_mode_allow: proto.failure_mode_allow,
             failure_header: proto.failure_mode_allow_header_add,
             status_on_error: wire::status(proto.status_on_error.as_ref(), StatusCode::FORBIDDEN),
@@ -173,6 +178,37 @@ impl BodyStream for Resumed {
 
     fn is_end(&self) -> bool {
         self.first.is_none() && self.rest.is_end()
+    }
+}
+
+/// A deadline in gRPC's form, which has eight digits at most.
+fn timeout_header(timeout: Duration) -> Option<AsciiMetadataValue> {
+    let millis = timeout.as_millis().min(99_999_999);
+    let text = (millis > 0).then(|| format!("{millis}m"))?;
+    AsciiMetadataValue::try_from(text).ok()
+}
+
+/// Changes an allowed request as Envoy does: a value is appended to what is there, on the same line and only if
+/// something is, or else takes its place. `append_action` has no say here.
+#[allow(deprecated)] // `append` is what counts
+fn set_or_join(options: &[core::HeaderValueOption], head: &mut RequestHead) {
+    for option in options {
+        let mut option = option.clone();
+        let appends = option.append.is_some_and(|append| append.value);
+        option.append = Some(BoolValue { value: false });
+        if appends && let Some(header) = &mut option.header {
+            let present = head.headers.get_all(header.key.as_str());
+            let mut lines: Vec<&[u8]> = present.iter().map(HeaderValue::as_bytes).collect();
+            if lines.is_empty() {
+                continue;
+            }
+            lines.push(match header.raw_value.is_empty() {
+                true => header.value.as_bytes(),
+                false => &header.raw_value,
+            });
+            header.raw_value = lines.join(&b","[..]);
+        }
+        wire::apply(&[option], Unset::Overwrite, head);
     }
 }
 
@@ -257,7 +293,6 @@ impl ExtAuthzFilter {
         &self,
         head: &RequestHead,
         seen: Option<(Bytes, bool)>,
-        size: i64,
         info: &SharedInfo,
     ) -> auth::CheckRequest {
         let mut headers: HashMap<String, String> = HashMap::new();
@@ -271,24 +306,24 @@ impl ExtAuthzFilter {
                 })
                 .or_insert_with(|| text.into_owned());
         }
-        let (data, partial) = seen.unwrap_or_default();
-        if self.body.is_some() {
+        if let Some((_, partial)) = &seen {
             headers.insert("x-envoy-auth-partial-body".into(), partial.to_string());
         }
+        let (data, _) = seen.unwrap_or_default();
         let (raw_body, body) = match self.body.is_some_and(|b| b.pack_as_bytes) {
             true => (data.to_vec(), String::new()),
             false => (Vec::new(), String::from_utf8_lossy(&data).into_owned()),
         };
-        let id = head.headers.get("x-request-id");
         let info = info.borrow();
         let http = auth::attribute_context::HttpRequest {
-            id: id.and_then(|v| v.to_str().ok()).unwrap_or_default().into(),
+            // Envoy's number of the stream, which is random too.
+            id: fastrand::u64(..).to_string(),
             method: head.method.as_str().into(),
             headers,
             path: head.path.to_string(),
             host: head.authority.to_string(),
             scheme: head.scheme.to_string(),
-            size,
+            size: i64::try_from(info.bytes_received).unwrap_or(i64::MAX),
             protocol: info.protocol.map_or("", Protocol::as_str).into(),
             body,
             raw_body,
@@ -309,6 +344,8 @@ impl ExtAuthzFilter {
                     http: Some(http),
                 }),
                 context_extensions: extensions,
+                metadata_context: Some(core::Metadata::default()),
+                route_metadata_context: Some(core::Metadata::default()),
                 ..auth::AttributeContext::default()
             }),
         }
@@ -339,7 +376,7 @@ impl ExtAuthzFilter {
         use auth::check_response::HttpResponse;
         let no_body = route_config::<PerRoute>(info, self.id).is_some_and(|r| r.no_body);
         let seen = match &self.body {
-            Some(settings) if !no_body && !head.is_tunnel() => {
+            Some(settings) if !no_body && !body.is_end() && !head.is_tunnel() => {
                 match self.peek(settings, body).await {
                     Ok(seen) => Some(seen),
                     Err(flow) => return flow,
@@ -347,8 +384,12 @@ impl ExtAuthzFilter {
             }
             _ => None,
         };
-        let size = body.remaining().and_then(|n| i64::try_from(n).ok());
-        let request = self.request(head, seen, size.unwrap_or(-1), info);
+        let mut request = tonic::Request::new(self.request(head, seen, info));
+        if let Some(timeout) = &self.timeout_header {
+            request
+                .metadata_mut()
+                .insert("grpc-timeout", timeout.clone());
+        }
         let mut client = auth::authorization_client::AuthorizationClient::new(self.channel.clone());
         let answer = match self.timeout.is_zero() {
             true => client.check(request).await.ok(),
@@ -375,7 +416,7 @@ impl ExtAuthzFilter {
                 }
                 let changed = !ok.headers.is_empty() || !ok.headers_to_remove.is_empty();
                 wire::remove(&ok.headers_to_remove, &mut head.headers);
-                wire::apply(&ok.headers, Unset::Overwrite, head);
+                set_or_join(&ok.headers, head);
                 if changed && self.clear_route_cache {
                     info.borrow_mut().route_stale = true;
                 }
@@ -394,7 +435,8 @@ impl ExtAuthzFilter {
                 let status = wire::status(denied.status.as_ref(), StatusCode::FORBIDDEN);
                 let mut reply = LocalReply::new(status, denied.body, "ext_authz_denied")
                     .with_flags(ResponseFlags::UNAUTHORIZED_EXTERNAL);
-                wire::apply(&denied.headers, Unset::Overwrite, &mut reply.headers);
+                // A header may be given several times, as `set-cookie` is.
+                wire::apply(&denied.headers, Unset::Append, &mut reply.headers);
                 Flow::Reply(Box::new(reply))
             }
         }

@@ -237,17 +237,15 @@ impl FilterChainHandler for Chain {
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
-        let (terminal, transport) = (self.terminal.clone(), self.transport.clone());
-        Box::pin(async move {
-            match transport {
-                DownstreamTransport::Raw => terminal.serve(io, prefix, info, control).await,
-                DownstreamTransport::Tls(tls) => {
-                    if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
-                        terminal.serve(io, Bytes::new(), info, control).await;
-                    }
+        let terminal = self.terminal.clone();
+        match self.transport.clone() {
+            DownstreamTransport::Raw => Box::pin(terminal.serve(io, prefix, info, control)),
+            DownstreamTransport::Tls(tls) => Box::pin(async move {
+                if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
+                    terminal.serve(io, Bytes::new(), info, control).await;
                 }
-            }
-        })
+            }),
+        }
     }
 }
 
@@ -262,7 +260,8 @@ impl Terminal {
         match self {
             Self::Http(config) => serve_limited(config, io, prefix, info, control).await,
             Self::Tcp(config) => {
-                tcp_proxy::serve(config, Prefixed::new(prefix, io), info).await;
+                // Boxed for HTTP's sake, as HTTP/2 is for HTTP/1's: a future is as large as its largest branch.
+                Box::pin(tcp_proxy::serve(config, Prefixed::new(prefix, io), info)).await;
             }
         }
     }
@@ -323,7 +322,9 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     ));
     if http2 {
         let io = Prefixed::new(prefix, io);
-        h2::server::serve(io, &config.http2, config.idle_timeout, service, control).await;
+        // Boxed: an idle HTTP/1 connection's future must not be as large as HTTP/2's.
+        let serving = h2::server::serve(io, &config.http2, config.idle_timeout, service, control);
+        Box::pin(serving).await;
     } else {
         let settings = Rc::new(config.http1.clone());
         h1::server::serve(io, prefix, settings, service, control).await;

@@ -149,13 +149,28 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), &'static str> {
                 headers.remove(name);
             }
         }
-        headers.remove(header::CONNECTION);
     }
-    headers.remove(header::TRANSFER_ENCODING);
-    headers.remove(header::UPGRADE);
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+    remove_hop_by_hop(headers);
     Ok(())
+}
+
+static HOP_BY_HOP: [HeaderName; 5] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Removes the fields that are only ever about one connection (RFC 9110 section 7.6.1), whatever `connection`
+/// names. A no-op on what the codecs have parsed; filters may have added some.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Nearly no message has any: comparing the names that are there is cheaper than hashing those that could be.
+    if headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
+    }
 }
 
 #[cfg(test)]

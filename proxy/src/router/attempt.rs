@@ -425,6 +425,6 @@ fn respond(
 
 fn write_service_time(head: &mut ResponseHead, started: Instant) {
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    head.headers
-        .insert(names::SERVICE_TIME, HeaderValue::from(millis));
+    let value = names::passing(HeaderValue::from(millis));
+    head.headers.insert(names::SERVICE_TIME, value);
 }

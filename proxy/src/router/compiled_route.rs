@@ -55,7 +55,7 @@ impl CompiledRoute {
             _ => Forward::default(),
         };
         let metadata = proto.metadata.iter().flat_map(|m| &m.filter_metadata);
-        let metadata = metadata.map(|(k, v)| (k.clone(), struct_to_json(v).into()));
+        let metadata = metadata.map(|(k, v)| (k.as_str().into(), struct_to_json(v).into()));
         let shared = Arc::new(Shared {
             name: proto.name.clone().into(),
             virtual_host: scope.virtual_host.clone(),

@@ -115,6 +115,7 @@ impl Layer {
             }
             same
         });
+        self.nodes.shrink_to_fit();
         // What a prefix begins with sorts before it, so the open prefixes form a stack.
         let mut open: Vec<(usize, Box<[u8]>)> = Vec::new();
         for (at, node) in self.nodes.iter_mut().enumerate() {

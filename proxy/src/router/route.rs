@@ -1,6 +1,5 @@
 //! A compiled route: what it does to a request and its response.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,8 @@ pub(super) struct Shared {
     pub(super) request: HeaderMutations,
     pub(super) response: HeaderMutations,
     pub(super) filter_configs: FilterConfigs,
-    pub(super) metadata: BTreeMap<String, serde_json::Value>,
+    /// By filter name; few enough to look through.
+    pub(super) metadata: Box<[(Box<str>, serde_json::Value)]>,
     pub(super) buffer_limit: Option<u32>,
     pub(super) forward: Forward,
 }
@@ -275,6 +275,9 @@ impl RouteView for Route {
     }
 
     fn metadata(&self, namespace: &str) -> Option<&serde_json::Value> {
-        self.shared.metadata.get(namespace)
+        let mut entries = self.shared.metadata.iter();
+        entries
+            .find(|(name, _)| **name == *namespace)
+            .map(|(_, value)| value)
     }
 }

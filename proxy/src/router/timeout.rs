@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use filters::filter::SharedInfo;
 use filters::head::RequestHead;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::milliseconds;
@@ -56,7 +56,11 @@ impl Timeouts {
         let policy = route.retry_policy();
         let mut per_try = policy.and_then(|policy| policy.per_try_timeout);
         let mut alternative = false;
-        if internal {
+        // One pass over the names that are there, for what nearly no request has.
+        let steers = |name: &HeaderName| {
+            name.as_str().starts_with("x-envoy-upstream-") || *name == names::EXPECTED_TIMEOUT
+        };
+        if internal && head.headers.keys().any(steers) {
             let expected = &names::EXPECTED_TIMEOUT;
             if options.respect_expected_timeout && head.headers.contains_key(expected) {
                 // Another Envoy's deadline goes before what its client asked for, which goes on.

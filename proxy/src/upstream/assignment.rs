@@ -14,7 +14,7 @@ use crate::upstream::cluster_config::ClusterConfig;
 use crate::upstream::host::{Health, Target};
 
 /// One endpoint of an assignment, compiled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) target: Target,
     pub(crate) hostname: ByteString,
@@ -26,7 +26,7 @@ pub(crate) struct Endpoint {
 }
 
 /// One locality of an assignment, compiled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Locality {
     pub(crate) priority: u32,
     pub(crate) weight: u32,

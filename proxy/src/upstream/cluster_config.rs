@@ -7,13 +7,13 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
+use crate::http::h2::Keepalive;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
@@ -64,20 +64,24 @@ pub enum UpstreamProtocol {
 /// HTTP/2 settings, bounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2Options {
-    /// `initial_stream_window_size`, bytes; 16 MiB by default.
+    /// `initial_stream_window_size`, bytes; 1 MiB by default. Envoy's 16 MiB would be memory that one slow
+    /// client makes us hold, as a window here is only given back when the client has taken the data.
     pub stream_window: u32,
     /// `initial_connection_window_size`, bytes; 24 MiB by default.
     pub connection_window: u32,
     /// `max_concurrent_streams` on one connection; 1024 by default.
     pub max_streams: u32,
+    /// `connection_keepalive`.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl Default for Http2Options {
     fn default() -> Self {
         Self {
-            stream_window: 16 << 20,
+            stream_window: 1 << 20,
             connection_window: 24 << 20,
             max_streams: 1024,
+            keepalive: None,
         }
     }
 }
@@ -124,8 +128,6 @@ pub struct ClusterConfig {
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
     pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
-    /// `load_assignment`, for all but EDS.
-    pub assignment: Option<eds::ClusterLoadAssignment>,
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
@@ -160,7 +162,17 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
     let Some(o) = options else {
         return Ok(Http2Options::default());
     };
+    if o.allow_metadata {
+        return Err(ConfigError::unsupported("allow_metadata"));
+    }
+    if !o.custom_settings_parameters.is_empty() {
+        return Err(ConfigError::unsupported("custom_settings_parameters"));
+    }
     let default = Http2Options::default();
+    let keepalive = match &o.connection_keepalive {
+        None => None,
+        Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
+    };
     let max = o.max_concurrent_streams.as_ref();
     Ok(Http2Options {
         stream_window: window(
@@ -174,6 +186,7 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
             "initial_connection_window_size",
         )?,
         max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
+        keepalive,
     })
 }
 
@@ -361,7 +374,6 @@ impl ClusterConfig {
             transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
                 .at("transport_socket")?,
             transport_matches,
-            assignment: proto.load_assignment.clone(),
             metadata: proto.metadata.clone(),
             limits,
         })

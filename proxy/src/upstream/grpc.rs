@@ -25,6 +25,8 @@ use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::request::{self, RequestGuard, SendOptions, UpstreamResponse};
 use super::slot::ClusterSlot;
+use crate::http::conn_manager::append_to_xff;
+use crate::http::local_address::local_address;
 use crate::http::service::EarlyResponses;
 
 /// Finds the slot of a cluster.
@@ -72,7 +74,7 @@ impl GrpcConnector for ClusterGrpc {
             cluster,
             authority,
             metadata: metadata(service).at("initial_metadata")?,
-            timeout: timeout(service),
+            envoy_headers: !target.skip_envoy_headers,
         }))
     }
 }
@@ -99,26 +101,12 @@ fn metadata(service: &GrpcService) -> Result<HeaderMap, ConfigError> {
     Ok(map)
 }
 
-/// What the service is told of the time that it has; who enforces it is the filter.
-fn timeout(service: &GrpcService) -> Option<HeaderValue> {
-    let timeout = service.timeout.as_ref()?;
-    let seconds = u64::try_from(timeout.seconds).ok()?;
-    let nanos = u64::try_from(timeout.nanos).ok()?;
-    let millis = seconds
-        .saturating_mul(1000)
-        .saturating_add(nanos / 1_000_000);
-    // The format allows eight digits (gRPC over HTTP/2).
-    let millis = millis.min(99_999_999);
-    (millis > 0)
-        .then(|| HeaderValue::from_str(&format!("{millis}m")).ok())
-        .flatten()
-}
-
 struct ClusterTransport {
     cluster: Arc<ClusterSlot<Cluster>>,
     authority: ByteString,
     metadata: HeaderMap,
-    timeout: Option<HeaderValue>,
+    /// Whether to say who asks.
+    envoy_headers: bool,
 }
 
 impl ClusterTransport {
@@ -126,8 +114,17 @@ impl ClusterTransport {
         let mut head = RequestHead::new(Method::POST, parts.uri.path());
         head.authority = self.authority.clone();
         head.headers = parts.headers;
-        if let Some(timeout) = &self.timeout {
-            head.headers.insert("grpc-timeout", timeout.clone());
+        let timeout = head.headers.get("grpc-timeout").map(HeaderValue::as_bytes);
+        if let Some(millis) = timeout.and_then(|t| t.strip_suffix(b"m"))
+            && let Ok(millis) = HeaderValue::from_bytes(millis)
+        {
+            head.headers
+                .insert("x-envoy-expected-rq-timeout-ms", millis);
+        }
+        if self.envoy_headers {
+            let yes = HeaderValue::from_static("true");
+            head.headers.insert("x-envoy-internal", yes);
+            append_to_xff(&mut head, local_address());
         }
         for (name, value) in &self.metadata {
             head.headers.append(name.clone(), value.clone());

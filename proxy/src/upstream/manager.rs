@@ -147,7 +147,7 @@ impl ClusterManager {
                 Some(assignment) => (assignment, true),
                 None => (&empty, false),
             },
-            _ => (config.assignment.as_ref().unwrap_or(&empty), true),
+            _ => (proto.load_assignment.as_ref().unwrap_or(&empty), true),
         };
         let (localities, overprovisioning) =
             compile_assignment(&config, assignment).at("load_assignment")?;
@@ -174,6 +174,8 @@ impl ClusterManager {
         let mut old = entry.active.take();
         if let Some(active) = &mut old
             && *active.cluster.config == config
+            && (matches!(config.discovery, Discovery::Eds { .. })
+                || (&active.localities, active.overprovisioning) == (&localities, overprovisioning))
         {
             active.version = version.to_owned();
             entry.active = old;

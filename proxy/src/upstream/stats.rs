@@ -137,7 +137,8 @@ pub enum Update {
 #[derive(Default)]
 pub(crate) struct LazyStats {
     scope: Option<Scope>,
-    stats: OnceLock<ClusterStats>,
+    /// Boxed: most of a mesh's clusters are never used, and the counters are the larger part.
+    stats: OnceLock<Box<ClusterStats>>,
     /// By [`Update`]; moved into the counters when a cluster is first used.
     updates: [AtomicU64; 6],
 }
@@ -163,9 +164,11 @@ impl LazyStats {
         let mut new = false;
         let stats = self.stats.get_or_init(|| {
             new = true;
-            self.scope
-                .clone()
-                .map_or_else(ClusterStats::default, ClusterStats::new)
+            Box::new(
+                self.scope
+                    .clone()
+                    .map_or_else(ClusterStats::default, ClusterStats::new),
+            )
         });
         if new {
             self.flush(stats);
@@ -175,7 +178,7 @@ impl LazyStats {
 
     /// The stats, if they are in use.
     pub(crate) fn existing(&self) -> Option<&ClusterStats> {
-        self.stats.get()
+        self.stats.get().map(Box::as_ref)
     }
 
     /// Counts what the control side did.

@@ -3,12 +3,12 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use prost::Message;
 use prost_reflect::{
     DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value, bytes::Bytes,
 };
 use serde_json::Value as Json;
 
+use super::encode::encode;
 use super::{UnknownFields, has_own_json, name_of};
 use crate::error::{At, ConfigError};
 
@@ -178,11 +178,9 @@ fn any(desc: &MessageDescriptor, json: &Json, unknown: UnknownFields) -> Result<
     let bytes = match desc.parent_pool().get_message_by_name(name) {
         Some(inner) if has_own_json(name) || name == "google.protobuf.Any" => {
             let value = object.get("value").unwrap_or(&Json::Null);
-            self::message(&inner, value, unknown)
-                .at("value")?
-                .encode_to_vec()
+            encode(&self::message(&inner, value, unknown).at("value")?)
         }
-        Some(inner) => fields(&inner, json, unknown, true)?.encode_to_vec(),
+        Some(inner) => encode(&fields(&inner, json, unknown, true)?),
         // What the printer made of a type it did not know.
         None => match (object.len(), object.get("value")) {
             (1, _) => Vec::new(),

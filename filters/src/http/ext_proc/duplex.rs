@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::ext_proc::v3 as pb;
 use http::HeaderMap;
 use pb::body_mutation::Mutation;
@@ -11,7 +12,7 @@ use pb::processing_response::Response;
 use tokio_util::sync::PollSender;
 
 use super::session::{Closed, Session, Side};
-use super::{Settings, failure, immediate, note_metadata};
+use super::{Cause, Settings, failure, immediate, note_metadata};
 use crate::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use crate::filter::{LocalReply, SharedInfo};
 use crate::http::wire::{self, Unset};
@@ -35,7 +36,7 @@ impl Pump {
         Self {
             side,
             original,
-            sender: session.sender(),
+            sender: session.sender(side),
             held: None,
             trailers: HeaderMap::new(),
             touched: false,
@@ -113,6 +114,8 @@ impl Pump {
 pub(super) fn message_of(request: Request) -> pb::ProcessingRequest {
     pb::ProcessingRequest {
         request: Some(request),
+        // Empty as in Envoy, which fills it only where the configuration says so.
+        metadata_context: Some(core::Metadata::default()),
         ..pb::ProcessingRequest::default()
     }
 }
@@ -156,8 +159,8 @@ impl BodyStream for Duplex {
             }
             let answer = match ready!(self.session.poll_next(self.side(), cx)) {
                 Ok(answer) => answer,
-                Err(_) => {
-                    let reply = failure(&self.settings, false);
+                Err(how) => {
+                    let reply = failure(&self.settings, how.into());
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
             };
@@ -168,7 +171,7 @@ impl BodyStream for Duplex {
                     let mutation = body.response.and_then(|c| c.body_mutation);
                     let Some(Mutation::StreamedResponse(chunk)) = mutation.and_then(|m| m.mutation)
                     else {
-                        let reply = failure(&self.settings, false);
+                        let reply = failure(&self.settings, Cause::Call);
                         return Poll::Ready(Some(Err(self.fail(reply))));
                     };
                     self.done = chunk.end_of_stream || chunk.end_of_stream_without_message;
@@ -194,7 +197,7 @@ impl BodyStream for Duplex {
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
                 _ => {
-                    let reply = failure(&self.settings, false);
+                    let reply = failure(&self.settings, Cause::Spurious);
                     return Poll::Ready(Some(Err(self.fail(reply))));
                 }
             }

@@ -222,17 +222,36 @@ impl HttpFilterFactory for ExtProcFactory {
     }
 }
 
+/// How a processor failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Timeout,
+    Call,
+    /// It answered what was not asked.
+    Spurious,
+}
+
+impl From<Closed> for Cause {
+    fn from(how: Closed) -> Self {
+        match how {
+            Closed::Spurious => Self::Spurious,
+            Closed::Done | Closed::Failed => Self::Call,
+        }
+    }
+}
+
 /// The answer when the processor failed.
-fn failure(settings: &Settings, timeout: bool) -> LocalReply {
-    let (status, details) = match timeout {
-        true => (
+fn failure(settings: &Settings, cause: Cause) -> LocalReply {
+    let (status, details) = match cause {
+        Cause::Timeout => (
             StatusCode::GATEWAY_TIMEOUT,
             "ext_proc_error_per-message_timeout_exceeded",
         ),
-        false => (
+        Cause::Call => (
             StatusCode::INTERNAL_SERVER_ERROR,
             "ext_proc_error_gRPC_error",
         ),
+        Cause::Spurious => (StatusCode::INTERNAL_SERVER_ERROR, "spurious_message"),
     };
     LocalReply::new(settings.status_on_error.unwrap_or(status), "", details)
 }
@@ -240,7 +259,7 @@ fn failure(settings: &Settings, timeout: bool) -> LocalReply {
 /// The answer that the processor gave.
 fn immediate(settings: &Settings, answer: pb::ImmediateResponse) -> LocalReply {
     if settings.no_immediate {
-        return failure(settings, false);
+        return failure(settings, Cause::Call);
     }
     // Spaces would break the fields of an access log.
     let details = answer.details.split_whitespace().collect::<Vec<_>>();
@@ -318,7 +337,7 @@ impl State {
                 });
             }
             let session = &self.session;
-            let mut sender = session.sender();
+            let mut sender = session.sender(side);
             let mut message = Some(message);
             let answer = std::future::poll_fn(|cx| {
                 if message.is_some()
@@ -346,8 +365,8 @@ impl State {
                 Ok(Err(error)) => return Flow::Reset(error),
                 Ok(Ok(Ok(answer))) => self.obey(side, settings, answer, head, info),
                 Ok(Ok(Err(Closed::Done))) if pump.as_ref().is_none_or(|p| !p.touched) => Ok(()),
-                Ok(Ok(Err(_))) => Err((Box::new(failure(settings, false)), true)),
-                Err(_) => Err((Box::new(failure(settings, true)), true)),
+                Ok(Ok(Err(how))) => Err((Box::new(failure(settings, how.into())), true)),
+                Err(_) => Err((Box::new(failure(settings, Cause::Timeout)), true)),
             };
             if let Err((reply, failed)) = answered {
                 let whole = pump.as_ref().is_none_or(|p| !p.touched);
@@ -394,12 +413,12 @@ impl State {
                 let reply = immediate(settings, answer);
                 return Err((Box::new(reply), settings.no_immediate));
             }
-            _ => return Err((Box::new(failure(settings, false)), true)),
+            _ => return Err((Box::new(failure(settings, Cause::Spurious)), true)),
         };
         let common = common.unwrap_or_default();
         if common.status != 0 {
             // CONTINUE_AND_REPLACE
-            return Err((Box::new(failure(settings, false)), true));
+            return Err((Box::new(failure(settings, Cause::Call)), true));
         }
         if let Some(mutation) = &common.header_mutation {
             wire::remove(&mutation.remove_headers, head.map());

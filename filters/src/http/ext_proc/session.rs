@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 };
 use futures_util::Stream;
 use futures_util::future::LocalBoxFuture;
+use futures_util::stream::select;
 use futures_util::task::AtomicWaker;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -43,6 +44,8 @@ pub(super) enum Closed {
     Done,
     /// With an error.
     Failed,
+    /// With a message that nothing had asked for.
+    Spurious,
 }
 
 enum Incoming {
@@ -84,17 +87,24 @@ struct Inner {
 pub(super) struct Session {
     inner: Rc<RefCell<Inner>>,
     wakers: Arc<Both>,
-    sender: mpsc::Sender<ProcessingRequest>,
+    request: mpsc::Sender<ProcessingRequest>,
+    response: mpsc::Sender<ProcessingRequest>,
 }
 
 impl Session {
     /// Begins a call. Nothing is sent before the session is polled.
     pub(super) fn new(channel: GrpcChannel) -> Self {
-        // One message waits for gRPC's flow control; what a side has read beyond that it holds itself.
-        let (sender, receiver) = mpsc::channel(1);
+        // One message of each side waits for gRPC's flow control; what a side has read beyond that it holds
+        // itself. Not one for both: a side that nobody polls any more would keep the other's place.
+        let (request, requests) = mpsc::channel(1);
+        let (response, responses) = mpsc::channel(1);
+        let messages = select(
+            ReceiverStream::new(requests),
+            ReceiverStream::new(responses),
+        );
         let connecting = Box::pin(async move {
             let mut client = ExternalProcessorClient::new(channel);
-            let answer = client.process(ReceiverStream::new(receiver)).await?;
+            let answer = client.process(messages).await?;
             Ok(answer.into_inner())
         });
         let inner = Inner {
@@ -106,13 +116,17 @@ impl Session {
         Self {
             inner: Rc::new(RefCell::new(inner)),
             wakers: Arc::default(),
-            sender,
+            request,
+            response,
         }
     }
 
     /// A way to send for one side.
-    pub(super) fn sender(&self) -> PollSender<ProcessingRequest> {
-        PollSender::new(self.sender.clone())
+    pub(super) fn sender(&self, side: Side) -> PollSender<ProcessingRequest> {
+        PollSender::new(match side {
+            Side::Request => self.request.clone(),
+            Side::Response => self.response.clone(),
+        })
     }
 
     /// From now on an immediate response is an answer to the response.
@@ -182,6 +196,11 @@ impl Session {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Some(Ok(answer))) => {
                         let to = inner.addressee(&answer);
+                        if to == Side::Response && !inner.response_began {
+                            inner.incoming = Incoming::Closed(Closed::Spurious);
+                            self.wakers.wake_by_ref();
+                            continue;
+                        }
                         let queue = inner.queue(to);
                         if !queue.gone {
                             let size = answer.encoded_len();

@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::Any;
 use hcm::http_connection_manager::RouteSpecifier;
 use xds_client::error::ConfigError;
 
-use super::{Resources, State, Static, packed};
+use super::{Resources, State, Static};
 use crate::router::RouteSlot;
 use crate::server::admin::config_dump::Kind;
 use crate::transport::downstream::tls_context;
@@ -96,7 +96,7 @@ impl Resources {
         state.listeners.validate(&listener)?;
         state.rds_sources.extend(wanted);
         self.config
-            .warming(Kind::Listener, &listener.name, version, packed(any));
+            .warming(Kind::Listener, &listener.name, version, any.clone());
         state.warming.insert(
             listener.name.clone(),
             Warming {
@@ -115,7 +115,7 @@ impl Resources {
         state: &mut State,
         listener: &Listener,
         version: &str,
-        any: &Any,
+        any: &Arc<Any>,
     ) -> Result<(), ConfigError> {
         state.listeners.apply(listener, version)?;
         let name = (Static::Listener, listener.name.clone());
@@ -124,7 +124,7 @@ impl Resources {
             Kind::Listener,
             &listener.name,
             version,
-            packed(any),
+            any.clone(),
             is_static,
         );
         Ok(())

@@ -24,7 +24,7 @@ use super::runtime::Runtime;
 use super::sources::Sources;
 use super::update_stats::ControlStats;
 use crate::server::admin::ServerState;
-use crate::server::admin::config_dump::{self, ConfigStore, Kind};
+use crate::server::admin::config_dump::{ConfigStore, Kind};
 use crate::server::listener_manager::ListenerManager;
 use crate::upstream::manager::ClusterManager;
 use listeners::Warming;
@@ -81,13 +81,6 @@ pub struct Resources {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn packed(any: &Any) -> config_dump::Resource {
-    config_dump::Resource {
-        type_url: any.type_url.clone(),
-        value: Bytes::copy_from_slice(&any.value),
-    }
 }
 
 fn pack(type_url: &str, message: &impl Message) -> Any {
@@ -166,7 +159,7 @@ impl Resources {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
             state.sds_sources.extend(cluster_secrets(cluster));
-            let any = packed(&pack(CDS, cluster));
+            let any = Arc::new(pack(CDS, cluster));
             self.config
                 .accepted(Kind::Cluster, &cluster.name, "", any, true);
             state
@@ -314,7 +307,7 @@ impl Resources {
                 tracing::warn!("listener {name}: {e}");
                 let details = e.to_string();
                 self.config
-                    .rejected(Kind::Listener, &name, &w.version, packed(&w.any), &details);
+                    .rejected(Kind::Listener, &name, &w.version, w.any.clone(), &details);
             }
         }
         self.cluster_numbers();

@@ -1,5 +1,7 @@
 //! Secrets: static ones and those from SDS, and how they may be shown.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::{ConfigSource, DataSource};
@@ -9,7 +11,7 @@ use envoy_types::pb::google::protobuf::Any;
 use xds_client::error::{At, ConfigError};
 use xds_client::subscription::Resource;
 
-use super::{Resources, SDS, decode, pack, packed};
+use super::{Resources, SDS, decode, pack};
 use crate::server::admin::config_dump::Kind;
 use crate::transport::tls::context::references;
 use crate::transport::tls::secrets::SecretValue;
@@ -62,7 +64,7 @@ impl Resources {
             let value =
                 SecretValue::compile(secret).at(format!("static_resources.secrets[{i}]"))?;
             self.context.secrets.apply_static(&secret.name, value);
-            let any = packed(&redacted(secret));
+            let any = Arc::new(redacted(secret));
             self.config
                 .accepted(Kind::Secret, &secret.name, "", any, true);
         }
@@ -74,7 +76,7 @@ impl Resources {
         match SecretValue::compile(&secret) {
             Ok(value) => {
                 self.context.secrets.apply(&resource.name, value);
-                let any = packed(&redacted(&secret));
+                let any = Arc::new(redacted(&secret));
                 self.config
                     .accepted(Kind::Secret, &resource.name, &resource.version, any, false);
                 Ok(())

@@ -15,7 +15,7 @@ use xds_client::json::Pool;
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
 use super::secrets::{cluster_secrets, redacted};
-use super::{RTDS, Resources, State, Static, decode, kind, lock, packed};
+use super::{RTDS, Resources, State, Static, decode, kind, lock};
 use crate::config::update_stats::UpdateStats;
 use crate::server::admin::config_dump::Kind;
 use crate::upstream::cluster::Discovery;
@@ -69,7 +69,7 @@ impl Resources {
             _ => {}
         }
         self.config
-            .accepted(kind, &resource.name, version, packed(any), false);
+            .accepted(kind, &resource.name, version, any.clone(), false);
         Ok(())
     }
 
@@ -215,12 +215,13 @@ impl ResourceHandler for Subscriber {
         for resource in added {
             if let Err(error) = this.take(state, kind, &resource) {
                 let any = match kind {
-                    Kind::Secret => decode(&resource.any)
-                        .map(|s| redacted(&s))
-                        .unwrap_or_default(),
-                    _ => (*resource.any).clone(),
+                    Kind::Secret => {
+                        let secret = decode(&resource.any);
+                        Arc::new(secret.map(|s| redacted(&s)).unwrap_or_default())
+                    }
+                    _ => resource.any.clone(),
                 };
-                let (any, details) = (packed(&any), error.to_string());
+                let details = error.to_string();
                 this.config
                     .rejected(kind, &resource.name, &resource.version, any, &details);
                 rejected.push(Rejected {

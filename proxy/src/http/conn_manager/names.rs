@@ -1,6 +1,6 @@
 //! Header names that the connection manager and the router read and write.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 macro_rules! names {
     ($($(#[$doc:meta])* $const:ident = $text:literal;)*) => {
@@ -22,8 +22,6 @@ names! {
     ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
     STREAM_DURATION = "x-envoy-upstream-stream-duration-ms";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
-    KEEP_ALIVE = "keep-alive";
-    PROXY_CONNECTION = "proxy-connection";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
     UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
@@ -39,7 +37,7 @@ names! {
 }
 
 /// Obeyed from internal senders only; taken off everyone else's requests.
-pub(super) const INTERNAL_ONLY: [HeaderName; 15] = [
+pub(super) static INTERNAL_ONLY: [HeaderName; 15] = [
     RETRIABLE_STATUS_CODES,
     HeaderName::from_static("x-envoy-retriable-header-names"),
     RETRY_ON,
@@ -58,8 +56,16 @@ pub(super) const INTERNAL_ONLY: [HeaderName; 15] = [
 ];
 
 /// Taken off requests that enter the mesh here.
-pub(super) const EDGE_ONLY: [HeaderName; 3] = [
+pub(super) static EDGE_ONLY: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     DOWNSTREAM_CLUSTER,
     DOWNSTREAM_NODE,
 ];
+
+/// Marks a value that differs from message to message, so that HPACK never indexes it (RFC 7541, 6.2.3). Indexed,
+/// each one would push an entry out of the peer's table that could have been used again, and be compared with
+/// every later one.
+pub(crate) fn passing(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}

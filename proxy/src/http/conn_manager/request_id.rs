@@ -89,7 +89,8 @@ fn without_trace_reason(id: &HeaderValue) -> Option<HeaderValue> {
 fn new_request_id() -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
     let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    let value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    names::passing(value)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use super::client_address::{Client, append_to_line};
 use super::config::HcmConfig;
 use super::names;
+use crate::http::validate;
 
 /// Applies all header rules. Path and host are normalised before, because that can fail. Headers that the
 /// route configuration calls internal are `internal_only`.
@@ -103,19 +104,10 @@ fn forward_transport(head: &mut RequestHead, config: &HcmConfig, connection: &Co
     };
 }
 
-/// RFC 9110, 7.6.1. The codecs have already taken `connection` and what it names; HTTP/2 has none.
+/// The fields that are only about the client's connection, or that only we may say.
 fn remove_hop_by_hop(head: &mut RequestHead) {
     let headers = &mut head.headers;
-    for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION] {
-        headers.remove(name);
-    }
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
-    }
+    validate::remove_hop_by_hop(headers);
     if headers.contains_key(header::TE) {
         if takes_trailers(headers) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));

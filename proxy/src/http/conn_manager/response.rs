@@ -9,6 +9,7 @@ use http::header::{self, HeaderValue};
 use super::client_address::append_to_line;
 use super::config::{HcmConfig, ServerHeader};
 use super::names;
+use crate::http::validate;
 
 /// Removes hop-by-hop fields, sets `server`, `date`, and the request id where asked for.
 pub(super) fn finish(
@@ -17,15 +18,7 @@ pub(super) fn finish(
     request_id: Option<&HeaderValue>,
 ) {
     let headers = &mut head.headers;
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-    headers.remove(names::KEEP_ALIVE);
-    headers.remove(names::PROXY_CONNECTION);
+    validate::remove_hop_by_hop(headers);
     match config.server_header {
         ServerHeader::Overwrite => {
             headers.insert(header::SERVER, config.server_name.clone());

@@ -63,7 +63,13 @@ const TOKENS: &[&[u8]] = &[
 ];
 
 /// Inputs that once failed.
-const REGRESSIONS: &[(Property, &[u8])] = &[];
+const REGRESSIONS: &[(Property, &[u8])] = &[
+    // A line end behind empty lines that came byte by byte was not seen.
+    (
+        properties::connection,
+        b"\x19GET / HTTP/1.1\r\nhost: a\r\n\r\n\r\n\r\n\n",
+    ),
+];
 
 fn mutated(random: &mut fastrand::Rng, corpus: &[&[u8]], flags: usize) -> Vec<u8> {
     let mut input = corpus[random.usize(..corpus.len())].to_vec();

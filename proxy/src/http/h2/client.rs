@@ -15,6 +15,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::Keepalive;
 use super::body::{Pump, RecvBody, reset_reason};
 use crate::http::service::EarlyResponses;
 
@@ -27,6 +28,8 @@ pub struct ClientSettings {
     pub connection_window: u32,
     /// Most streams on one connection.
     pub max_streams: u32,
+    /// When and how to ask whether the server is still there.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// A connection that can carry exchanges.
@@ -51,7 +54,7 @@ impl ClientConnection {
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let (requests, connection) = h2::client::Builder::new()
+        let (requests, mut connection) = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
             .enable_push(false)
@@ -60,9 +63,22 @@ impl ClientConnection {
             .map_err(|error| reset_reason(&error))?;
         let state = Rc::new(State::default());
         let driven = state.clone();
+        let pings = settings.keepalive.zip(connection.ping_pong());
         tokio::task::spawn_local(async move {
-            // Its error reaches every stream; there is nobody else to tell.
-            let _ = connection.await;
+            let lost = async {
+                let lost = match pings {
+                    Some((keepalive, pings)) => keepalive.until_lost(pings).await,
+                    None => false,
+                };
+                if !lost {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                // Its error reaches every stream; there is nobody else to tell.
+                _ = connection => {}
+                () = lost => {}
+            }
             driven.closed.set(true);
         });
         Ok(Self {
@@ -274,4 +290,47 @@ fn request_of(head: &RequestHead) -> Option<http::Request<()>> {
     };
     *request.headers_mut() = head.headers.clone();
     Some(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use envoy_types::pb::envoy::config::core::v3::KeepaliveSettings;
+    use envoy_types::pb::google::protobuf::Duration as PbDuration;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_answers_no_ping_is_given_up() {
+        let soon = Some(PbDuration {
+            seconds: 0,
+            nanos: 1_000_000,
+        });
+        let keepalive = Keepalive::compile(&KeepaliveSettings {
+            interval: soon,
+            timeout: soon,
+            ..Default::default()
+        });
+        let settings = ClientSettings {
+            stream_window: 1 << 16,
+            connection_window: 1 << 16,
+            max_streams: 1,
+            keepalive: keepalive.unwrap(),
+        };
+        let (io, mut mute) = tokio::io::duplex(1 << 16);
+        tokio::task::LocalSet::new()
+            .run_until(async move {
+                let connection = ClientConnection::handshake(io, settings).await.unwrap();
+                assert!(!connection.is_closed());
+                let mut heard = Vec::new();
+                // Ends when the connection is dropped.
+                let reading = mute.read_to_end(&mut heard);
+                let ended = tokio::time::timeout(Duration::from_secs(20), reading).await;
+                assert!(ended.is_ok());
+                assert!(connection.is_closed());
+            })
+            .await;
+    }
 }

@@ -5,6 +5,7 @@
 
 mod body;
 pub mod client;
+mod keepalive;
 mod request;
 mod scan;
 pub mod server;
@@ -12,4 +13,5 @@ mod server_stream;
 mod settings;
 mod watch;
 
-pub use settings::{FloodLimits, Http2Settings, Keepalive};
+pub use keepalive::Keepalive;
+pub use settings::{FloodLimits, Http2Settings};

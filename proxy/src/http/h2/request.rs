@@ -45,10 +45,12 @@ pub(super) fn head_of(
         } else {
             parts.method
         },
-        scheme: uri.scheme.map_or_else(
-            || ByteString::from_static("http"),
-            |s| ByteString::from(s.as_str()),
-        ),
+        scheme: match uri.scheme {
+            None => ByteString::from_static("http"),
+            Some(scheme) if scheme == http::uri::Scheme::HTTP => ByteString::from_static("http"),
+            Some(scheme) if scheme == http::uri::Scheme::HTTPS => ByteString::from_static("https"),
+            Some(scheme) => ByteString::from(scheme.as_str()),
+        },
         authority: uri
             .authority
             .map(|a| ByteString::from(a.as_str()))

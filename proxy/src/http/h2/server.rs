@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::server_stream;
-use super::settings::{Http2Settings, Keepalive};
+use super::settings::Http2Settings;
 use super::watch::{INVALID_FIELD, Watch, Watched};
 use crate::http::service::{ConnectionControl, HttpService};
 
@@ -130,7 +130,12 @@ async fn accept_streams<IO, S>(
 {
     let control = &shared.control;
     if let (Some(keepalive), Some(pings)) = (shared.settings.keepalive, connection.ping_pong()) {
-        tokio::task::spawn_local(keep_alive(pings, keepalive, control.clone()));
+        let control = control.clone();
+        tokio::task::spawn_local(async move {
+            if keepalive.until_lost(pings).await {
+                control.abort();
+            }
+        });
     }
     let mut goaway = false;
     let mut idle = idle_timeout.map(|after| (after, Box::pin(tokio::time::sleep(after))));
@@ -172,20 +177,6 @@ async fn accept_streams<IO, S>(
                 idle = None;
                 control.drain();
             }
-        }
-    }
-}
-
-/// Pings at an interval; a peer that does not answer in time loses its connection.
-async fn keep_alive(mut pings: h2::PingPong, keepalive: Keepalive, control: ConnectionControl) {
-    loop {
-        let jitter = keepalive.jitter_percent / 100.0 * fastrand::f64();
-        tokio::time::sleep(keepalive.interval.mul_f64(1.0 + jitter)).await;
-        let answer = pings.ping(h2::Ping::opaque());
-        match tokio::time::timeout(keepalive.timeout, answer).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return,
-            Err(_) => return control.abort(),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! `Http2ProtocolOptions`, validated and compiled for the server side.
 
-use std::time::Duration;
-
 use envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions;
-use envoy_types::pb::google::protobuf::{self as wkt, UInt32Value};
+use envoy_types::pb::google::protobuf::UInt32Value;
 use xds_client::error::{At, ConfigError};
 
+use super::keepalive::Keepalive;
 use crate::http::h1::UnderscoreAction;
 
 /// HTTP/2 settings of one side of a connection (Envoy's `Http2ProtocolOptions`).
@@ -33,18 +32,6 @@ pub struct Http2Settings {
     pub keepalive: Option<Keepalive>,
     /// How much of each kind of cheap frame is too much.
     pub floods: FloodLimits,
-}
-
-/// `connection_keepalive`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Keepalive {
-    /// How often to ask. Without it only a connection that comes back from idling is asked, which a
-    /// server's never does.
-    pub interval: Duration,
-    /// How long an answer may take.
-    pub timeout: Duration,
-    /// Up to how many per cent of the interval are added at random.
-    pub jitter_percent: f64,
 }
 
 /// Envoy's flood limits.
@@ -143,26 +130,9 @@ impl Http2Settings {
         }
         self.keepalive = match &proto.connection_keepalive {
             None => None,
-            Some(keepalive) => Self::keepalive(keepalive).at("connection_keepalive")?,
+            Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
         };
         Ok(())
-    }
-
-    fn keepalive(
-        proto: &envoy_types::pb::envoy::config::core::v3::KeepaliveSettings,
-    ) -> Result<Option<Keepalive>, ConfigError> {
-        let timeout = proto.timeout.as_ref();
-        let timeout =
-            duration(timeout.ok_or_else(|| ConfigError::new("is required").at("timeout"))?)
-                .at("timeout")?;
-        let Some(interval) = &proto.interval else {
-            return Ok(None);
-        };
-        Ok(Some(Keepalive {
-            interval: duration(interval).at("interval")?,
-            timeout,
-            jitter_percent: proto.interval_jitter.as_ref().map_or(15.0, |p| p.value),
-        }))
     }
 }
 
@@ -175,16 +145,6 @@ fn set(to: &mut u32, from: &Option<UInt32Value>, least: u32, most: u32) -> Resul
         }
         Some(_) => Err(ConfigError::new(format!("must be from {least} to {most}"))),
     }
-}
-
-/// A duration of at least a millisecond.
-fn duration(value: &wkt::Duration) -> Result<Duration, ConfigError> {
-    let seconds = u64::try_from(value.seconds).ok();
-    let nanos = u32::try_from(value.nanos).ok();
-    let duration = seconds.zip(nanos).map(|(s, n)| Duration::new(s, n));
-    duration
-        .filter(|d| *d >= Duration::from_millis(1))
-        .ok_or_else(|| ConfigError::new("must be at least 1ms"))
 }
 
 #[cfg(test)]

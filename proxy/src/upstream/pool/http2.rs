@@ -163,6 +163,7 @@ impl Pool {
             stream_window: config.http2.stream_window,
             connection_window: config.http2.connection_window,
             max_streams: config.http2.max_streams,
+            keepalive: config.http2.keepalive,
         };
         let io = PooledIo::new(connected.io, guard);
         let connection = ClientConnection::handshake(io, settings)

@@ -114,9 +114,12 @@ impl HeadScanner {
     }
 }
 
-/// Drops empty lines before a request line (RFC 9112 section 2.2).
-pub fn skip_empty_lines(buf: &mut BytesMut) {
+/// Drops empty lines before a request line (RFC 9112 section 2.2); true if there was one: a scanner that has
+/// seen some of it must begin anew.
+pub fn skip_empty_lines(buf: &mut BytesMut) -> bool {
+    let before = buf.len();
     while buf.starts_with(b"\r\n") {
         buf.advance(2);
     }
+    buf.len() < before
 }

@@ -39,8 +39,8 @@ pub(super) async fn next_head<IO: AsyncRead + Unpin>(
     poll_fn(|cx| {
         let conn = &mut *conn.borrow_mut();
         loop {
-            if fresh {
-                parse::skip_empty_lines(&mut conn.buf);
+            if fresh && parse::skip_empty_lines(&mut conn.buf) {
+                scanner = HeadScanner::default();
             }
             if !conn.buf.is_empty() {
                 match scanner.scan(&conn.buf, settings.max_head_bytes) {

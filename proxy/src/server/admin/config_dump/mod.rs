@@ -5,10 +5,11 @@
 mod inline_routes;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use envoy_types::pb::google::protobuf::Any;
 use serde_json::{Map, Value, json};
 use xds_client::json::{Pool, PrintOptions};
 
@@ -101,18 +102,10 @@ const SECTIONS: [Section; 7] = [
     },
 ];
 
-/// A packed resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resource {
-    /// Such as `type.googleapis.com/envoy.config.cluster.v3.Cluster`.
-    pub type_url: String,
-    /// The encoded message, as received.
-    pub value: Bytes,
-}
-
 struct State {
     version: String,
-    any: Resource,
+    /// As received, shared with the subscription that compares the next version with it.
+    any: Arc<Any>,
     at: SystemTime,
 }
 
@@ -125,8 +118,9 @@ struct Failure {
 struct Entry {
     is_static: bool,
     active: Option<State>,
-    warming: Option<State>,
-    error: Option<Failure>,
+    // Boxed, because nearly every one of many thousand entries has none.
+    warming: Option<Box<State>>,
+    error: Option<Box<Failure>>,
 }
 
 #[derive(Default)]
@@ -155,7 +149,7 @@ impl ConfigStore {
     }
 
     /// The resource is in force; ends its warming and its error.
-    pub fn accepted(&self, kind: Kind, name: &str, version: &str, any: Resource, is_static: bool) {
+    pub fn accepted(&self, kind: Kind, name: &str, version: &str, any: Arc<Any>, is_static: bool) {
         let active = Some(state(version, any));
         self.entry(kind, name, |e| {
             *e = Entry {
@@ -170,14 +164,18 @@ impl ConfigStore {
     }
 
     /// The resource waits for others before it is in force.
-    pub fn warming(&self, kind: Kind, name: &str, version: &str, any: Resource) {
-        self.entry(kind, name, |e| e.warming = Some(state(version, any)));
+    pub fn warming(&self, kind: Kind, name: &str, version: &str, any: Arc<Any>) {
+        self.entry(kind, name, |e| {
+            e.warming = Some(Box::new(state(version, any)))
+        });
     }
 
     /// The resource was refused; what was in force stays.
-    pub fn rejected(&self, kind: Kind, name: &str, version: &str, any: Resource, details: &str) {
+    pub fn rejected(&self, kind: Kind, name: &str, version: &str, any: Arc<Any>, details: &str) {
         let (state, details) = (state(version, any), details.to_owned());
-        self.entry(kind, name, |e| e.error = Some(Failure { state, details }));
+        self.entry(kind, name, |e| {
+            e.error = Some(Box::new(Failure { state, details }))
+        });
     }
 
     /// The resource is gone.
@@ -344,8 +342,7 @@ impl Inner {
 
 impl Section {
     fn elements(&self, pool: &Pool, name: &str, entry: &Entry) -> Vec<(&'static str, Value)> {
-        let print =
-            |any: &Resource| pool.print_any(&any.type_url, &any.value, PrintOptions::default());
+        let print = |any: &Any| pool.print_any(&any.type_url, &any.value, PrintOptions::default());
         let element = |state: &State| {
             let resource = match self.kind {
                 Kind::ScopedRoute => json!([print(&state.any)]),
@@ -380,24 +377,20 @@ impl Section {
         if self.kind == Kind::Listener {
             let mut both = Map::new();
             for (field, state) in [
-                ("active_state", &entry.active),
-                ("warming_state", &entry.warming),
+                ("active_state", entry.active.as_ref()),
+                ("warming_state", entry.warming.as_deref()),
             ] {
-                both.extend(
-                    state
-                        .as_ref()
-                        .map(|s| (field.to_owned(), element(s).into())),
-                );
+                both.extend(state.map(|s| (field.to_owned(), element(s).into())));
             }
             return vec![(self.active.0, dress(both))];
         }
         let states = [
-            (self.active.0, &entry.active),
-            (self.warming.0, &entry.warming),
+            (self.active.0, entry.active.as_ref()),
+            (self.warming.0, entry.warming.as_deref()),
         ];
         let mut out: Vec<_> = states
             .into_iter()
-            .filter_map(|(field, state)| Some((field, dress(element(state.as_ref()?)))))
+            .filter_map(|(field, state)| Some((field, dress(element(state?)))))
             .collect();
         if out.is_empty() && error.is_some() {
             out.push((self.active.0, dress(Map::new())));
@@ -406,7 +399,7 @@ impl Section {
     }
 }
 
-fn state(version: &str, any: Resource) -> State {
+fn state(version: &str, any: Arc<Any>) -> State {
     State {
         version: version.to_owned(),
         any,

@@ -5,14 +5,15 @@ use prost::Message as _;
 #[test]
 fn sections_filters_and_errors() {
     let store = ConfigStore::default();
-    let cluster = |name: &str| Resource {
-        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
-        value: Cluster {
-            name: name.into(),
-            ..Default::default()
-        }
-        .encode_to_vec()
-        .into(),
+    let cluster = |name: &str| {
+        Arc::new(Any {
+            type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
+            value: Cluster {
+                name: name.into(),
+                ..Default::default()
+            }
+            .encode_to_vec(),
+        })
     };
     store.set_bootstrap(Bytes::new());
     store.accepted(Kind::Cluster, "s", "", cluster("s"), true);
@@ -84,11 +85,11 @@ fn routes_inside_of_listeners_are_shown_as_static_ones() {
         ..Default::default()
     };
     let store = ConfigStore::default();
-    let resource = Resource {
+    let resource = Any {
         type_url: "type.googleapis.com/envoy.config.listener.v3.Listener".into(),
-        value: listener.encode_to_vec().into(),
+        value: listener.encode_to_vec(),
     };
-    store.accepted(Kind::Listener, "l", "3", resource, false);
+    store.accepted(Kind::Listener, "l", "3", Arc::new(resource), false);
     let ask = |regex: &str| {
         let request = DumpRequest {
             resource: Some("static_route_configs".into()),
