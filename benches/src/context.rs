@@ -40,6 +40,7 @@ pub fn chain_context() -> Arc<ChainContext> {
         filter_names: Mutex::default(),
         grpc: Arc::new(NoGrpc),
         access_logs: AccessLogs::new(Duration::from_secs(10)),
+        reject_unknown: false,
         reject_fragment: true,
         node: Arc::default(),
     })

@@ -7,6 +7,7 @@
 mod encode;
 mod parse;
 mod print;
+mod unknown;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -131,6 +132,12 @@ impl Pool {
             .unwrap_or_default()
     }
 
+    /// The path of the first field that an encoded message of this type has and the type does not, inside of
+    /// every `Any` too; none if there is no such field, or the bytes are no such message.
+    pub fn unknown_field(&self, type_url: &str, value: &[u8]) -> Option<String> {
+        unknown::in_any(&self.0, type_url, value, 0)
+    }
+
     /// The JSON of an `Any`, with its `@type`. Never fails: see [`print`](Self::print).
     pub fn print_any(
         &self,
@@ -193,6 +200,28 @@ mod tests {
         let t = &a.circuit_breakers.unwrap().thresholds[0];
         assert_eq!(t.max_requests.unwrap().value, u32::MAX);
         assert_eq!(t.max_retries.unwrap().value, 7);
+    }
+
+    #[test]
+    fn unknown_fields_of_encoded_messages_are_found() {
+        let pool = Pool::load().unwrap();
+        let url = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+        let known = json!({"name": "c", "load_assignment": {"cluster_name": "c", "endpoints": [{"priority": 1}]}});
+        let bytes = cluster(known).unwrap().encode_to_vec();
+        assert_eq!(pool.unknown_field(url, &bytes), None);
+        // Field 1000 as a varint, after the message and inside of its first endpoints.
+        let mut after = bytes.clone();
+        after.extend([0xc0, 0x3e, 0x01]);
+        let found = pool.unknown_field(url, &after);
+        assert_eq!(found.as_deref(), Some("field number 1000"));
+        // load_assignment (33) { endpoints (2) { 1000: 1 } }, merged into the one before.
+        let mut inside = bytes;
+        inside.extend([0x8a, 0x02, 0x05, 0x12, 0x03, 0xc0, 0x3e, 0x01]);
+        let found = pool.unknown_field(url, &inside);
+        assert_eq!(
+            found.as_deref(),
+            Some("load_assignment.endpoints[1].field number 1000")
+        );
     }
 
     #[test]

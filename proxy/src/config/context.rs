@@ -45,6 +45,8 @@ pub struct ChainContext {
     pub grpc: Arc<dyn GrpcConnector>,
     /// Access log files by path, open as long as one listener writes to them.
     pub access_logs: AccessLogs,
+    /// Refuse resources with fields that are not known (`--reject-unknown-dynamic-fields`).
+    pub reject_unknown: bool,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_fragment: bool,
     /// This process as control planes know it.

@@ -104,6 +104,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         filter_names: Mutex::default(),
         grpc: Arc::new(ClusterGrpc::new(find)),
         access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
+        reject_unknown: line.reject_unknown_dynamic_fields,
         reject_fragment: settings.reject_path_with_fragment,
         node: Arc::new(settings.node.clone()),
     });

@@ -358,3 +358,32 @@ fn sources_that_are_not_supported_are_refused_by_name() {
         assert!(error.contains(said), "{error}");
     }
 }
+
+#[test]
+fn fields_that_nobody_knows_are_refused_only_when_told() {
+    for (args, refused) in [
+        (&[][..], false),
+        (&["--reject-unknown-dynamic-fields"], true),
+    ] {
+        let home = Home::new();
+        let control = ControlPlane::start(&home.path("xds"));
+        control.set(&world("one"));
+        let text = bootstrap(&control.socket, "DELTA_GRPC", "0s", "");
+        let fairway = Fairway::start(&home, &text, args);
+        let mut newer = resource(&cluster("newer", "127.0.0.1:1".parse().unwrap()));
+        // Field 1000, a varint.
+        newer.value.extend([0xc0, 0x3e, 0x01]);
+        control.set(&[("newer", newer)]);
+        if refused {
+            let nack = || control.deltas(CDS).into_iter().find_map(|r| r.error_detail);
+            until("the NACK", || nack().is_some());
+            let message = nack().unwrap().message;
+            assert!(message.contains("newer: field number 1000"), "{message}");
+        } else {
+            until("the cluster", || {
+                fairway.get("/clusters").1.contains("newer::")
+            });
+        }
+        assert_eq!(get(&fairway, "/"), (200, "one".into()));
+    }
+}

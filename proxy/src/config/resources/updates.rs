@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::service::runtime::v3 as rtds;
 use tokio::sync::Notify;
 use xds_client::error::ConfigError;
+use xds_client::json::Pool;
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
 use super::secrets::{cluster_secrets, redacted};
@@ -23,6 +24,11 @@ use crate::upstream::dns::{self, DnsClient};
 impl Resources {
     fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
         let (any, version) = (&resource.any, resource.version.as_str());
+        if self.context.reject_unknown
+            && let Some(path) = Pool::load()?.unknown_field(&any.type_url, &any.value)
+        {
+            return Err(ConfigError::new("unknown field").at(path));
+        }
         match kind {
             Kind::Cluster => {
                 let cluster: Cluster = decode(any)?;
