@@ -16,6 +16,7 @@ from .client import H1, H2
 
 class Ports:
     """Free ports below the ephemeral range, remembered by name so that a port can be told back as its name."""
+    taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
         self.log, self.home, self.names = str(log), str(log.parent), {}
@@ -32,7 +33,8 @@ class Ports:
                     probe.bind(("127.0.0.1", number))
                 except OSError:
                     continue
-            if number not in self.names:
+            if number not in Ports.taken:
+                Ports.taken.add(number)
                 self.names[number] = name
                 return number
 
@@ -159,6 +161,15 @@ class Talk:
         if keep:
             answer["body"] = sorted(line for line in answer["body"].splitlines() if re.search(keep, line))
         self.record.append(answer)
+
+    def upstream(self, count):
+        """Waits until the backend has seen `count` requests, which come in any order, and puts them in one."""
+        backend, until = self.proxy.backend, time.monotonic() + 2
+        while len(backend.seen) < count and time.monotonic() < until:
+            time.sleep(0.005)
+        backend.settled()
+        with backend.lock:
+            backend.seen.sort(key=lambda record: json.dumps(sorted(record["headers"])))
 
     def note(self, **facts):
         self.record.append(facts)

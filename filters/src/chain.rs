@@ -55,8 +55,6 @@ struct Position {
 pub struct StreamFilters {
     chain: FilterChain,
     positions: SmallVec<[Position; 8]>,
-    /// The response starts at the filter before this one.
-    reached: usize,
     shape: ReplyShape,
     info: SharedInfo,
     completed: bool,
@@ -68,7 +66,6 @@ impl StreamFilters {
         Self {
             chain,
             positions: SmallVec::new(),
-            reached: 0,
             shape: ReplyShape::default(),
             info: Rc::clone(info),
             completed: false,
@@ -93,9 +90,7 @@ impl StreamFilters {
     ) -> Flow {
         self.shape = ReplyShape::of(head);
         self.activate();
-        let entries = self.chain.0.iter().zip(self.positions.iter_mut());
-        for (at, (entry, position)) in entries.enumerate() {
-            self.reached = at + 1;
+        for (entry, position) in self.chain.0.iter().zip(self.positions.iter_mut()) {
             if !position.active {
                 continue;
             }
@@ -107,11 +102,7 @@ impl StreamFilters {
             };
             match flow {
                 Flow::Continue => {}
-                Flow::Reply(reply) => {
-                    self.reached = at;
-                    return Flow::Reply(reply);
-                }
-                Flow::Reset(error) => return Flow::Reset(error),
+                other => return other,
             }
             let stale = std::mem::take(&mut self.info.borrow_mut().route_stale);
             if stale {
@@ -121,9 +112,10 @@ impl StreamFilters {
         Flow::Continue
     }
 
-    /// Runs a response, the upstream's or a local reply, through the filters in reverse, from the point
-    /// where the request had come to. A filter's reply takes the response's place and goes on towards
-    /// downstream, so this answers `Continue` or `Reset` only.
+    /// Runs a response, the upstream's or a local reply, through all filters of the stream in reverse: as in
+    /// Envoy, a local reply is seen by the filter that made it and by those that the request never came to.
+    /// A filter's reply takes the response's place and is sent as it is, past the filters that are left. This
+    /// answers `Continue` or `Reset` only.
     pub async fn run_response(&mut self, head: &mut ResponseHead, body: &mut Body) -> Flow {
         self.run_response_with(head, body, |_| {}).await
     }
@@ -135,11 +127,16 @@ impl StreamFilters {
         body: &mut Body,
         edit: impl Fn(&mut LocalReply),
     ) -> Flow {
-        let passed = self.chain.0.iter().zip(self.positions.iter_mut());
-        for (entry, position) in passed.take(self.reached).rev() {
-            if !position.seen {
+        if self.positions.is_empty() {
+            // The request was refused before it came to the filters.
+            self.activate();
+        }
+        let entries = self.chain.0.iter().zip(self.positions.iter_mut());
+        for (entry, position) in entries.rev() {
+            if !position.active {
                 continue;
             }
+            position.seen = true;
             let filter = &entry.filter;
             let flow = match filter.on_response(head, body, &mut position.slot, &self.info) {
                 Step::Ready(flow) => flow,
@@ -150,6 +147,7 @@ impl StreamFilters {
                 Flow::Reply(mut reply) => {
                     edit(&mut reply);
                     (*head, *body) = local_response(*reply, self.shape, &self.info);
+                    return Flow::Continue;
                 }
                 Flow::Reset(error) => return Flow::Reset(error),
             }

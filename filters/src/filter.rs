@@ -105,8 +105,8 @@ pub trait HttpFilter: Send + Sync {
         Step::CONTINUE
     }
 
-    /// Sees a response's head and body on their way back, local replies included, unless the reply was
-    /// made by this filter or one before the point where the request had come to.
+    /// Sees a response's head and body on their way back. Local replies come here too, also those of this
+    /// filter itself and those to requests that it never saw: its slot is then as it was left, or empty.
     fn on_response<'a>(
         &'a self,
         _head: &'a mut ResponseHead,

@@ -1,10 +1,82 @@
 //! Adding, setting and removing headers, with values from format strings: routes, filters, local replies.
 
+use envoy_types::pb::envoy::config::common::mutation_rules::v3 as rules;
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::header_mutation::Action;
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use xds_client::error::{At, ConfigError};
 
 use crate::formatter::{FormatContext, Formatter};
+use crate::head::RequestHead;
+use crate::matcher::StringMatcher;
+use crate::stream::StreamInfo;
+
+/// Mutations that apply one after the other (`config.common.mutation_rules.v3.HeaderMutation`): each sees
+/// what those before it did.
+#[derive(Debug, Clone, Default)]
+pub struct MutationList(Vec<Mutation>);
+
+#[derive(Debug, Clone)]
+enum Mutation {
+    Remove(HeaderName),
+    RemoveMatching(StringMatcher),
+    Append(Box<Addition>),
+}
+
+impl MutationList {
+    /// Compiles `mutations`.
+    ///
+    /// # Errors
+    /// A bad name, matcher or format, with the path of the field.
+    pub fn compile(mutations: &[rules::HeaderMutation]) -> Result<Self, ConfigError> {
+        let one = |(i, mutation): (usize, &rules::HeaderMutation)| {
+            let compiled = match &mutation.action {
+                None => Err(ConfigError::new("an action is required")),
+                Some(Action::Remove(name)) => modifiable(name).map(Mutation::Remove).at("remove"),
+                Some(Action::Append(option)) => Addition::compile(option)
+                    .map(|addition| Mutation::Append(Box::new(addition)))
+                    .at("append"),
+                Some(Action::RemoveOnMatch(matching)) => matching
+                    .key_matcher
+                    .as_ref()
+                    .ok_or_else(|| ConfigError::new("is required"))
+                    .and_then(StringMatcher::compile)
+                    .map(Mutation::RemoveMatching)
+                    .at("remove_on_match.key_matcher"),
+            };
+            compiled.at(format!("mutations[{i}]"))
+        };
+        let all = mutations.iter().enumerate().map(one);
+        Ok(Self(all.collect::<Result<_, _>>()?))
+    }
+
+    /// Applies the mutations to a request.
+    pub fn apply_to_request(&self, head: &mut RequestHead, info: &StreamInfo) {
+        for mutation in &self.0 {
+            match mutation {
+                Mutation::Remove(name) => drop(head.headers.remove(name)),
+                Mutation::RemoveMatching(matcher) => {
+                    let names = head.headers.keys().filter(|n| matcher.matches(n.as_str()));
+                    for name in names.cloned().collect::<Vec<_>>() {
+                        head.headers.remove(name);
+                    }
+                }
+                Mutation::Append(addition) => {
+                    let value = addition.value(&FormatContext {
+                        info,
+                        request: Some(head),
+                        response: None,
+                        trailers: None,
+                        local_reply: None,
+                    });
+                    if let Some(value) = value {
+                        addition.write_now(value, &mut head.headers);
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// What to do if the header is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +210,18 @@ impl Addition {
             append,
             keep_empty: config.keep_empty_value,
         })
+    }
+
+    fn write_now(&self, value: HeaderValue, headers: &mut HeaderMap) {
+        let present = headers.contains_key(&self.name);
+        match self.append {
+            Append::Add => drop(headers.append(self.name.clone(), value)),
+            Append::IfAbsent if present => {}
+            Append::OverwriteIfExists if !present => {}
+            Append::IfAbsent | Append::Overwrite | Append::OverwriteIfExists => {
+                headers.insert(self.name.clone(), value);
+            }
+        }
     }
 
     fn value(&self, context: &FormatContext<'_>) -> Option<HeaderValue> {

@@ -144,9 +144,7 @@ async fn every_act_at_every_point() {
             drop(run);
             for (i, probe) in probes.iter().enumerate() {
                 let expected = match act {
-                    Act::Reply if i < at => [1, 1, 1],
-                    Act::Reply if i == at => [1, 0, 1],
-                    Act::Reply => [0, 0, 0],
+                    Act::Reply if i > at => [0, 1, 1],
                     _ => [1, 1, 1],
                 };
                 assert_eq!(probe.counts(), expected, "{act:?} at {at}, filter {i}");
@@ -156,7 +154,7 @@ async fn every_act_at_every_point() {
 }
 
 #[tokio::test]
-async fn a_reply_in_the_response_path_replaces_and_goes_on() {
+async fn a_reply_in_the_response_path_is_sent_as_it_is() {
     let probes = [
         Probe::new(Act::Pass, Act::Pass),
         Probe::new(Act::Pass, Act::Reply),
@@ -171,7 +169,18 @@ async fn a_reply_in_the_response_path_replaces_and_goes_on() {
     run.run_response(&mut response, &mut body).await;
     assert_eq!(response.status, StatusCode::IM_A_TEAPOT);
     assert_eq!(body.remaining(), Some(3));
-    assert_eq!(probes[0].counts(), [1, 1, 0]);
+    assert_eq!([0, 1, 2].map(|i: usize| probes[i].counts()[1]), [0, 1, 1]);
+}
+
+#[tokio::test]
+async fn a_reply_to_a_request_that_no_filter_saw_is_seen_by_all() {
+    let probes = [Probe::new(Act::Pass, Act::Pass)];
+    let facts = info();
+    let mut run = StreamFilters::new(chain(&probes), &facts);
+    let mut response = ResponseHead::new(StatusCode::BAD_REQUEST);
+    run.run_response(&mut response, &mut Body::Empty).await;
+    drop(run);
+    assert_eq!(probes[0].counts(), [0, 1, 1]);
 }
 
 #[test]

@@ -149,14 +149,10 @@ impl HttpFilter for CorsFilter {
         let allowed = policy.origins.iter().any(|m| m.matches(origin.as_bytes()));
         let preflight = head.method == Method::OPTIONS
             && (head.headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| !m.is_empty());
-        if preflight && (allowed || !policy.forward_not_matching) {
+        let reply = (preflight && (allowed || !policy.forward_not_matching)).then(|| {
             let mut reply = LocalReply::new(StatusCode::OK, "", "cors_response");
             if allowed {
                 let headers = &mut reply.headers;
-                headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-                if policy.credentials {
-                    headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
-                }
                 let asks = head.headers.get(REQUEST_PRIVATE_NETWORK);
                 if policy.private_network && asks == Some(&TRUE) {
                     headers.insert(ALLOW_PRIVATE_NETWORK, TRUE);
@@ -165,14 +161,17 @@ impl HttpFilter for CorsFilter {
                 set(headers, ACCESS_CONTROL_ALLOW_HEADERS, &policy.headers);
                 set(headers, ACCESS_CONTROL_MAX_AGE, &policy.max_age);
             }
-            return Step::Ready(Flow::Reply(Box::new(reply)));
-        }
+            Box::new(reply)
+        });
         if allowed {
             let origin = origin.clone();
-            // One allocation for a cross-origin request: the response needs its origin.
+            // One allocation for a cross-origin request: the response, a preflight's too, needs its origin.
             *slot = Some(Box::new(Matched { policy, origin }));
         }
-        Step::CONTINUE
+        match reply {
+            Some(reply) => Step::Ready(Flow::Reply(reply)),
+            None => Step::CONTINUE,
+        }
     }
 
     fn on_response<'a>(
@@ -267,9 +266,10 @@ mod tests {
 
     #[test]
     fn preflight_and_actual_requests() {
-        let (reply, _) = run(Method::OPTIONS, "https://a.example", true);
+        let (reply, headers) = run(Method::OPTIONS, "https://a.example", true);
         let reply = reply.unwrap();
         assert_eq!(reply.status, 200);
+        assert_eq!(headers[ACCESS_CONTROL_ALLOW_ORIGIN], "https://a.example");
         assert_eq!(reply.headers[ACCESS_CONTROL_ALLOW_METHODS], "GET,POST");
         assert_eq!(reply.headers[ACCESS_CONTROL_MAX_AGE], "60");
         assert!(!reply.headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS));

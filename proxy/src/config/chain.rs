@@ -110,6 +110,7 @@ impl ChainCompiler {
             access_logs,
             stats: ConnectionManagerStats::new(&scope),
             reject_fragment: context.reject_fragment,
+            node: context.node.clone(),
         };
         HcmConfig::compile(proto, parts)
     }

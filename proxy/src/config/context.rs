@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::google::protobuf::Any;
 use filters::registry::{FactoryContext, FilterNames, GrpcConnector, Registry};
@@ -42,6 +43,8 @@ pub struct ChainContext {
     pub access_logs: AccessLogs,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_fragment: bool,
+    /// This process as control planes know it.
+    pub node: Arc<Node>,
     /// Runtime values.
     pub runtime: Arc<Runtime>,
 }

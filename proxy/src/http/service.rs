@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use filters::body::{Body, BodyError};
+use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
 use futures_util::future::LocalBoxFuture;
@@ -59,7 +60,8 @@ pub struct Rejection {
     pub path: Option<Box<str>>,
 }
 
-/// Carries 1xx responses from the service to the codec of one stream. Cheap to clone.
+/// Carries 1xx responses from the service to the codec of one stream, and back what the codec knows of the
+/// stream's early end. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct EarlyResponses(Rc<EarlyQueue>);
 
@@ -68,6 +70,7 @@ struct EarlyQueue {
     heads: RefCell<VecDeque<ResponseHead>>,
     waker: RefCell<Option<Waker>>,
     used: Cell<bool>,
+    ended: Cell<Option<(&'static str, ResponseFlags)>>,
 }
 
 impl EarlyResponses {
@@ -97,6 +100,17 @@ impl EarlyResponses {
             }
         }
         head
+    }
+
+    /// The codec says why it is about to drop the service's future or body: details and flags for the access
+    /// log. Without this, the connection is taken to have closed.
+    pub fn end(&self, details: &'static str, flags: ResponseFlags) {
+        self.0.ended.set(Some((details, flags)));
+    }
+
+    /// What [`end`](Self::end) was told.
+    pub fn ended(&self) -> Option<(&'static str, ResponseFlags)> {
+        self.0.ended.get()
     }
 
     /// Whether any 1xx was queued.

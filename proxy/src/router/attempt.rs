@@ -17,6 +17,7 @@ use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use super::forward::{Forwarded, failure_reply, timeout_reply};
+use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
 use super::retry_policy::RetryPolicy;
 use super::route::Route;
@@ -96,21 +97,17 @@ enum Outcome {
 pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
     let started = Instant::now();
     let mut global = AfterRequest::new(request.timeouts.global);
-    let replay = Replay::new(&mut request);
     let mut tried: SmallVec<[Arc<Host>; 2]> = SmallVec::new();
-    let mut attempt = 0;
+    let mut attempt = 1;
+    let mut next = choose(&request, &tried, attempt);
+    if next.is_some() {
+        mirror(&mut request);
+    }
+    let replay = Replay::new(&mut request);
     loop {
-        attempt += 1;
         request.info.borrow_mut().upstream.attempts = attempt;
-        let Some(host) = choose(&request, &tried, attempt) else {
-            return Forwarded::reply(
-                LocalReply::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "no healthy upstream",
-                    "no_healthy_upstream",
-                )
-                .with_flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
-            );
+        let Some(host) = next else {
+            return no_healthy_upstream();
         };
         note_host(request.info, &host);
         if request.route.include_request_attempt_count() {
@@ -164,6 +161,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                 if !waited {
                     return timed_out(&request, "response_timeout");
                 }
+                attempt += 1;
+                next = choose(&request, &tried, attempt);
             }
             other => {
                 if other == Verdict::LimitExceeded {
@@ -181,6 +180,34 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             }
         }
     }
+}
+
+/// Starts the copies of a request that has a host to go to.
+fn mirror(request: &mut Upstreaming<'_>) {
+    let mirrors = request.route.mirrors();
+    if mirrors.is_empty() {
+        return;
+    }
+    let mirroring = Mirroring {
+        head: request.head,
+        attempt_count: request.route.include_request_attempt_count(),
+        protocol: request.info.borrow().protocol,
+        timeouts: request.timeouts,
+        buffer_limit: request.attempts.buffer_limit,
+        random: request.random,
+    };
+    request.body = mirror::start(mirrors, &mirroring, std::mem::take(&mut request.body));
+}
+
+fn no_healthy_upstream() -> Forwarded {
+    Forwarded::reply(
+        LocalReply::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no healthy upstream",
+            "no_healthy_upstream",
+        )
+        .with_flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
+    )
 }
 
 /// The request body across attempts: passed through if nothing will ever be retried.
@@ -334,8 +361,13 @@ fn respond(
         info.upstream.protocol = Some(protocol);
         info.upstream.local = local;
         info.details.get_or_insert("via_upstream".into());
+        // Formatters in the route's response headers tell it.
+        info.response_code = Some(head.status.as_u16());
     }
-    write_service_time(&mut head, started);
+    // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
+    if request.info.borrow().request_complete {
+        write_service_time(&mut head, started);
+    }
     if request.route.include_attempt_count_in_response() {
         head.headers
             .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));

@@ -201,4 +201,4 @@ fn leading_literal(pattern: &str) -> String {
 
 #[cfg(test)]
 #[path = "conditions_tests.rs"]
-pub(super) mod tests;
+mod tests;

@@ -1,13 +1,11 @@
 //! Each condition of `RouteMatch`.
 
-use std::rc::Rc;
-
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::BoolValue;
-use filters::stream::{Address, ConnectionInfo, FilterObject, Protocol};
+use filters::stream::FilterObject;
 use http::{HeaderName, HeaderValue};
 use pb::route_match::{
     ConnectMatcher, GrpcRouteMatchOptions, PathSpecifier, TlsContextMatchOptions,
@@ -15,22 +13,7 @@ use pb::route_match::{
 
 use super::super::path_index::PathIndex;
 use super::*;
-
-pub(in super::super) fn info() -> StreamInfo {
-    let address = Address::Pipe("".into());
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address.clone(),
-        direct_remote: address.clone(),
-        local: address,
-        server_name: None,
-        alpn: None,
-        secure: false,
-        listener: "".into(),
-        filter_chain: "".into(),
-    };
-    StreamInfo::new(Rc::new(connection), Protocol::Http11)
-}
+use crate::http::testing::stream_info as info;
 
 fn get(path: &str) -> RequestHead {
     RequestHead::new(Method::GET, path)

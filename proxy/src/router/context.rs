@@ -222,7 +222,8 @@ pub(super) fn buffer_limit(
     new.or(old.map(|v| v.value))
 }
 
-pub(super) fn header_name(name: &str) -> Result<HeaderName, ConfigError> {
+/// Parses a header name.
+pub(crate) fn header_name(name: &str) -> Result<HeaderName, ConfigError> {
     HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
 }

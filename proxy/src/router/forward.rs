@@ -171,9 +171,8 @@ pub(super) fn failure_reply(
         "upstream_reset_before_response_started{{{}",
         reason.as_str()
     );
+    // Only the operator learns what the transport said.
     if let Some(text) = transport_failure {
-        body.push_str(", transport failure reason: ");
-        body.push_str(text);
         details.push('|');
         details.push_str(text);
     }

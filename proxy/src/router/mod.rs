@@ -7,6 +7,7 @@ mod conditions;
 pub mod context;
 pub(crate) mod forward;
 mod forwarding;
+mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;
@@ -15,7 +16,7 @@ pub mod rewrite;
 pub mod route;
 pub mod slot;
 pub mod table;
-mod timeout;
+pub(crate) mod timeout;
 mod virtual_host;
 
 pub use slot::RouteSlot;

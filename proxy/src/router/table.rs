@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use filters::head::RequestHead;
 use filters::matcher::HeaderRef;
 use filters::stream::{RouteView, StreamInfo};
+use http::HeaderName;
 use xds_client::error::{At, ConfigError};
 
 use super::context::{CompileContext, RouteConfigInfo, VirtualHostInfo};
@@ -17,6 +18,7 @@ use super::virtual_host::{HostTable, VirtualHost, without_port};
 #[derive(Debug)]
 pub struct RouteTable {
     name: ByteString,
+    info: Arc<RouteConfigInfo>,
     virtual_hosts: Vec<VirtualHost>,
     domains: HostTable,
     /// Where the host name is read from.
@@ -61,11 +63,17 @@ impl RouteTable {
         Ok(Self {
             name: config.name.as_str().into(),
             virtual_hosts: virtual_hosts.map(one).collect::<Result<_, _>>()?,
+            info,
             domains,
             host,
             ignore_port: config.ignore_port_in_host_matching,
             ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
         })
+    }
+
+    /// `internal_only_headers`: taken off requests from outside.
+    pub fn internal_only_headers(&self) -> &[HeaderName] {
+        &self.info.internal_only_headers
     }
 
     /// The route configuration's name.

@@ -9,8 +9,8 @@ use pb::virtual_host::TlsRequirementType;
 use prost::Message;
 
 use super::super::conditions::Conditions;
-use super::super::conditions::tests::info;
 use super::*;
+use crate::http::testing::stream_info as info;
 use crate::upstream::slot::ClusterSlot;
 
 fn test_context() -> CompileContext<'static> {

@@ -54,6 +54,7 @@ impl Timeouts {
                 per_try = (!asked.is_zero()).then_some(asked);
             }
             alternative = head.headers.remove(names::TIMEOUT_ALT_RESPONSE).is_some();
+            head.headers.remove(names::ALT_STAT_NAME);
             head.headers.remove(names::UPSTREAM_TIMEOUT);
             head.headers.remove(names::PER_TRY_TIMEOUT);
         }
@@ -80,7 +81,7 @@ impl Timeouts {
 }
 
 /// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
+pub(crate) fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
     let text = head.headers.get(names::GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 {

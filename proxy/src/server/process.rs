@@ -101,6 +101,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         grpc: Arc::new(NoGrpc),
         access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
         reject_fragment: settings.reject_path_with_fragment,
+        node: Arc::new(settings.node.clone()),
         runtime: Arc::new(settings.runtime.clone()),
     });
     let drain = Arc::new(DrainManager::new(

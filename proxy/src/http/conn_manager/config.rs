@@ -4,22 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http2ProtocolOptions, HttpProtocolOptions, http_protocol_options,
+    Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
 };
+use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation;
 use envoy_types::pb::google::protobuf::{self as wkt};
 use filters::chain::FilterChain;
-use filters::matcher::CidrSet;
-use filters::stream::Address;
+use filters::header_mutation::MutationList;
 use http::HeaderValue;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
+use super::client_address::ClientAddress;
+use super::host::HostRules;
 use super::local_reply_config::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathRules};
-use super::request_mutation::StripPort;
+use super::request_id::RequestIds;
+use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
@@ -63,18 +68,19 @@ pub struct HcmConfig {
     pub max_connection_duration: Option<Duration>,
     /// How many requests a connection may carry.
     pub max_requests: Option<u32>,
-    pub(super) use_remote_address: bool,
-    pub(super) xff_num_trusted_hops: u32,
-    pub(super) skip_xff_append: bool,
-    pub(super) internal_addresses: Option<CidrSet>,
+    pub(super) client: ClientAddress,
+    pub(super) early_mutations: Vec<MutationList>,
+    /// Whether `x-forwarded-port` tells the listener's port.
+    pub(super) append_forwarded_port: bool,
+    /// The scheme of all requests: whether it is `https`.
+    pub(super) overwrite_scheme: Option<bool>,
+    pub(super) user_agent: Option<UserAgent>,
     pub(super) forward_client_cert: bool,
     pub(super) via: Option<HeaderValue>,
     pub(super) server_name: HeaderValue,
     pub(super) server_header: ServerHeader,
-    pub(super) generate_request_id: bool,
-    pub(super) preserve_external_request_id: bool,
-    pub(super) always_set_request_id: bool,
-    pub(super) strip_port: StripPort,
+    pub(super) request_ids: RequestIds,
+    pub(super) host: HostRules,
     pub(super) path: PathRules,
     pub(super) upgrades: Vec<ByteString>,
     pub(super) proxy_100_continue: bool,
@@ -99,6 +105,8 @@ pub struct HcmParts {
     pub stats: ConnectionManagerStats,
     /// The runtime feature `http_reject_path_with_fragment`.
     pub reject_fragment: bool,
+    /// This process as control planes know it.
+    pub node: Arc<Node>,
 }
 
 impl HcmConfig {
@@ -141,10 +149,14 @@ impl HcmConfig {
                 .as_ref()
                 .map(|v| v.value)
                 .filter(|v| *v > 0),
-            use_remote_address: is_true(&proto.use_remote_address),
-            xff_num_trusted_hops: proto.xff_num_trusted_hops,
-            skip_xff_append: proto.skip_xff_append,
-            internal_addresses: internal_addresses(proto)?,
+            client: ClientAddress::compile(proto)?,
+            early_mutations: early_mutations(proto)?,
+            append_forwarded_port: proto.append_x_forwarded_port,
+            overwrite_scheme: overwrite_scheme(proto)?,
+            user_agent: match is_true(&proto.add_user_agent) {
+                true => Some(user_agent(&parts.node)?),
+                false => None,
+            },
             // Without TLS to the client there is no certificate to speak of: only the mode that trusts
             // whatever comes keeps the header.
             forward_client_cert: proto.forward_client_cert_details()
@@ -162,10 +174,8 @@ impl HcmConfig {
                 hcm::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
                 hcm::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
             },
-            generate_request_id: proto.generate_request_id.as_ref().is_none_or(|v| v.value),
-            preserve_external_request_id: proto.preserve_external_request_id,
-            always_set_request_id: proto.always_set_request_id_in_response,
-            strip_port: strip_port(proto),
+            request_ids: RequestIds::compile(proto)?,
+            host: HostRules::compile(proto)?,
             path: path_rules(proto),
             upgrades: upgrades(proto)?,
             proxy_100_continue: proto.proxy_100_continue,
@@ -200,27 +210,11 @@ impl HcmConfig {
     pub fn count_max_duration(&self) {
         self.stats.downstream_cx_max_duration_reached.inc();
     }
-
-    /// Whether a sender at this address is internal. Since Envoy 1.33 no address is, unless configured.
-    pub(super) fn is_internal(&self, remote: &Address) -> bool {
-        match (&self.internal_addresses, remote.ip()) {
-            (Some(set), Some(addr)) => set.contains(addr.ip()),
-            _ => false,
-        }
-    }
 }
 
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
     let http1 = proto.http_protocol_options.clone().unwrap_or_default();
     let refused = [
-        (
-            !proto.original_ip_detection_extensions.is_empty(),
-            "original_ip_detection_extensions",
-        ),
-        (
-            !proto.early_header_mutation_extensions.is_empty(),
-            "early_header_mutation_extensions",
-        ),
         (
             proto.path_normalization_options.is_some(),
             "path_normalization_options",
@@ -238,12 +232,9 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
             "add_proxy_protocol_connection_state",
         ),
         (
-            proto.scheme_header_transformation.is_some(),
-            "scheme_header_transformation",
+            proto.forward_client_cert_matcher.is_some(),
+            "forward_client_cert_matcher",
         ),
-        (proto.strip_trailing_host_dot, "strip_trailing_host_dot"),
-        (proto.append_x_forwarded_port, "append_x_forwarded_port"),
-        (is_true(&proto.add_user_agent), "add_user_agent"),
         (
             proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
@@ -322,31 +313,50 @@ fn http2(
     Ok(settings)
 }
 
-fn internal_addresses(proto: &HttpConnectionManager) -> Result<Option<CidrSet>, ConfigError> {
-    let Some(config) = &proto.internal_address_config else {
-        return Ok(None);
+fn early_mutations(proto: &HttpConnectionManager) -> Result<Vec<MutationList>, ConfigError> {
+    let one = |(i, extension): (usize, &TypedExtensionConfig)| {
+        let config = extension.typed_config.as_ref();
+        let compiled = config
+            .ok_or_else(|| ConfigError::new("is required"))
+            .and_then(any::unpack::<HeaderMutation>)
+            .and_then(|config| MutationList::compile(&config.mutations));
+        compiled.at(format!(
+            "early_header_mutation_extensions[{i}].typed_config"
+        ))
     };
-    if config.unix_sockets {
-        return Err(ConfigError::unsupported(
-            "internal_address_config.unix_sockets",
-        ));
-    }
-    CidrSet::compile(&config.cidr_ranges)
-        .map(Some)
-        .at("internal_address_config.cidr_ranges")
+    let extensions = proto.early_header_mutation_extensions.iter();
+    extensions.enumerate().map(one).collect()
 }
 
-fn strip_port(proto: &HttpConnectionManager) -> StripPort {
-    if matches!(
-        proto.strip_port_mode,
-        Some(hcm::StripPortMode::StripAnyHostPort(true))
-    ) {
-        StripPort::Any
-    } else if proto.strip_matching_host_port {
-        StripPort::Matching
-    } else {
-        StripPort::Keep
+fn overwrite_scheme(proto: &HttpConnectionManager) -> Result<Option<bool>, ConfigError> {
+    let Some(transformation) = &proto.scheme_header_transformation else {
+        return Ok(None);
+    };
+    if transformation.match_upstream {
+        return Err(ConfigError::unsupported(
+            "scheme_header_transformation.match_upstream",
+        ));
     }
+    match &transformation.transformation {
+        None => Ok(None),
+        Some(Transformation::SchemeToOverwrite(scheme)) => match scheme.as_str() {
+            "https" => Ok(Some(true)),
+            "http" => Ok(Some(false)),
+            _ => Err(ConfigError::new("must be http or https")
+                .at("scheme_header_transformation.scheme_to_overwrite")),
+        },
+    }
+}
+
+fn user_agent(node: &Node) -> Result<UserAgent, ConfigError> {
+    let value = |text: &str| header_value(text).at("add_user_agent (the node's id and cluster)");
+    Ok(UserAgent {
+        cluster: value(&node.cluster)?,
+        node: match node.id.as_str() {
+            "" => None,
+            id => Some(value(id)?),
+        },
+    })
 }
 
 fn path_rules(proto: &HttpConnectionManager) -> PathRules {

@@ -2,28 +2,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use filters::flags::ResponseFlags;
-use filters::stream::{Address, ConnectionInfo, Protocol, StreamInfo};
 use http::Method;
 use serde_json::json;
 use xds_client::json::{Pool, UnknownFields};
 
 use super::*;
+use crate::http::testing::stream_info;
 
 fn info() -> SharedInfo {
-    let address = Address::Ip("127.0.0.1:1".parse().unwrap());
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address.clone(),
-        direct_remote: address.clone(),
-        local: address,
-        server_name: None,
-        alpn: None,
-        secure: false,
-        listener: "".into(),
-        filter_chain: "".into(),
-    };
-    let info = StreamInfo::new(Rc::new(connection), Protocol::Http11);
-    Rc::new(RefCell::new(info))
+    Rc::new(RefCell::new(stream_info()))
 }
 
 fn config(json: &serde_json::Value) -> Result<LocalReplyConfig, ConfigError> {

@@ -3,14 +3,22 @@
 //!
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
+mod client_address;
 pub mod config;
+mod deadline;
+mod host;
 mod local_reply_config;
 pub(crate) mod names;
 mod path;
+mod reply;
+mod request_id;
 mod request_mutation;
 mod response;
 pub mod stats;
 mod stream;
+mod stream_end;
+
+pub(crate) use self::client_address::append_to_xff;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -112,7 +120,7 @@ impl HttpService for CountedManager {
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = bytes::Bytes::from_static(rejection.body.as_bytes());
         let mut reply = LocalReply::new(status, body, rejection.details);
-        stream::finish_rejection(
+        reply::finish_rejection(
             &manager.config,
             &manager.connection,
             rejection,

@@ -14,6 +14,12 @@ names! {
     XFCC = "x-forwarded-client-cert";
     REQUEST_ID = "x-request-id";
     INTERNAL = "x-envoy-internal";
+    FORCE_TRACE = "x-envoy-force-trace";
+    FORWARDED_PORT = "x-forwarded-port";
+    DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
+    DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
+    ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
+    STREAM_DURATION = "x-envoy-upstream-stream-duration-ms";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
     KEEP_ALIVE = "keep-alive";
     PROXY_CONNECTION = "proxy-connection";
@@ -32,29 +38,27 @@ names! {
 }
 
 /// Obeyed from internal senders only; taken off everyone else's requests.
-pub(super) const INTERNAL_ONLY: [HeaderName; 17] = [
+pub(super) const INTERNAL_ONLY: [HeaderName; 15] = [
     RETRIABLE_STATUS_CODES,
     HeaderName::from_static("x-envoy-retriable-header-names"),
     RETRY_ON,
     RETRY_GRPC_ON,
     MAX_RETRIES,
-    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    ALT_STAT_NAME,
     UPSTREAM_TIMEOUT,
     PER_TRY_TIMEOUT,
     TIMEOUT_ALT_RESPONSE,
     EXPECTED_TIMEOUT,
-    HeaderName::from_static("x-envoy-force-trace"),
+    FORCE_TRACE,
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
-    HeaderName::from_static("x-envoy-upstream-stream-duration-ms"),
-    HeaderName::from_static("x-envoy-original-path"),
-    HeaderName::from_static("x-envoy-original-host"),
+    STREAM_DURATION,
 ];
 
 /// Taken off requests that enter the mesh here.
 pub(super) const EDGE_ONLY: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
-    HeaderName::from_static("x-envoy-downstream-service-cluster"),
-    HeaderName::from_static("x-envoy-downstream-service-node"),
+    DOWNSTREAM_CLUSTER,
+    DOWNSTREAM_NODE,
 ];

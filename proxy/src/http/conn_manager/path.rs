@@ -54,12 +54,6 @@ impl PathRules {
             return Outcome::Unchanged;
         }
         let mut bytes = path.as_bytes().to_vec();
-        if self.normalize {
-            match decode_unreserved(&bytes) {
-                Some(decoded) => bytes = remove_dot_segments(&decoded),
-                None => return Outcome::Reject,
-            }
-        }
         let mut unescaped = false;
         if self.escaped_slashes != EscapedSlashes::Keep {
             let plain = unescape_slashes(&bytes);
@@ -67,11 +61,13 @@ impl PathRules {
             if unescaped && self.escaped_slashes == EscapedSlashes::Reject {
                 return Outcome::Reject;
             }
-            bytes = if unescaped && self.normalize {
-                remove_dot_segments(&plain)
-            } else {
-                plain
-            };
+            bytes = plain;
+        }
+        if self.normalize {
+            match decode_unreserved(&bytes) {
+                Some(decoded) => bytes = remove_dot_segments(&decoded),
+                None => return Outcome::Reject,
+            }
         }
         if self.merge_slashes {
             bytes.dedup_by(|a, b| *a == b'/' && *b == b'/');

@@ -1,91 +1,107 @@
-//! What the connection manager does to a request before it is routed: hop-by-hop fields, client address,
-//! scheme, Envoy's own headers, request id, path and host normalisation.
+//! What the connection manager does to a request's headers before it is routed: hop-by-hop fields, client
+//! address, scheme, Envoy's own headers, request id.
 //!
 //! Envoy: "HTTP header manipulation" and `ConnectionManagerUtility::mutateRequestHeaders`.
 
-use std::net::{IpAddr, SocketAddr};
-
 use bytestring::ByteString;
 use filters::head::RequestHead;
-use filters::stream::{Address, ConnectionInfo};
+use filters::stream::ConnectionInfo;
 use http::header::{self, HeaderValue};
+use http::{HeaderName, StatusCode};
 
+use super::client_address::{Client, append_to_line};
 use super::config::HcmConfig;
 use super::names;
 
-/// What mutation found out about the sender.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Sender {
-    /// The client's address as far as it can be trusted.
-    pub(super) remote: Address,
-    /// Whether the request came from inside (`x-envoy-internal`): its `x-envoy-*` headers are obeyed.
-    pub(super) internal: bool,
-}
-
-/// Applies all header rules. The path is normalised separately, because that can fail.
+/// Applies all header rules. Path and host are normalised before, because that can fail. Headers that the
+/// route configuration calls internal are `internal_only`.
+///
+/// # Errors
+/// The status to refuse the request with.
 pub(super) fn mutate(
     head: &mut RequestHead,
     config: &HcmConfig,
     connection: &ConnectionInfo,
-) -> Sender {
+    internal_only: &[HeaderName],
+) -> Result<Client, StatusCode> {
     remove_hop_by_hop(head);
-    let single_address;
-    let mut remote = connection.remote.clone();
-    if config.use_remote_address {
-        single_address = !head.headers.contains_key(names::XFF);
-        if config.xff_num_trusted_hops > 0
-            && let Some(ip) = address_from_xff(head, config.xff_num_trusted_hops - 1)
-        {
-            remote = Address::Ip(SocketAddr::new(ip, 0));
-        }
-        if !config.skip_xff_append {
-            append_xff(head, connection);
-        }
-        if config.xff_num_trusted_hops == 0 || !head.headers.contains_key(names::XFP) {
-            head.headers
-                .insert(names::XFP, scheme_value(connection.secure));
-        }
+    let client = config.client.find(head, connection)?;
+    forward_transport(head, config, connection);
+    let edge = !client.internal && config.client.is_edge();
+    if client.internal {
+        head.headers
+            .insert(names::INTERNAL, HeaderValue::from_static("true"));
     } else {
-        single_address = xff_count(head) == 1;
-        if let Some(ip) = address_from_xff(head, config.xff_num_trusted_hops) {
-            remote = Address::Ip(SocketAddr::new(ip, 0));
-        }
-        if !head.headers.contains_key(names::XFP) {
-            head.headers
-                .insert(names::XFP, scheme_value(connection.secure));
+        remove_internal_headers(head, edge);
+        for name in internal_only {
+            head.headers.remove(name);
         }
     }
-    head.scheme = match head.headers.get(names::XFP).map(HeaderValue::as_bytes) {
+    if let Some(agent) = &config.user_agent {
+        agent.add(head);
+    }
+    if let Some(via) = &config.via {
+        append_to_line(&mut head.headers, &header::VIA, b", ", via.as_bytes());
+    }
+    if edge && let Some(address) = client.remote.ip() {
+        let address = HeaderValue::try_from(address.ip().to_string());
+        if let Ok(address) = address {
+            head.headers.insert(names::EXTERNAL_ADDRESS, address);
+        }
+    }
+    config.request_ids.set(&mut head.headers, edge);
+    if !config.forward_client_cert {
+        head.headers.remove(names::XFCC);
+    }
+    Ok(client)
+}
+
+/// What `add_user_agent` adds.
+pub(super) struct UserAgent {
+    /// The node's cluster.
+    pub(super) cluster: HeaderValue,
+    /// The node's id, if it has one.
+    pub(super) node: Option<HeaderValue>,
+}
+
+impl UserAgent {
+    fn add(&self, head: &mut RequestHead) {
+        let headers = &mut head.headers;
+        headers.insert(names::DOWNSTREAM_CLUSTER, self.cluster.clone());
+        if headers
+            .get(header::USER_AGENT)
+            .is_none_or(HeaderValue::is_empty)
+        {
+            headers.insert(header::USER_AGENT, self.cluster.clone());
+        }
+        if let Some(node) = &self.node {
+            headers.insert(names::DOWNSTREAM_NODE, node.clone());
+        }
+    }
+}
+
+/// Settles how the client reached us: `x-forwarded-proto`, `x-forwarded-port` and the scheme.
+fn forward_transport(head: &mut RequestHead, config: &HcmConfig, connection: &ConnectionInfo) {
+    let believed = config.client.trusts_peer();
+    let headers = &mut head.headers;
+    if !believed || !headers.contains_key(names::XFP) {
+        headers.insert(names::XFP, scheme_value(connection.secure));
+    }
+    if config.append_forwarded_port
+        && (!believed || !headers.contains_key(names::FORWARDED_PORT))
+        && let Some(local) = connection.local.ip()
+    {
+        headers.insert(names::FORWARDED_PORT, HeaderValue::from(local.port()));
+    }
+    if let Some(secure) = config.overwrite_scheme {
+        headers.insert(names::XFP, scheme_value(secure));
+    }
+    head.scheme = match headers.get(names::XFP).map(HeaderValue::as_bytes) {
         Some(b"https") => ByteString::from_static("https"),
         Some(b"http") => ByteString::from_static("http"),
         _ if connection.secure => ByteString::from_static("https"),
         _ => ByteString::from_static("http"),
     };
-    let internal = single_address && config.is_internal(&remote);
-    let edge = !internal && config.use_remote_address;
-    if internal {
-        head.headers
-            .insert(names::INTERNAL, HeaderValue::from_static("true"));
-    } else {
-        remove_internal_headers(head, edge);
-        if edge && let Some(value) = remote.ip().and_then(|a| ip_value(a.ip())) {
-            head.headers.insert(names::EXTERNAL_ADDRESS, value);
-        }
-    }
-    if let Some(via) = &config.via {
-        head.headers.append(header::VIA, via.clone());
-    }
-    if !config.forward_client_cert {
-        head.headers.remove(names::XFCC);
-    }
-    if config.generate_request_id {
-        let replace = edge && !config.preserve_external_request_id;
-        if replace || !head.headers.contains_key(names::REQUEST_ID) {
-            head.headers.insert(names::REQUEST_ID, new_request_id());
-        }
-    }
-    config.strip_port.apply(head, connection);
-    Sender { remote, internal }
 }
 
 /// RFC 9110, 7.6.1. The codecs have already taken `connection` and what it names; HTTP/2 has none.
@@ -130,89 +146,6 @@ fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
     }
 }
 
-fn append_xff(head: &mut RequestHead, connection: &ConnectionInfo) {
-    let ip = match (&connection.remote, &connection.local) {
-        // A peer on this machine is known to others by our address.
-        (Address::Ip(remote), Address::Ip(local)) if remote.ip().is_loopback() => local.ip(),
-        (Address::Ip(remote), _) => remote.ip(),
-        _ => return,
-    };
-    let joined = match joined_xff(head) {
-        None => ip.to_string(),
-        Some(before) => format!("{before},{ip}"),
-    };
-    if let Ok(value) = HeaderValue::try_from(joined) {
-        head.headers.insert(names::XFF, value);
-    }
-}
-
-fn joined_xff(head: &RequestHead) -> Option<String> {
-    let mut values = head.headers.get_all(names::XFF).iter();
-    let mut joined = String::from_utf8_lossy(values.next()?.as_bytes()).into_owned();
-    for value in values {
-        joined.push(',');
-        joined.push_str(&String::from_utf8_lossy(value.as_bytes()));
-    }
-    Some(joined)
-}
-
-fn xff_count(head: &RequestHead) -> usize {
-    joined_xff(head).map_or(0, |all| all.split(',').count())
-}
-
-/// The address `skip` places before the last in `x-forwarded-for`, if it is one.
-fn address_from_xff(head: &RequestHead, skip: u32) -> Option<IpAddr> {
-    let joined = joined_xff(head)?;
-    joined.rsplit(',').nth(skip as usize)?.trim().parse().ok()
-}
-
 fn scheme_value(secure: bool) -> HeaderValue {
     HeaderValue::from_static(if secure { "https" } else { "http" })
-}
-
-fn ip_value(ip: IpAddr) -> Option<HeaderValue> {
-    HeaderValue::try_from(ip.to_string()).ok()
-}
-
-/// A version-4 UUID as a header value, formatted on the stack.
-fn new_request_id() -> HeaderValue {
-    let mut buffer = uuid::Uuid::encode_buffer();
-    let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// What to do about a request's port in its authority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum StripPort {
-    /// Leave it.
-    #[default]
-    Keep,
-    /// Take it off if it is the listener's.
-    Matching,
-    /// Take any port off.
-    Any,
-}
-
-impl StripPort {
-    fn apply(self, head: &mut RequestHead, connection: &ConnectionInfo) {
-        if self == Self::Keep || head.method == http::Method::CONNECT {
-            return;
-        }
-        let Some((host, port)) = split_port(&head.authority) else {
-            return;
-        };
-        let ours = connection.local.ip().map(|a| a.port());
-        if self == Self::Any || ours == Some(port) {
-            head.authority = ByteString::from(host);
-        }
-    }
-}
-
-/// Splits `host:port`; IPv6 literals keep their brackets.
-fn split_port(authority: &str) -> Option<(&str, u16)> {
-    let (host, port) = authority.rsplit_once(':')?;
-    if host.contains(':') && !host.ends_with(']') {
-        return None;
-    }
-    Some((host, port.parse().ok()?))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use filters::head::ResponseHead;
 use http::header::{self, HeaderValue};
 
+use super::client_address::append_to_line;
 use super::config::{HcmConfig, ServerHeader};
 use super::names;
 
@@ -43,7 +44,7 @@ pub(super) fn finish(
         headers.insert(names::REQUEST_ID, id.clone());
     }
     if let Some(via) = &config.via {
-        headers.append(header::VIA, via.clone());
+        append_to_line(headers, &header::VIA, b", ", via.as_bytes());
     }
 }
 

@@ -84,7 +84,7 @@ pub fn response(
     }
     match (upgrade, persistence) {
         (Some(upgrade), _) => {
-            out.put_slice(b"connection: upgrade\r\n");
+            out.put_slice(b"connection: Upgrade\r\n");
             field(out, "upgrade", upgrade.as_bytes());
         }
         (None, Persistence::Close) => out.put_slice(b"connection: close\r\n"),
@@ -124,7 +124,7 @@ pub fn request(out: &mut BytesMut, head: &RequestHead, framing: Framing) {
         Framing::None | Framing::Close => {}
     }
     if let Some(upgrade) = &head.upgrade {
-        out.put_slice(b"connection: upgrade\r\n");
+        out.put_slice(b"connection: Upgrade\r\n");
         field(out, "upgrade", upgrade.as_bytes());
     }
     out.put_slice(b"\r\n");

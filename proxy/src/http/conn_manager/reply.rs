@@ -1,0 +1,111 @@
+//! Local replies of the connection manager: what they say, and what configuration makes of them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use filters::body::BodyError;
+use filters::filter::{LocalReply, SharedInfo};
+use filters::flags::ResponseFlags;
+use filters::head::{RequestHead, ResponseHead};
+use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
+use http::{Method, StatusCode};
+
+use super::config::HcmConfig;
+use crate::http::service::Rejection;
+use crate::router::route::Route;
+
+/// Why a stream does not get its upstream's response.
+pub(super) enum Stop {
+    /// It gets this one instead.
+    Reply(Box<LocalReply>),
+    /// It gets none.
+    Reset(BodyError),
+}
+
+pub(super) fn reply(
+    status: StatusCode,
+    body: &'static str,
+    details: &'static str,
+) -> Box<LocalReply> {
+    Box::new(LocalReply::new(
+        status,
+        Bytes::from_static(body.as_bytes()),
+        details,
+    ))
+}
+
+/// Completes a reply as Envoy does: the forwarding route's response headers first, then `local_reply_config`.
+pub(super) fn shape(
+    mut reply: LocalReply,
+    config: &HcmConfig,
+    route: Option<&Route>,
+    request: &RequestHead,
+    info: &SharedInfo,
+) -> LocalReply {
+    if let Some(route) = route {
+        let mut response = ResponseHead {
+            status: reply.status,
+            headers: std::mem::take(&mut reply.headers),
+        };
+        route.finish_response(&mut response, Some(request), &info.borrow());
+        reply.headers = response.headers;
+    }
+    rewrite(config, &mut reply, Some(request), info);
+    reply
+}
+
+/// Applies `local_reply_config` to a reply, whoever made it.
+pub(super) fn rewrite(
+    config: &HcmConfig,
+    reply: &mut LocalReply,
+    request: Option<&RequestHead>,
+    info: &SharedInfo,
+) {
+    if let Some(replies) = &config.local_replies {
+        replies.rewrite(reply, request, info);
+    }
+}
+
+/// Counts the router's own replies.
+pub(super) fn count(config: &HcmConfig, reply: &LocalReply) {
+    let stats = &config.stats;
+    match reply.details.as_ref() {
+        "route_not_found" => stats.no_route.inc(),
+        "cluster_not_found" => stats.no_cluster.inc(),
+        "direct_response" if reply.status.is_redirection() => stats.rq_redirect.inc(),
+        "direct_response" => stats.rq_direct_response.inc(),
+        _ => stats.rq_total.inc(),
+    }
+}
+
+/// Applies `local_reply_config` to the answer to a message that never became a request, and logs it.
+pub(super) fn finish_rejection(
+    config: &Arc<HcmConfig>,
+    connection: &Rc<ConnectionInfo>,
+    rejection: &Rejection,
+    protocol: Protocol,
+    reply: &mut LocalReply,
+) {
+    if config.access_logs.is_empty() && config.local_replies.is_none() {
+        return;
+    }
+    let mut info = StreamInfo::new(connection.clone(), protocol);
+    info.details = Some(rejection.details.into());
+    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    let info = Rc::new(RefCell::new(info));
+    let request = rejection.path.as_deref().map(|path| {
+        let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
+        RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
+    });
+    rewrite(config, reply, request.as_ref(), &info);
+    {
+        let mut info = info.borrow_mut();
+        info.response_code = Some(reply.status.as_u16());
+        info.bytes_sent = reply.body.len() as u64;
+    }
+    for log in &config.access_logs {
+        log.record(&info.borrow(), request.as_ref(), None, None);
+    }
+}
