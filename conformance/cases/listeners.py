@@ -79,6 +79,7 @@ def config(p):
                                 "nine": {"source_prefix_ranges": cidr("127.0.0.0/9")}}, where="0.0.0.0"),
         matching(p, "source-ports", {"port": {"source_ports": [p.listener("source")]}, "any": {}}),
         matching(p, "source-ports-only", {"port": {"source_ports": [p.listener("source")]}}),
+        {"name": "nofilters", "address": address(p.listener("nofilters")), "filter_chains": [{}]},
         matching(p, "h1only", {"h1": None}, codec="HTTP1"),
         matching(p, "disabled", {"tls": {"transport_protocol": "tls"}, "any": {}}, listener_filters=[
             {**TLS, "filter_disabled": {"destination_port_range": {"start": p.listener("disabled"),
@@ -214,6 +215,7 @@ goes("source prefix, none", "sources", source="127.129.0.1", logs=0)
 goes("source port", "source-ports", source="source")
 goes("source port, any", "source-ports")
 goes("source port, none", "source-ports-only", logs=0)
+goes("chain without filters", "nofilters", logs=0)
 h2c("h2c on an HTTP/1 codec", "h1only")
 h2c("h2c on an automatic codec", "main")
 tls("listener filter disabled by port", "disabled", "a.test")

@@ -48,8 +48,11 @@ impl FilterChainCompiler for ChainCompiler {
     ) -> Result<Arc<dyn FilterChainHandler>, ConfigError> {
         refuse_transport(chain)?;
         let [filter] = chain.filters.as_slice() else {
+            if chain.filters.is_empty() {
+                return Ok(Arc::new(NoFilters));
+            }
             return Err(ConfigError::new(format!(
-                "needs exactly one network filter (the HTTP connection manager), has {}",
+                "only one network filter is supported, the HTTP connection manager; there are {}",
                 chain.filters.len()
             ))
             .at("filters"));
@@ -119,7 +122,7 @@ impl ChainCompiler {
         match &proto.route_specifier {
             Some(hcm::RouteSpecifier::Rds(rds)) => Ok(self.0.routes.slot(&rds.route_config_name)),
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => {
-                let table = self.0.compile_routes(routes).at("route_config")?;
+                let table = self.0.compile_routes(routes, true).at("route_config")?;
                 let slot = RouteSlot::new(routes.name.clone());
                 slot.set(Some(Arc::new(table)));
                 Ok(Arc::new(slot))
@@ -174,6 +177,21 @@ fn harmless(name: &'static str) {
     if !said.contains(&name) {
         said.push(name);
         tracing::info!("filter {name} is accepted and has no effect yet");
+    }
+}
+
+/// A chain without filters: its connections are closed.
+struct NoFilters;
+
+impl FilterChainHandler for NoFilters {
+    fn serve(
+        &self,
+        _: Stream,
+        _: Bytes,
+        _: Rc<ConnectionInfo>,
+        _: ConnectionControl,
+    ) -> LocalBoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
     }
 }
 

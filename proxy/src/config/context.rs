@@ -29,6 +29,8 @@ pub struct ChainContext {
     pub routes: Arc<RouteStore>,
     /// Finds the slot of a cluster.
     pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
+    /// Whether a cluster is configured.
+    pub has_cluster: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     /// The clusters that requests may name.
     pub directory: ClusterDirectory<Cluster>,
     /// The numbers of the process.
@@ -50,11 +52,16 @@ pub struct ChainContext {
 }
 
 impl ChainContext {
-    /// Compiles a route configuration, inline or from RDS.
+    /// Compiles a route configuration, from RDS or `inline` in a listener.
     ///
     /// # Errors
     /// The path of the invalid field.
-    pub fn compile_routes(&self, routes: &RouteConfiguration) -> Result<RouteTable, ConfigError> {
+    pub fn compile_routes(
+        &self,
+        routes: &RouteConfiguration,
+        inline: bool,
+    ) -> Result<RouteTable, ConfigError> {
+        super::route_clusters::check(routes, inline, &*self.has_cluster)?;
         let filter_config =
             |name: &str, any: &Any| -> Result<Option<(FilterId, RouteFilterConfig)>, ConfigError> {
                 let context = self.factory_context(name);

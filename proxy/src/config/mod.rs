@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod context;
 pub mod resources;
+pub mod route_clusters;
 pub mod routes;
 pub mod sources;
 pub mod update_stats;

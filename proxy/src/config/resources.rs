@@ -425,8 +425,25 @@ impl Resources {
         stats.warming_clusters.set(number(cold));
     }
 
+    /// Takes a resource. One that is refused is not waited for any longer.
     fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
+        let taken = self.try_take(state, kind, resource);
+        match (&taken, kind) {
+            (Err(_), Kind::Endpoint) => self.stop_waiting_for_endpoints(&resource.name),
+            (Err(_), Kind::Route) => self.context.routes.give_up(&resource.name),
+            _ => {}
+        }
+        taken
+    }
+
+    fn try_take(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        resource: &Resource,
+    ) -> Result<(), ConfigError> {
         let (any, version) = (&resource.any, resource.version.as_str());
+        xds_client::constraints::check_any(any)?;
         match kind {
             Kind::Cluster => {
                 let cluster: Cluster = decode(any)?;
@@ -441,11 +458,7 @@ impl Resources {
             }
             Kind::Endpoint => {
                 let assignment: ClusterLoadAssignment = decode(any)?;
-                let applied = lock(&self.clusters).apply_endpoints(&assignment);
-                if applied.is_err() {
-                    self.stop_waiting_for_endpoints(&resource.name);
-                }
-                applied?;
+                lock(&self.clusters).apply_endpoints(&assignment)?;
             }
             Kind::Listener => {
                 let listener: Listener = decode(any)?;
@@ -454,13 +467,8 @@ impl Resources {
             }
             Kind::Route => {
                 let routes: RouteConfiguration = decode(any)?;
-                match self.context.compile_routes(&routes) {
-                    Ok(table) => self.context.routes.apply(&resource.name, table),
-                    Err(e) => {
-                        self.context.routes.give_up(&resource.name);
-                        return Err(e);
-                    }
-                }
+                let table = self.context.compile_routes(&routes, false)?;
+                self.context.routes.apply(&resource.name, table);
             }
             _ => {}
         }

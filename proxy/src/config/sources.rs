@@ -45,6 +45,59 @@ pub fn fetch_timeout(source: &ConfigSource) -> Duration {
     })
 }
 
+/// Refuses `dynamic_resources` that cannot be subscribed to, before anything is started.
+///
+/// # Errors
+/// The path of what is not supported, or of the name of a cluster that is not there.
+pub fn check(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
+    let Some(dynamic) = &bootstrap.dynamic_resources else {
+        return Ok(());
+    };
+    let transports = transports(bootstrap);
+    if let Some(ads) = &dynamic.ads_config {
+        target(ads, &transports).at("dynamic_resources.ads_config")?;
+    }
+    let named = [
+        ("cds_config", &dynamic.cds_config),
+        ("lds_config", &dynamic.lds_config),
+    ];
+    for (field, source) in named {
+        let checked = match source.as_ref().map(|s| &s.config_source_specifier) {
+            Some(Some(ConfigSourceSpecifier::ApiConfigSource(api))) => {
+                target(api, &transports).map(drop).at("api_config_source")
+            }
+            Some(Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)))
+                if dynamic.ads_config.is_none() =>
+            {
+                Err(without_ads())
+            }
+            Some(None) => Err(ConfigError::new("no configuration source is set")),
+            _ => Ok(()),
+        };
+        checked.at(field).at("dynamic_resources")?;
+    }
+    Ok(())
+}
+
+fn without_ads() -> ConfigError {
+    ConfigError::new("there is no dynamic_resources.ads_config").at("ads")
+}
+
+/// The settings of a gRPC stream, the name of its cluster, and the way there.
+fn target(
+    api: &ApiConfigSource,
+    transports: &HashMap<String, Transport>,
+) -> Result<(String, Config, Transport), ConfigError> {
+    let (cluster, config) = stream_config(api)?;
+    let transport = transports.get(&cluster).ok_or_else(|| {
+        ConfigError::new(format!(
+            "'{cluster}' is not a static cluster with one endpoint"
+        ))
+        .at("grpc_services[0].envoy_grpc.cluster_name")
+    })?;
+    Ok((cluster, config, transport.clone()))
+}
+
 impl Sources {
     /// The sources of a bootstrap. Opens the ADS stream if there is an `ads_config`.
     ///
@@ -72,22 +125,16 @@ impl Sources {
     }
 
     fn open(&self, api: &ApiConfigSource, type_url: Option<&str>) -> Result<Handle, ConfigError> {
-        let (cluster, mut config) = stream_config(api)?;
+        let (_, mut config, transport) = target(api, &self.transports)?;
         if let Some(type_url) = type_url {
             config.method = ads::method(type_url, config.protocol)
                 .ok_or_else(|| ConfigError::new(format!("no service for {type_url}")))?;
         }
-        let transport = self.transports.get(&cluster).ok_or_else(|| {
-            ConfigError::new(format!(
-                "'{cluster}' is not a static cluster with one endpoint"
-            ))
-            .at("grpc_services[0].envoy_grpc.cluster_name")
-        })?;
         let (handle, commands) = ads::channel();
         ads::spawn(
             config,
             self.node.clone(),
-            transport.clone(),
+            transport,
             commands,
             (self.handler)(),
         );
@@ -125,9 +172,7 @@ impl Sources {
     ) -> Result<Option<Handle>, ConfigError> {
         match &source.config_source_specifier {
             Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
-                let ads = self.ads.clone();
-                let missing = || ConfigError::new("there is no dynamic_resources.ads_config");
-                ads.map(Some).ok_or_else(missing).at("ads")
+                self.ads.clone().map(Some).ok_or_else(without_ads)
             }
             Some(ConfigSourceSpecifier::Path(path)) => {
                 self.watch(path, type_url);

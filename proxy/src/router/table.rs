@@ -39,7 +39,7 @@ pub enum RouteOutcome {
 }
 
 impl RouteTable {
-    /// Compiles the message. `validate_clusters` has no effect: a route whose cluster is missing
+    /// Compiles the message. `validate_clusters` is the caller's to see to; here a route whose cluster is missing
     /// answers as its `cluster_not_found_response_code` says.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use crate::config::chain::ChainCompiler;
 use crate::config::context::{AccessLogs, ChainContext};
 use crate::config::resources::Resources;
 use crate::config::routes::RouteStore;
-use crate::config::sources::Sources;
+use crate::config::sources::{self, Sources};
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
 use crate::upstream::manager::ClusterManager;
@@ -73,7 +73,11 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         allow_unknown: line.allow_unknown_static_fields,
     })
     .map_err(|e| e.to_string())?;
-    let settings = Settings::new(&line, &bootstrap).map_err(|e| e.to_string())?;
+    // Whatever is wrong in a bootstrap is said with the name of its file.
+    let origin = line.config_path.as_deref().unwrap_or("--config-yaml");
+    let invalid = |e: ConfigError| format!("{origin}: {e}");
+    let settings = Settings::new(&line, &bootstrap).map_err(invalid)?;
+    sources::check(&bootstrap).map_err(invalid)?;
     let stats = Stats::with_settings(
         bootstrap
             .stats_config
@@ -85,7 +89,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
-    let slots = clusters.clone();
+    let (slots, there) = (clusters.clone(), clusters.clone());
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
         clusters: Arc::new(move |name: &str| {
@@ -93,6 +97,12 @@ pub fn run(line: CommandLine) -> Result<(), String> {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .slot(name)
+        }),
+        has_cluster: Arc::new(move |name: &str| {
+            there
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(name)
         }),
         directory,
         stats: stats.clone(),
@@ -119,16 +129,14 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let config = Arc::new(ConfigStore::default());
     let resources = Resources::new(clusters, context.clone(), config.clone(), listeners);
     if line.mode == Mode::Validate {
-        resources.validate(&bootstrap).map_err(|e| e.to_string())?;
+        resources.validate(&bootstrap).map_err(invalid)?;
         println!(
             "configuration '{}' OK",
             line.config_path.as_deref().unwrap_or_default()
         );
         return Ok(());
     }
-    resources
-        .apply_static(&bootstrap)
-        .map_err(|e| e.to_string())?;
+    resources.apply_static(&bootstrap).map_err(invalid)?;
     let (draining, ending) = (drain.clone(), resources.clone());
     let reopening = context.clone();
     let reopen_log = log.clone();

@@ -117,6 +117,11 @@ impl ClusterManager {
         self.entry(name).slot.clone()
     }
 
+    /// Whether there is a cluster of this name, be it warm or not.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|e| e.active.is_some())
+    }
+
     /// Adds or updates a cluster. Its slot is filled once its endpoints are known.
     ///
     /// # Errors
