@@ -101,7 +101,8 @@ get("retry repeats the body", "/r5xx", method="POST", body="again", upstream=[{"
 get("retry not on 4xx", "/r5xx", upstream=[{"status": 404}])
 get("retry gateway-error not on 500", "/rgw", upstream=[{"status": 500}])
 get("retry gateway-error on 502", "/rgw", upstream=[{"status": 502}, {}])
-get("retry on reset", "/rreset", upstream=[{"reset": True}, {}])
+# The connection ends here: on one that was used before, we send a request that is safe to repeat once more.
+get("retry on reset", "/rreset", upstream=[{"reset": True}, {"headers": [("connection", "close")], "close_after": True}])
 get("retry on reset exhausted", "/rreset", upstream=[{"reset": True}])
 get("retry on close as 5xx", "/r5xx", upstream=[{"close": True}, {}])
 get("retry on 409", "/r409", upstream=[{"status": 409}, {}])

@@ -1,21 +1,32 @@
 //! Response flags: why a response is not simply the upstream's (Envoy's `%RESPONSE_FLAGS%`).
 
-/// A set of response flags.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ResponseFlags(u64);
+/// A set of response flags, which remembers the order in which they were set: Envoy prints them in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResponseFlags {
+    bits: u32,
+    /// The flags' numbers plus one, six bits each, the first one lowest. A stream never has ten flags.
+    order: u64,
+}
+
+impl PartialEq for ResponseFlags {
+    fn eq(&self, other: &Self) -> bool {
+        self.bits == other.bits
+    }
+}
+
+impl Eq for ResponseFlags {}
 
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bit:literal, $short:literal, $long:literal;)*) => {
         impl ResponseFlags {
-            $($(#[$doc])* pub const $name: Self = Self(1 << $bit);)*
+            $($(#[$doc])* pub const $name: Self = Self::flag($bit);)*
 
-            const TABLE: &'static [(u64, &'static str, &'static str)] =
-                &[$((1 << $bit, $short, $long)),*];
+            /// By number.
+            const TABLE: &'static [(&'static str, &'static str)] = &[$(($short, $long)),*];
         }
     };
 }
 
-// In the order in which Envoy prints them.
 flags! {
     /// Local service failed its health check.
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
@@ -78,48 +89,101 @@ flags! {
 }
 
 impl ResponseFlags {
+    const fn flag(number: u32) -> Self {
+        Self {
+            bits: 1 << number,
+            order: number as u64 + 1,
+        }
+    }
+
     /// Adds the flags of `other`.
     pub fn insert(&mut self, other: Self) {
-        self.0 |= other.0;
+        for number in other.numbers() {
+            let flag = Self::flag(number);
+            if self.bits & flag.bits == 0 {
+                // Beyond ten the order is lost, and so is the flag's name in the log, but not the flag.
+                let used = 64 - self.order.leading_zeros();
+                self.order |= flag
+                    .order
+                    .checked_shl(used.next_multiple_of(6))
+                    .unwrap_or(0);
+                self.bits |= flag.bits;
+            }
+        }
+    }
+
+    /// The flags' numbers in the order in which they were set.
+    fn numbers(self) -> impl Iterator<Item = u32> {
+        let slots = (0..10).map(move |slot| self.order >> (slot * 6) & 0x3f);
+        slots
+            .take_while(|slot| *slot != 0)
+            .filter_map(|slot| u32::try_from(slot - 1).ok())
     }
 
     /// Whether all flags of `other` are set.
     pub fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+        self.bits & other.bits == other.bits
     }
 
     /// Whether no flag is set.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
     /// The short names joined by commas, `-` for none: `%RESPONSE_FLAGS%`.
     pub fn short(self) -> String {
-        self.join(|row| row.1)
+        self.join(|row| row.0)
     }
 
     /// The long names joined by commas, `-` for none: `%RESPONSE_FLAGS_LONG%`.
     pub fn long(self) -> String {
-        self.join(|row| row.2)
+        self.join(|row| row.1)
     }
 
     /// The flag with this short name, for access-log filters.
     pub fn from_short(name: &str) -> Option<Self> {
-        Self::TABLE
-            .iter()
-            .find(|row| row.1 == name)
-            .map(|row| Self(row.0))
+        let number = Self::TABLE.iter().position(|row| row.0 == name)?;
+        u32::try_from(number).ok().map(Self::flag)
     }
 
-    fn join(self, name: impl Fn(&(u64, &'static str, &'static str)) -> &'static str) -> String {
+    fn join(self, name: impl Fn(&(&'static str, &'static str)) -> &'static str) -> String {
         if self.is_empty() {
             return "-".to_owned();
         }
-        let names: Vec<_> = Self::TABLE
-            .iter()
-            .filter(|r| self.0 & r.0 != 0)
-            .map(name)
-            .collect();
-        names.join(",")
+        let rows = self
+            .numbers()
+            .filter_map(|number| Self::TABLE.get(number as usize));
+        rows.map(name).collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_printed_in_the_order_in_which_they_were_set() {
+        let mut flags = ResponseFlags::default();
+        assert_eq!((flags.short(), flags.is_empty()), ("-".to_owned(), true));
+        flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        flags.insert(ResponseFlags::FAILED_LOCAL_HEALTH_CHECK);
+        flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        let mut more = ResponseFlags::DOWNSTREAM_REMOTE_RESET;
+        more.insert(flags);
+        assert_eq!(flags.short(), "URX,LH");
+        assert_eq!(more.short(), "DR,URX,LH");
+        assert!(more.contains(flags) && !flags.contains(more));
+    }
+
+    #[test]
+    fn every_name_is_the_flag_of_its_number_and_any_number_of_flags_can_be_set() {
+        let mut all = ResponseFlags::default();
+        for (number, row) in ResponseFlags::TABLE.iter().enumerate() {
+            let flag = ResponseFlags::from_short(row.0).unwrap();
+            assert_eq!((flag.bits, flag.short()), (1 << number, row.0.to_owned()));
+            all.insert(flag);
+        }
+        assert_eq!(all.bits.count_ones() as usize, ResponseFlags::TABLE.len());
+        assert_eq!(ResponseFlags::from_short("nothing"), None);
     }
 }

@@ -15,3 +15,4 @@ pub mod local_reply;
 pub mod matcher;
 pub mod registry;
 pub mod stream;
+pub mod tls;

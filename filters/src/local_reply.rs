@@ -46,6 +46,14 @@ pub fn grpc_status(status: StatusCode) -> u8 {
     }
 }
 
+/// Whether a `grpc-status` stands for a failure of the server: its HTTP status would be 5xx.
+pub fn is_server_error_grpc(status: &[u8]) -> bool {
+    !matches!(
+        status,
+        b"0" | b"1" | b"3" | b"5" | b"6" | b"7" | b"8" | b"9" | b"10" | b"11" | b"16"
+    )
+}
+
 /// Renders a local reply for a request of this shape. Does not touch the stream's facts.
 pub fn render(reply: LocalReply, shape: ReplyShape) -> (ResponseHead, Body) {
     let mut head = ResponseHead::new(reply.status);

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
+use crate::tls::TlsInfo;
 
 /// The HTTP version of a message exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct ConnectionInfo {
     pub alpn: Option<ByteString>,
     /// Whether the transport is encrypted (decides `x-forwarded-proto` and `:scheme`).
     pub secure: bool,
+    /// What TLS found out, if this end of the connection speaks it.
+    pub tls: Option<Rc<TlsInfo>>,
     /// The listener's name.
     pub listener: ByteString,
     /// The filter chain's name.

@@ -6,6 +6,7 @@ pub mod any;
 pub mod backoff;
 pub mod bootstrap;
 pub mod constraints;
+pub mod data_source;
 pub mod error;
 pub mod filesystem;
 pub mod json;

@@ -19,6 +19,7 @@ pub(crate) fn info() -> SharedInfo {
         server_name: None,
         alpn: None,
         secure: false,
+        tls: None,
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
     };

@@ -16,6 +16,7 @@ fn info() -> StreamInfo {
         server_name: Some("a.example".into()),
         alpn: None,
         secure: false,
+        tls: None,
         listener: "l".into(),
         filter_chain: "fc".into(),
     };

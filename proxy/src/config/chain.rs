@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use envoy_types::pb::envoy::config::core::v3::transport_socket;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain as FilterChainProto, Listener, filter,
 };
@@ -16,7 +15,7 @@ use filters::registry::Compiled;
 use filters::stream::ConnectionInfo;
 use futures_util::future::LocalBoxFuture;
 use pingora_core::protocols::Stream;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
@@ -27,13 +26,13 @@ use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::service::ConnectionControl;
 use crate::http::{h1, h2};
 use crate::router::RouteSlot;
-use crate::server::compiled::{FilterChainCompiler, FilterChainHandler};
+use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
 use crate::telemetry::http_log::AccessLog;
+use crate::transport::downstream::DownstreamTransport;
 use crate::transport::prefixed::Prefixed;
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 /// RFC 9113, 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -43,10 +42,12 @@ pub struct ChainCompiler(pub Arc<ChainContext>);
 impl FilterChainCompiler for ChainCompiler {
     fn compile(
         &self,
-        _listener: &Listener,
+        listener: &Listener,
         chain: &FilterChainProto,
     ) -> Result<Arc<dyn FilterChainHandler>, ConfigError> {
-        refuse_transport(chain)?;
+        let scope = format!("listener.{}.", stat_name(listener));
+        let scope = self.0.stats.scope(&scope);
+        let transport = DownstreamTransport::compile(chain, &self.0.secrets, &scope)?;
         let [filter] = chain.filters.as_slice() else {
             if chain.filters.is_empty() {
                 return Ok(Arc::new(NoFilters));
@@ -62,27 +63,9 @@ impl FilterChainCompiler for ChainCompiler {
         let config = self.compile_hcm(&proto).at(step)?;
         Ok(Arc::new(HttpChain {
             config: Arc::new(config),
+            transport,
         }))
     }
-}
-
-/// Only plain bytes so far. Anything else is refused rather than served in plaintext.
-fn refuse_transport(chain: &FilterChainProto) -> Result<(), ConfigError> {
-    let Some(socket) = &chain.transport_socket else {
-        return Ok(());
-    };
-    let url = match &socket.config_type {
-        Some(transport_socket::ConfigType::TypedConfig(any)) => any::inner_type_url(any)?,
-        None => "".into(),
-    };
-    if url.rsplit('/').next() == Some(RAW_BUFFER) {
-        return Ok(());
-    }
-    Err(ConfigError::new(format!(
-        "{} is not supported",
-        url.rsplit('/').next().unwrap_or_default()
-    ))
-    .at("transport_socket.typed_config"))
 }
 
 fn connection_manager(filter: &Filter) -> Result<HttpConnectionManager, ConfigError> {
@@ -198,6 +181,7 @@ impl FilterChainHandler for NoFilters {
 /// A chain that ends in the HTTP connection manager.
 struct HttpChain {
     config: Arc<HcmConfig>,
+    transport: DownstreamTransport,
 }
 
 impl FilterChainHandler for HttpChain {
@@ -208,18 +192,13 @@ impl FilterChainHandler for HttpChain {
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
-        let config = self.config.clone();
+        let (config, transport) = (self.config.clone(), self.transport.clone());
         Box::pin(async move {
-            match config.max_connection_duration {
-                None => serve_http(config, io, prefix, info, control).await,
-                Some(most) => {
-                    let counted = config.clone();
-                    let serving = serve_http(config, io, prefix, info, control.clone());
-                    tokio::pin!(serving);
-                    if tokio::time::timeout(most, &mut serving).await.is_err() {
-                        counted.count_max_duration();
-                        control.drain();
-                        serving.await;
+            match transport {
+                DownstreamTransport::Raw => serve_limited(config, io, prefix, info, control).await,
+                DownstreamTransport::Tls(tls) => {
+                    if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
+                        serve_limited(config, io, Bytes::new(), info, control).await;
                     }
                 }
             }
@@ -227,9 +206,30 @@ impl FilterChainHandler for HttpChain {
     }
 }
 
-async fn serve_http(
+/// Serves within `max_connection_duration`.
+async fn serve_limited<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     config: Arc<HcmConfig>,
-    mut io: Stream,
+    io: IO,
+    prefix: Bytes,
+    info: Rc<ConnectionInfo>,
+    control: ConnectionControl,
+) {
+    let Some(most) = config.max_connection_duration else {
+        return serve_http(config, io, prefix, info, control).await;
+    };
+    let counted = config.clone();
+    let serving = serve_http(config, io, prefix, info, control.clone());
+    tokio::pin!(serving);
+    if tokio::time::timeout(most, &mut serving).await.is_err() {
+        counted.count_max_duration();
+        control.drain();
+        serving.await;
+    }
+}
+
+async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    config: Arc<HcmConfig>,
+    mut io: IO,
     mut prefix: Bytes,
     info: Rc<ConnectionInfo>,
     control: ConnectionControl,
@@ -263,7 +263,7 @@ async fn serve_http(
 
 /// Reads until it is clear whether the connection begins with HTTP/2's preface. `None` if it ends before.
 async fn detect(
-    io: &mut Stream,
+    io: &mut (impl AsyncRead + Unpin),
     prefix: Bytes,
     idle: Option<std::time::Duration>,
     control: &ConnectionControl,

@@ -17,6 +17,7 @@ use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
 use crate::telemetry::stats::Stats;
+use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
@@ -27,6 +28,8 @@ pub type ClusterRef = Arc<ClusterSlot<Cluster>>;
 pub struct ChainContext {
     /// Route configurations by name.
     pub routes: Arc<RouteStore>,
+    /// Secrets by name.
+    pub secrets: Arc<SecretStore>,
     /// Finds the slot of a cluster.
     pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
     /// Whether a cluster is configured.

@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::core::v3::ConfigSource;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::config::core::v3::{ConfigSource, DataSource};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
 use envoy_types::pb::google::protobuf::Any;
 use hcm::http_connection_manager::RouteSpecifier;
 use prost::Message;
@@ -29,6 +32,9 @@ use crate::router::RouteSlot;
 use crate::server::admin::ServerState;
 use crate::server::admin::config_dump::{self, ConfigStore, Kind};
 use crate::server::listener_manager::ListenerManager;
+use crate::transport::downstream::tls_context;
+use crate::transport::tls::context::references;
+use crate::transport::tls::secrets::{SecretSlot, SecretValue};
 use crate::upstream::cluster::Discovery;
 use crate::upstream::dns::{self, DnsClient};
 use crate::upstream::manager::ClusterManager;
@@ -36,14 +42,16 @@ use crate::upstream::manager::ClusterManager;
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
-/// A listener that waits for its routes. The slots keep the names wanted.
+/// A listener that waits for its routes and secrets. The slots keep the names wanted.
 struct Warming {
     listener: Listener,
     version: String,
     any: Arc<Any>,
     slots: Vec<Arc<RouteSlot>>,
+    secrets: Vec<Arc<SecretSlot>>,
 }
 
 struct State {
@@ -57,6 +65,9 @@ struct State {
     rds_sources: HashMap<String, ConfigSource>,
     eds_subscribed: BTreeMap<String, ConfigSource>,
     rds_subscribed: BTreeMap<String, ConfigSource>,
+    /// Where the secrets come from that contexts name.
+    sds_sources: HashMap<String, ConfigSource>,
+    sds_subscribed: BTreeMap<String, ConfigSource>,
     cds_answered: bool,
     lds_subscribed: bool,
     lds_answered: bool,
@@ -135,6 +146,51 @@ fn rds_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
     names
 }
 
+/// The secrets that the filter chains of a listener take from SDS.
+fn secret_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
+    let chains = listener
+        .filter_chains
+        .iter()
+        .chain(&listener.default_filter_chain);
+    chains
+        .filter_map(tls_context)
+        .filter_map(|context| context.common_tls_context)
+        .flat_map(|common| references(&common))
+        .collect()
+}
+
+/// A secret as the configuration store may keep it: without its keys.
+fn redacted(secret: &Secret) -> Any {
+    let mut shown = secret.clone();
+    let mark = || DataSource {
+        specifier: Some(Specifier::InlineBytes(b"[redacted]".to_vec())),
+        ..Default::default()
+    };
+    match &mut shown.r#type {
+        Some(SecretType::TlsCertificate(certificate)) => {
+            for source in [
+                &mut certificate.private_key,
+                &mut certificate.password,
+                &mut certificate.pkcs12,
+            ] {
+                *source = source.take().map(|_| mark());
+            }
+        }
+        Some(SecretType::SessionTicketKeys(keys)) => {
+            keys.keys.iter_mut().for_each(|key| *key = mark());
+        }
+        Some(SecretType::GenericSecret(generic)) => {
+            generic.secret = Some(mark());
+            generic
+                .secrets
+                .values_mut()
+                .for_each(|secret| *secret = mark());
+        }
+        Some(SecretType::ValidationContext(_)) | None => {}
+    }
+    pack(SDS, &shown)
+}
+
 impl Resources {
     /// No resources yet. `clusters` is what the context's references come from.
     pub fn new(
@@ -158,6 +214,8 @@ impl Resources {
                 rds_sources: HashMap::new(),
                 eds_subscribed: BTreeMap::new(),
                 rds_subscribed: BTreeMap::new(),
+                sds_sources: HashMap::new(),
+                sds_subscribed: BTreeMap::new(),
                 cds_answered: false,
                 lds_subscribed: false,
                 lds_answered: false,
@@ -177,6 +235,7 @@ impl Resources {
             return Ok(());
         };
         let state = &mut *lock(&self.state);
+        self.static_secrets(&resources.secrets)?;
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
@@ -199,6 +258,18 @@ impl Resources {
         Ok(())
     }
 
+    fn static_secrets(&self, secrets: &[Secret]) -> Result<(), ConfigError> {
+        for (i, secret) in secrets.iter().enumerate() {
+            let value =
+                SecretValue::compile(secret).at(format!("static_resources.secrets[{i}]"))?;
+            self.context.secrets.apply_static(&secret.name, value);
+            let any = packed(&redacted(secret));
+            self.config
+                .accepted(Kind::Secret, &secret.name, "", any, true);
+        }
+        Ok(())
+    }
+
     /// Compiles the bootstrap's static resources without binding anything (`--mode validate`).
     ///
     /// # Errors
@@ -207,6 +278,7 @@ impl Resources {
         let Some(resources) = &bootstrap.static_resources else {
             return Ok(());
         };
+        self.static_secrets(&resources.secrets)?;
         for (i, cluster) in resources.clusters.iter().enumerate() {
             let path = format!("static_resources.clusters[{i}]");
             lock(&self.clusters).apply_cluster(cluster, "").at(path)?;
@@ -279,7 +351,7 @@ impl Resources {
         names
     }
 
-    /// Takes a listener: at once if its routes are known, else when they are.
+    /// Takes a listener: at once if its routes and secrets are known, else when they are.
     fn listener(
         &self,
         state: &mut State,
@@ -292,10 +364,19 @@ impl Resources {
             .iter()
             .map(|(name, _)| self.context.routes.slot(name))
             .collect();
-        if wanted
+        let secrets_wanted = secret_names(&listener);
+        let secrets: Vec<_> = secrets_wanted
             .iter()
-            .all(|(n, _)| self.context.routes.is_answered(n))
-        {
+            .map(|(name, _)| self.context.secrets.slot(name))
+            .collect();
+        let routes_known = wanted
+            .iter()
+            .all(|(n, _)| self.context.routes.is_answered(n));
+        let secrets_known = secrets
+            .iter()
+            .all(|s| self.context.secrets.is_answered(s.name()));
+        state.sds_sources.extend(secrets_wanted);
+        if routes_known && secrets_known {
             state.warming.remove(&listener.name);
             state.rds_sources.extend(wanted);
             return self.activate(state, &listener, version, any);
@@ -312,6 +393,7 @@ impl Resources {
                 version: version.to_owned(),
                 any: any.clone(),
                 slots,
+                secrets,
             },
         );
         Ok(())
@@ -340,11 +422,12 @@ impl Resources {
     /// Does what has become possible: subscriptions, warm listeners, the next phase of the start.
     fn progress(&self, state: &mut State) {
         self.subscriptions(state);
-        let routes = &self.context.routes;
+        let (routes, secrets) = (&self.context.routes, &self.context.secrets);
         let ready: Vec<String> = state
             .warming
             .iter()
             .filter(|(_, w)| w.slots.iter().all(|s| routes.is_answered(s.name())))
+            .filter(|(_, w)| w.secrets.iter().all(|s| secrets.is_answered(s.name())))
             .map(|(name, _)| name.clone())
             .collect();
         for name in ready {
@@ -403,6 +486,13 @@ impl Resources {
             }
         }
         state.rds_sources.retain(|name, _| rds.contains_key(name));
+        let mut sds = BTreeMap::new();
+        for name in self.context.secrets.wanted() {
+            if let Some(source) = state.sds_sources.get(&name) {
+                sds.insert(name, source.clone());
+            }
+        }
+        state.sds_sources.retain(|name, _| sds.contains_key(name));
         let Some(sources) = &mut state.sources else {
             return;
         };
@@ -413,6 +503,10 @@ impl Resources {
         for (name, error) in reconcile(sources, RDS, &mut state.rds_subscribed, rds) {
             tracing::error!("route configuration {name}: {error}");
             self.context.routes.give_up(&name);
+        }
+        for (name, error) in reconcile(sources, SDS, &mut state.sds_subscribed, sds) {
+            tracing::error!("secret {name}: {error}");
+            self.context.secrets.give_up(&name);
         }
     }
 
@@ -470,11 +564,30 @@ impl Resources {
                 let table = self.context.compile_routes(&routes, false)?;
                 self.context.routes.apply(&resource.name, table);
             }
+            Kind::Secret => return self.secret(resource),
             _ => {}
         }
         self.config
             .accepted(kind, &resource.name, version, packed(any), false);
         Ok(())
+    }
+
+    fn secret(&self, resource: &Resource) -> Result<(), ConfigError> {
+        let secret: Secret = decode(&resource.any)?;
+        match SecretValue::compile(&secret) {
+            Ok(value) => {
+                self.context.secrets.apply(&resource.name, value);
+                let any = packed(&redacted(&secret));
+                self.config
+                    .accepted(Kind::Secret, &resource.name, &resource.version, any, false);
+                Ok(())
+            }
+            Err(e) => {
+                // The last good one serves on; contexts that never had one stay closed.
+                self.context.secrets.give_up(&resource.name);
+                Err(e)
+            }
+        }
     }
 
     /// Endpoints that were refused or did not come: clusters that have none yet go on without.
@@ -554,6 +667,7 @@ impl Resources {
                 match kind(&type_url) {
                     Some(Kind::Endpoint) => self.stop_waiting_for_endpoints(&name),
                     Some(Kind::Route) => self.context.routes.give_up(&name),
+                    Some(Kind::Secret) => self.context.secrets.give_up(&name),
                     other => answered = other,
                 }
             }
@@ -629,7 +743,13 @@ impl ResourceHandler for Subscriber {
         }
         for resource in added {
             if let Err(error) = this.take(state, kind, &resource) {
-                let (any, details) = (packed(&resource.any), error.to_string());
+                let any = match kind {
+                    Kind::Secret => decode(&resource.any)
+                        .map(|s| redacted(&s))
+                        .unwrap_or_default(),
+                    _ => (*resource.any).clone(),
+                };
+                let (any, details) = (packed(&any), error.to_string());
                 this.config
                     .rejected(kind, &resource.name, &resource.version, any, &details);
                 rejected.push(Rejected {

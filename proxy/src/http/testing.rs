@@ -15,6 +15,7 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         server_name: None,
         alpn: None,
         secure: false,
+        tls: None,
         listener: "".into(),
         filter_chain: "".into(),
     }

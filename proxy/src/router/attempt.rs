@@ -2,36 +2,36 @@
 //!
 //! Envoy: "Router", "x-envoy-retry-on", "x-envoy-max-retries"; `RetryStateImpl`.
 
-use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use filters::body::Body;
+use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
+use super::charge::{Charge, note_host};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
-use super::retry_policy::RetryPolicy;
+use super::response_body::ResponseBody;
+use super::retry_state::{RetryState, Verdict};
 use super::route::Route;
-use super::timeout::{AfterRequest, TimedBody, Timeouts};
+use super::timeout::{AfterRequest, Idle, Timeouts};
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::upstream::balance::LbContext;
-use crate::upstream::cluster::Cluster;
-use crate::upstream::host::Host;
-use crate::upstream::request::{self, UpstreamError, UpstreamResponse};
+use crate::upstream::host::{Host, count};
+use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
 
 /// A request on its way to a cluster.
 pub(super) struct Upstreaming<'a> {
-    pub(super) cluster: Arc<Cluster>,
+    pub(super) charge: Charge,
     pub(super) route: Arc<Route>,
     pub(super) head: &'a mut RequestHead,
     pub(super) body: Body,
@@ -39,58 +39,28 @@ pub(super) struct Upstreaming<'a> {
     pub(super) early: EarlyResponses,
     pub(super) random: u64,
     pub(super) timeouts: Timeouts,
-    pub(super) attempts: Attempts,
-}
-
-/// How often and when a request may be tried again.
-pub(super) struct Attempts {
-    policy: Option<RetryPolicy>,
-    left: u32,
-    buffer_limit: usize,
-}
-
-impl Attempts {
-    /// From the route and the request's `x-envoy-retry-*` headers, which are taken off. (External senders'
-    /// were taken off before.)
-    pub(super) fn new(route: &Route, head: &mut RequestHead, buffer_limit: u32) -> Self {
-        let policy = RetryPolicy::for_request(route.retry_policy(), head).map(Cow::into_owned);
-        Self {
-            left: policy.as_ref().map_or(0, |policy| policy.num_retries),
-            policy,
-            buffer_limit: route.buffer_limit().unwrap_or(buffer_limit) as usize,
-        }
-    }
-
-    /// Takes one retry if `wanted`; says why not otherwise.
-    fn take(&mut self, wanted: bool, cluster: &Cluster) -> Verdict {
-        if !wanted {
-            return Verdict::No;
-        }
-        if self.left == 0 {
-            return Verdict::LimitExceeded;
-        }
-        if !cluster.breakers.default.retries.try_take() {
-            return Verdict::Overflow;
-        }
-        self.left -= 1;
-        Verdict::Retry
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Retry,
-    No,
-    LimitExceeded,
-    Overflow,
+    /// None once the request cannot be sent again.
+    pub(super) retries: Option<RetryState>,
+    /// How much of the body may be kept, bytes.
+    pub(super) buffer_limit: usize,
 }
 
 /// What one attempt came to.
 enum Outcome {
     Response(Box<UpstreamResponse>),
     Failed(UpstreamError),
-    PerTryTimeout,
+    /// With its details.
+    PerTryTimeout(&'static str),
     GlobalTimeout,
+}
+
+impl Outcome {
+    fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Response(response) => Some(response.head.status),
+            _ => None,
+        }
+    }
 }
 
 /// Tries until there is something to say.
@@ -107,9 +77,9 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
     loop {
         request.info.borrow_mut().upstream.attempts = attempt;
         let Some(host) = next else {
-            return no_healthy_upstream();
+            return no_healthy_upstream(&request);
         };
-        note_host(request.info, &host);
+        note_host(&mut request.info.borrow_mut(), &host);
         if request.route.include_request_attempt_count() {
             request
                 .head
@@ -121,64 +91,65 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             .set_upstream_host(request.head, &host.hostname);
         let body = replay.body(&mut request.body);
         let outcome = one(&request, &host, body, &mut global).await;
-        let replayable = replay.can_replay();
-        let policy = request.attempts.policy.as_ref();
-        let verdict = match &outcome {
-            _ if !replayable => Verdict::No,
-            Outcome::Response(response) => {
-                let wanted = policy.is_some_and(|p| {
-                    p.wants_retry_response(response.head.status, &response.head.headers)
-                });
-                request.attempts.take(wanted, &request.cluster)
+        let verdict = if replay.can_replay() {
+            judge(&mut request, &outcome)
+        } else {
+            if request.retries.take().is_some() {
+                let stats = request.charge.cluster.stats();
+                stats.retry_or_shadow_abandoned.inc();
             }
-            Outcome::Failed(error) => {
-                let wanted =
-                    policy.is_some_and(|p| p.wants_retry_reset(error.reason, error.request_sent));
-                request.attempts.take(wanted, &request.cluster)
-            }
-            Outcome::PerTryTimeout => {
-                // Envoy retries a per-try timeout as if the upstream had answered 504.
-                let wanted = policy.is_some_and(|p| {
-                    p.wants_retry_response(StatusCode::GATEWAY_TIMEOUT, &http::HeaderMap::new())
-                });
-                request.attempts.take(wanted, &request.cluster)
-            }
-            Outcome::GlobalTimeout => Verdict::No,
+            Verdict::No
         };
         match verdict {
             Verdict::Retry => {
+                request.charge.retried(&host, outcome.status());
                 drop(outcome);
                 tried.push(host);
-                let pause = request
-                    .attempts
-                    .policy
-                    .as_ref()
-                    .map_or(Duration::ZERO, |p| {
-                        p.back_off_delay(attempt, request.random.rotate_left(attempt))
-                    });
-                let waited = wait(&mut global, request.info, pause).await;
-                request.cluster.breakers.default.retries.give();
-                if !waited {
-                    return timed_out(&request, "response_timeout");
+                let random = request.random.rotate_left(attempt);
+                let pause = request.retries.as_mut().map_or(Duration::ZERO, |r| {
+                    r.back_off(&request.charge.cluster, random)
+                });
+                if !wait(&mut global, request.info, pause).await {
+                    return global_timeout(&request, None);
                 }
                 attempt += 1;
+                request
+                    .timeouts
+                    .write_expected(request.head, started.elapsed());
                 next = choose(&request, &tried, attempt);
             }
             other => {
-                if other == Verdict::LimitExceeded {
-                    let mut info = request.info.borrow_mut();
-                    info.flags
-                        .insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-                } else if other == Verdict::Overflow {
-                    request
-                        .info
-                        .borrow_mut()
-                        .flags
-                        .insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                match other {
+                    Verdict::LimitExceeded => {
+                        flag(&request, ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                    }
+                    Verdict::Overflow => flag(&request, ResponseFlags::UPSTREAM_OVERFLOW),
+                    _ => {}
                 }
-                return conclude(request, outcome, global, attempt, started);
+                return conclude(request, &host, outcome, global, attempt, started);
             }
         }
+    }
+}
+
+fn flag(request: &Upstreaming<'_>, flag: ResponseFlags) {
+    request.info.borrow_mut().flags.insert(flag);
+}
+
+/// Whether an attempt is to be tried again.
+fn judge(request: &mut Upstreaming<'_>, outcome: &Outcome) -> Verdict {
+    let Some(retries) = &mut request.retries else {
+        return Verdict::No;
+    };
+    let cluster = &request.charge.cluster;
+    match outcome {
+        Outcome::Response(response) => {
+            retries.on_response(cluster, response.head.status, &response.head.headers)
+        }
+        Outcome::Failed(error) => retries.on_reset(cluster, error.reason, error.request_sent),
+        // We ended the attempt ourselves.
+        Outcome::PerTryTimeout(_) => retries.on_reset(cluster, ResetReason::LocalReset, true),
+        Outcome::GlobalTimeout => Verdict::No,
     }
 }
 
@@ -193,13 +164,16 @@ fn mirror(request: &mut Upstreaming<'_>) {
         attempt_count: request.route.include_request_attempt_count(),
         protocol: request.info.borrow().protocol,
         timeouts: request.timeouts,
-        buffer_limit: request.attempts.buffer_limit,
+        buffer_limit: request.buffer_limit,
         random: request.random,
     };
     request.body = mirror::start(mirrors, &mirroring, std::mem::take(&mut request.body));
 }
 
-fn no_healthy_upstream() -> Forwarded {
+fn no_healthy_upstream(request: &Upstreaming<'_>) -> Forwarded {
+    let cluster = &request.charge.cluster;
+    cluster.stats().upstream_cx_none_healthy.inc();
+    request.charge.local(None, StatusCode::SERVICE_UNAVAILABLE);
     Forwarded::reply(
         LocalReply::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -218,10 +192,13 @@ enum Replay {
 
 impl Replay {
     fn new(request: &mut Upstreaming<'_>) -> Self {
-        let retries = request.attempts.policy.is_some() && request.attempts.left > 0;
-        if retries && !request.body.is_end() && !request.head.is_tunnel() {
+        let retries = request.retries.as_ref();
+        if retries.is_some_and(RetryState::is_enabled)
+            && !request.body.is_end()
+            && !request.head.is_tunnel()
+        {
             let body = std::mem::take(&mut request.body);
-            Self::Buffer(ReplayBuffer::new(body, request.attempts.buffer_limit))
+            Self::Buffer(ReplayBuffer::new(body, request.buffer_limit))
         } else {
             Self::Once
         }
@@ -248,26 +225,18 @@ fn choose(
     tried: &SmallVec<[Arc<Host>; 2]>,
     attempt: u32,
 ) -> Option<Arc<Host>> {
-    let policy = request
-        .attempts
-        .policy
-        .as_ref()
-        .filter(|p| p.previous_hosts && attempt > 1);
+    let policy = request.retries.as_ref().and_then(|r| r.policy_of_retry());
     let excluded: SmallVec<[&Arc<Host>; 2]> = match policy {
-        Some(_) => tried.iter().collect(),
-        None => SmallVec::new(),
+        Some(policy) if policy.previous_hosts => tried.iter().collect(),
+        _ => SmallVec::new(),
     };
-    request.cluster.choose_host(&LbContext {
+    request.charge.cluster.choose_host(&LbContext {
         hash: None,
         excluded: &excluded,
+        omit_canary: policy.is_some_and(|policy| policy.omit_canary),
+        tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
         random: request.random.rotate_left(attempt * 8),
     })
-}
-
-fn note_host(info: &SharedInfo, host: &Host) {
-    let mut info = info.borrow_mut();
-    info.upstream.host = Some(host.address.clone());
-    info.upstream.transport_failure = None;
 }
 
 /// One attempt under the per-try and the global timeout.
@@ -277,17 +246,16 @@ async fn one(
     body: Body,
     global: &mut AfterRequest,
 ) -> Outcome {
-    let downstream = request.info.borrow().protocol;
-    let sending = request::send(
-        &request.cluster,
-        host,
-        request.head,
-        body,
-        downstream,
-        request.early.clone(),
-    );
+    let options = SendOptions {
+        downstream: request.info.borrow().protocol,
+        priority: request.route.priority(),
+        early: request.early.clone(),
+    };
+    let sending = request::send(&request.charge.cluster, host, request.head, body, options);
     let mut sending = pin!(sending);
     let mut per_try = AfterRequest::new(request.timeouts.per_try);
+    let mut idle = Idle::new(request.timeouts.per_try_idle);
+    let stats = request.charge.cluster.stats();
     poll_fn(|cx| {
         if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
             return Poll::Ready(match sent {
@@ -299,7 +267,15 @@ async fn one(
             return Poll::Ready(Outcome::GlobalTimeout);
         }
         if per_try.poll(request.info, cx).is_ready() {
-            return Poll::Ready(Outcome::PerTryTimeout);
+            stats.upstream_rq_per_try_timeout.inc();
+            count(&host.stats.rq_timeout);
+            return Poll::Ready(Outcome::PerTryTimeout("upstream_per_try_timeout"));
+        }
+        if idle.poll(request.info, cx).is_ready() {
+            stats.upstream_rq_per_try_idle_timeout.inc();
+            count(&host.stats.rq_timeout);
+            let details = "upstream_per_try_idle_timeout";
+            return Poll::Ready(Outcome::PerTryTimeout(details));
         }
         Poll::Pending
     })
@@ -318,32 +294,52 @@ async fn wait(global: &mut AfterRequest, info: &SharedInfo, pause: Duration) -> 
     .await
 }
 
-fn timed_out(request: &Upstreaming<'_>, details: &'static str) -> Forwarded {
-    Forwarded::reply(timeout_reply(details, request.timeouts.alternative))
+fn timed_out(request: &Upstreaming<'_>, host: Option<&Host>, details: &'static str) -> Forwarded {
+    let reply = timeout_reply(details, request.timeouts.alternative);
+    request.charge.local(host, reply.status);
+    Forwarded::reply(reply)
+}
+
+/// The global timeout strikes; `host` is that of an attempt in flight.
+fn global_timeout(request: &Upstreaming<'_>, host: Option<&Host>) -> Forwarded {
+    request.charge.cluster.stats().upstream_rq_timeout.inc();
+    if let Some(host) = host {
+        count(&host.stats.rq_timeout);
+    }
+    timed_out(request, host, "response_timeout")
 }
 
 fn conclude(
     request: Upstreaming<'_>,
+    host: &Arc<Host>,
     outcome: Outcome,
     global: AfterRequest,
     attempt: u32,
     started: Instant,
 ) -> Forwarded {
     match outcome {
-        Outcome::GlobalTimeout => timed_out(&request, "response_timeout"),
-        Outcome::PerTryTimeout => timed_out(&request, "upstream_per_try_timeout"),
+        Outcome::GlobalTimeout => global_timeout(&request, Some(host)),
+        Outcome::PerTryTimeout(details) => timed_out(&request, Some(host), details),
         Outcome::Failed(error) => {
             let failure = error.transport_failure.as_deref();
             request.info.borrow_mut().upstream.transport_failure =
                 failure.map(|text| text.to_owned().into());
-            Forwarded::reply(failure_reply(error.reason, failure, attempt > 1))
+            if error.reason == ResetReason::ProtocolError {
+                let stats = request.charge.cluster.stats();
+                stats.upstream_cx_protocol_error.inc();
+            }
+            let reply = failure_reply(error.reason, failure, attempt > 1);
+            let tried = error.host_tried.then_some(&**host);
+            request.charge.local(tried, reply.status);
+            Forwarded::reply(reply)
         }
-        Outcome::Response(response) => respond(request, *response, global, attempt, started),
+        Outcome::Response(response) => respond(request, host, *response, global, attempt, started),
     }
 }
 
 fn respond(
     request: Upstreaming<'_>,
+    host: &Arc<Host>,
     response: UpstreamResponse,
     global: AfterRequest,
     attempt: u32,
@@ -354,7 +350,7 @@ fn respond(
         body,
         protocol,
         local,
-        guard,
+        mut guard,
     } = response;
     {
         let mut info = request.info.borrow_mut();
@@ -364,6 +360,9 @@ fn respond(
         // Formatters in the route's response headers tell it.
         info.response_code = Some(head.status.as_u16());
     }
+    let charge = request.charge;
+    let at_hand = !matches!(body, Body::Stream(_));
+    let kind = charge.response(host, head.status, &head.headers, at_hand);
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
     if request.info.borrow().request_complete {
         write_service_time(&mut head, started);
@@ -375,21 +374,29 @@ fn respond(
     request
         .route
         .finish_response(&mut head, Some(request.head), &request.info.borrow());
+    if at_hand {
+        guard.ended(None);
+        charge.complete(kind, started);
+        return Forwarded::Response(head, body);
+    }
     // A tunnel is not a response that could be late.
-    let global = if request.head.is_tunnel() {
-        AfterRequest::new(None)
-    } else {
-        global
-    };
-    let body = match body {
-        Body::Stream(_) => Body::stream(TimedBody {
-            body,
-            timer: global,
-            info: request.info.clone(),
-            _guard: guard,
-        }),
-        at_hand => at_hand,
-    };
+    let tunnel = request.head.is_tunnel();
+    let body = Body::stream(ResponseBody {
+        body,
+        global: if tunnel {
+            AfterRequest::new(None)
+        } else {
+            global
+        },
+        idle: Idle::new(request.timeouts.per_try_idle.filter(|_| !tunnel)),
+        info: request.info.clone(),
+        host: host.clone(),
+        charge,
+        kind,
+        started,
+        guard,
+        ended: false,
+    });
     Forwarded::Response(head, body)
 }
 

@@ -12,8 +12,10 @@ use filters::head::{RequestHead, ResponseHead};
 use http::{HeaderValue, StatusCode, header};
 
 use super::action::Action;
-use super::attempt::{self, Attempts};
+use super::attempt;
+use super::charge::Charge;
 use super::redirect::Redirect;
+use super::retry_state::RetryState;
 use super::route::Route;
 use super::table::RouteOutcome;
 use super::timeout::Timeouts;
@@ -104,11 +106,16 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         ..
     } = exchange;
     let timeouts = Timeouts::of(head, &route, internal);
-    let attempts = Attempts::new(&route, head, cluster.config.buffer_limit);
-    timeouts.write_expected(head);
+    let retries = RetryState::new(&route, head);
+    timeouts.write_expected(head, Duration::ZERO);
     route.prepare_request(head, &info.borrow());
+    let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
     attempt::run(attempt::Upstreaming {
-        cluster,
+        charge: Charge {
+            cluster,
+            internal,
+            grpc: head.is_grpc(),
+        },
         route,
         head,
         body,
@@ -116,7 +123,8 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         early,
         random,
         timeouts,
-        attempts,
+        retries: Some(retries),
+        buffer_limit: buffer_limit as usize,
     })
     .await
 }
@@ -178,17 +186,22 @@ pub(super) fn failure_reply(
     }
     details.push('}');
     let details = details.replace(' ', "_");
-    let status = match reason {
-        ResetReason::ProtocolError => StatusCode::BAD_GATEWAY,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    let mut reply = LocalReply::new(status, body, details).with_flags(flags_of(reason));
+    let mut reply =
+        LocalReply::new(failure_status(reason), body, details).with_flags(flags_of(reason));
     if reason == ResetReason::Overflow {
         reply
             .headers
             .insert(names::OVERLOADED, HeaderValue::from_static("true"));
     }
     reply
+}
+
+/// The status that stands for an attempt without a response.
+pub(super) fn failure_status(reason: ResetReason) -> StatusCode {
+    match reason {
+        ResetReason::ProtocolError => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 /// The response flag of an upstream reset.

@@ -12,6 +12,7 @@ use crate::router::action::{HashPolicy, Mirror};
 use crate::router::context::{CompileContext, Scope, duration, hedges, reject};
 use crate::router::retry_policy::RetryPolicy;
 use crate::router::rewrite::{HostRewrite, PathRewrite};
+use crate::upstream::circuit_breaker::Priority;
 
 /// What a `RouteAction` says beside the cluster.
 pub(super) struct Forward {
@@ -26,7 +27,8 @@ pub(super) struct Forward {
     pub(super) mirrors: Arc<[Mirror]>,
     pub(super) hash_policies: Vec<HashPolicy>,
     pub(super) cluster_not_found: StatusCode,
-    pub(super) high_priority: bool,
+    pub(super) priority: Priority,
+    pub(super) has_max_stream_duration: bool,
     pub(super) upgrades: Vec<(ByteString, bool)>,
     pub(super) path: Option<PathRewrite>,
     pub(super) host: Option<HostRewrite>,
@@ -47,7 +49,8 @@ impl Default for Forward {
             mirrors: Arc::default(),
             hash_policies: Vec::new(),
             cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
-            high_priority: false,
+            priority: Priority::Default,
+            has_max_stream_duration: false,
             upgrades: Vec::new(),
             path: None,
             host: None,
@@ -143,7 +146,12 @@ impl Forward {
             mirrors: mirrors.unwrap_or_default(),
             hash_policies: HashPolicy::compile_all(&proto.hash_policy)?,
             cluster_not_found,
-            high_priority: proto.priority == 1,
+            priority: if proto.priority == 1 {
+                Priority::High
+            } else {
+                Priority::Default
+            },
+            has_max_stream_duration: max.is_some(),
             upgrades,
             path,
             host: host.transpose()?.flatten(),

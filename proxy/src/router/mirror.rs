@@ -8,21 +8,26 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::head::RequestHead;
 use filters::stream::Protocol;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, StatusCode};
 
 use super::action::Mirror;
+use super::charge::Charge;
+use super::forward::failure_status;
 use super::timeout::Timeouts;
 use crate::http::conn_manager::{append_to_xff, names};
 use crate::http::local_address::local_address;
 use crate::http::service::EarlyResponses;
 use crate::upstream::balance::LbContext;
+use crate::upstream::circuit_breaker::Priority;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::request;
+use crate::upstream::host::count;
+use crate::upstream::request::{self, SendOptions};
 
 /// What mirroring needs to know of a request.
 pub(super) struct Mirroring<'a> {
@@ -117,29 +122,52 @@ async fn send(
     timeouts: Timeouts,
     random: u64,
 ) {
+    let started = Instant::now();
+    let charge = Charge {
+        cluster: cluster.clone(),
+        internal: true,
+        grpc: head.is_grpc(),
+    };
     let Some(host) = cluster.choose_host(&LbContext {
-        hash: None,
-        excluded: &[],
         random,
+        ..LbContext::default()
     }) else {
-        return;
+        cluster.stats().upstream_cx_none_healthy.inc();
+        return charge.local(None, StatusCode::SERVICE_UNAVAILABLE);
     };
-    let is_head = head.method == Method::HEAD;
     let exchange = async {
-        let early = EarlyResponses::default();
-        let sent = request::send(&cluster, &host, &head, body, protocol, early).await;
-        let Ok(mut response) = sent else { return };
-        if is_head {
-            return;
+        let options = SendOptions {
+            downstream: protocol,
+            priority: Priority::Default,
+            early: EarlyResponses::default(),
+        };
+        let mut response = match request::send(&cluster, &host, &head, body, options).await {
+            Ok(response) => response,
+            Err(error) => return charge.local(Some(&host), failure_status(error.reason)),
+        };
+        let end = response.body.is_end();
+        let answer = &response.head;
+        let kind = charge.response(&host, answer.status, &answer.headers, end);
+        let mut trailers = None;
+        loop {
+            match response.body.frame().await {
+                Some(Ok(Frame::Data(_))) => {}
+                Some(Ok(Frame::Trailers(map))) => trailers = Some(map),
+                Some(Err(error)) => return response.guard.ended(Some(error.reason)),
+                None => break,
+            }
         }
-        while let Some(Ok(_)) = response.body.frame().await {}
+        response.guard.ended(None);
+        if charge.grpc && !end {
+            charge.grpc_end(&host, trailers.as_ref());
+        }
+        charge.complete(kind, started);
     };
-    match timeouts.global {
-        // Nobody waits for the answer, so it makes no difference that Envoy's clock starts with the whole request.
-        Some(limit) => {
-            let _ = tokio::time::timeout(limit, exchange).await;
-        }
-        None => exchange.await,
+    // Nobody waits for the answer, so it makes no difference that Envoy's clock starts with the whole request.
+    let limit = timeouts.global.unwrap_or(Duration::MAX);
+    if tokio::time::timeout(limit, exchange).await.is_err() {
+        cluster.stats().upstream_rq_timeout.inc();
+        count(&host.stats.rq_timeout);
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod action;
 mod attempt;
+mod charge;
 mod compiled_route;
 mod conditions;
 pub mod context;
@@ -11,7 +12,9 @@ mod mirror;
 mod path_index;
 pub mod redirect;
 mod replay;
+mod response_body;
 pub mod retry_policy;
+mod retry_state;
 pub mod rewrite;
 pub mod route;
 pub mod slot;

@@ -1,7 +1,7 @@
 //! When a failed attempt is repeated (Envoy's `RetryPolicy` and router filter headers).
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::retry_policy::retry_host_predicate::ConfigType;
@@ -352,11 +352,29 @@ impl RetryPolicy {
                 ))
     }
 
+    /// How long the upstream asks to wait (`rate_limited_retry_back_off`): by the first of the headers that says so
+    /// and is not beyond the maximum. As in Envoy, a wait of a millisecond or less says nothing.
+    pub fn asked_wait(&self, headers: &HeaderMap) -> Option<Duration> {
+        let limited = self.rate_limited.as_ref()?;
+        let wait = |header: &ResetHeader| {
+            let text = headers.get(&header.name)?.to_str().ok()?;
+            let seconds = Duration::from_secs(text.trim().parse().ok()?);
+            if !header.unix_timestamp {
+                return Some(seconds);
+            }
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            seconds.checked_sub(now.ok()?)
+        };
+        let asked = limited.reset_headers.iter().filter_map(wait);
+        asked
+            .take_while(|wait| *wait > Duration::from_millis(1))
+            .find(|wait| *wait <= limited.max_interval)
+    }
+
     /// The wait before retry number `retry` (1 for the first): fully jittered and exponential, from a
     /// random number.
     pub fn back_off_delay(&self, retry: u32, random: u64) -> Duration {
-        // Envoy's documentation: a random share of (2^N - 1) * base, at most the maximum.
-        let factor = (1u32 << retry.clamp(1, 31)) - 1;
+        let factor = 1u32 << (retry.clamp(1, 32) - 1);
         let limit = self.base_interval.saturating_mul(factor);
         let limit = limit.min(self.max_interval).as_millis();
         let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);

@@ -17,6 +17,7 @@ use crate::router::context::{FilterConfigs, RouteConfigInfo, VirtualHostInfo};
 use crate::router::forwarding::Forward;
 use crate::router::retry_policy::RetryPolicy;
 use crate::router::rewrite::{HostRewrite, MatchedPath, replace_host};
+use crate::upstream::circuit_breaker::Priority;
 
 /// What all weighted clusters of a route share.
 pub(super) struct Shared {
@@ -141,9 +142,15 @@ impl Route {
         self.shared.forward.cluster_not_found
     }
 
-    /// Whether the cluster's circuit breakers of priority HIGH apply.
-    pub fn is_high_priority(&self) -> bool {
-        self.shared.forward.high_priority
+    /// Which of the cluster's circuit breakers apply.
+    pub fn priority(&self) -> Priority {
+        self.shared.forward.priority
+    }
+
+    /// Whether a limit of the stream's life takes the place of the response's
+    /// (`RouteAction.max_stream_duration`).
+    pub fn has_max_stream_duration(&self) -> bool {
+        self.shared.forward.has_max_stream_duration
     }
 
     /// Whether requests carry `x-envoy-attempt-count`.

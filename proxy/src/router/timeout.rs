@@ -4,9 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::filter::SharedInfo;
-use filters::flags::ResponseFlags;
 use filters::head::RequestHead;
 use http::HeaderValue;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -14,7 +12,6 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::forward::milliseconds;
 use super::route::Route;
 use crate::http::conn_manager::names;
-use crate::upstream::request::RequestGuard;
 
 /// What bounds a request in time. `None` is no bound.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +20,10 @@ pub(super) struct Timeouts {
     pub(super) global: Option<Duration>,
     /// One attempt.
     pub(super) per_try: Option<Duration>,
+    /// How long one attempt may be silent.
+    pub(super) per_try_idle: Option<Duration>,
+    /// Whether the upstream learns its deadline by `grpc-timeout` too.
+    grpc: bool,
     /// Answer 204 instead of 504 (`x-envoy-upstream-rq-timeout-alt-response`).
     pub(super) alternative: bool,
 }
@@ -31,20 +32,24 @@ impl Timeouts {
     /// From the route, the retry policy and, if the sender may, the request's headers.
     pub(super) fn of(head: &mut RequestHead, route: &Route, internal: bool) -> Self {
         let mut global = route.timeout();
-        if head.is_grpc()
+        let grpc = head.is_grpc() && route.max_grpc_timeout().is_some();
+        if route.has_max_stream_duration() {
+            // The stream's own limit takes the place of the response's.
+            global = None;
+        } else if head.is_grpc()
             && let Some(max) = route.max_grpc_timeout()
         {
             // Zero is "no limit" both in the header's absence and as a maximum.
-            let asked = grpc_timeout(head);
+            let offset = route.grpc_timeout_offset().unwrap_or_default();
+            let asked = grpc_timeout(head).map(|asked| less(asked, offset));
             global = match (asked, max.is_zero()) {
                 (asked, true) => asked,
                 (Some(asked), false) => Some(asked.min(max)),
                 (None, false) => Some(max),
             };
         }
-        let mut per_try = route
-            .retry_policy()
-            .and_then(|policy| policy.per_try_timeout);
+        let policy = route.retry_policy();
+        let mut per_try = policy.and_then(|policy| policy.per_try_timeout);
         let mut alternative = false;
         if internal {
             if let Some(asked) = milliseconds(head, &names::UPSTREAM_TIMEOUT) {
@@ -66,17 +71,51 @@ impl Timeouts {
         Self {
             global,
             per_try,
+            per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
+            grpc,
             alternative,
         }
     }
 
-    /// Tells the upstream how long it has.
-    pub(super) fn write_expected(&self, head: &mut RequestHead) {
-        if let Some(expected) = self.per_try.or(self.global) {
-            let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
-            head.headers
-                .insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+    /// Tells the upstream how long it has; `elapsed` is what earlier attempts took.
+    pub(super) fn write_expected(&self, head: &mut RequestHead, elapsed: Duration) {
+        let Some(mut expected) = self.per_try.or(self.global) else {
+            return;
+        };
+        if let Some(global) = self.global {
+            // Zero would be no limit; the timer is about to strike.
+            let left = global.saturating_sub(elapsed).max(Duration::from_millis(1));
+            expected = expected.min(left);
         }
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+        head.headers
+            .insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+        if self.grpc
+            && let Ok(value) = HeaderValue::try_from(grpc_timeout_text(millis))
+        {
+            head.headers.insert(names::GRPC_TIMEOUT, value);
+        }
+    }
+}
+
+/// An offset applies only if it leaves something.
+fn less(asked: Duration, offset: Duration) -> Duration {
+    if offset < asked {
+        asked - offset
+    } else {
+        asked
+    }
+}
+
+/// A `grpc-timeout` in the finest unit, from milliseconds up, that eight digits can hold.
+fn grpc_timeout_text(millis: u64) -> String {
+    const MAX: u64 = 99_999_999;
+    if millis <= MAX {
+        format!("{millis}m")
+    } else if millis / 1000 <= MAX {
+        format!("{}S", millis / 1000)
+    } else {
+        format!("{}M", (millis / 60_000).min(MAX))
     }
 }
 
@@ -129,45 +168,36 @@ impl AfterRequest {
     }
 }
 
-/// A response body under the global timeout. When it strikes, the response has begun: the stream is reset.
-pub(super) struct TimedBody {
-    pub(super) body: Body,
-    pub(super) timer: AfterRequest,
-    pub(super) info: SharedInfo,
-    pub(super) _guard: RequestGuard,
+/// A timer that strikes when nothing has moved on the stream for a time.
+pub(super) struct Idle {
+    length: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl BodyStream for TimedBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let polled = self.body.poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Err(error))) => {
-                let mut info = self.info.borrow_mut();
-                info.flags.insert(super::forward::flags_of(error.reason));
-                let reason = error.reason.as_str().replace(' ', "_");
-                info.details =
-                    Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
-            }
-            Poll::Pending if self.timer.poll(&self.info, cx).is_ready() => {
-                let mut info = self.info.borrow_mut();
-                info.flags.insert(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
-                info.details = Some("response_timeout".into());
-                return Poll::Ready(Some(Err(BodyError {
-                    reason: ResetReason::Timeout,
-                    details: Some("response_timeout"),
-                })));
-            }
-            _ => {}
+impl Idle {
+    pub(super) fn new(length: Option<Duration>) -> Self {
+        Self {
+            length,
+            timer: None,
         }
-        polled
     }
 
-    fn remaining(&self) -> Option<u64> {
-        self.body.remaining()
-    }
-
-    fn is_end(&self) -> bool {
-        self.body.is_end()
+    /// Ready once nothing has moved for as long, counted from the first call at the earliest.
+    pub(super) fn poll(&mut self, info: &SharedInfo, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(length) = self.length else {
+            return Poll::Pending;
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + length)));
+        while timer.as_mut().poll(cx).is_ready() {
+            let due = Instant::from_std(info.borrow().last_activity) + length;
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due);
+        }
+        Poll::Pending
     }
 }
 

@@ -124,10 +124,7 @@ impl AdminBackend for Backend {
                     for host in &locality.hosts {
                         hosts.push(HostStatus {
                             address: host.address.to_string(),
-                            stats: vec![
-                                ("rq_active".to_owned(), host.active().into()),
-                                ("rq_total".to_owned(), host.requests()),
-                            ],
+                            stats: host.stats().map(|(n, v)| (n.to_owned(), v)).into(),
                             hostname: host.hostname.to_string(),
                             health_flags: match host.health() {
                                 Health::Healthy => "healthy".to_owned(),
@@ -143,7 +140,10 @@ impl AdminBackend for Backend {
                 ClusterStatus {
                     name: cluster.name().to_string(),
                     observability_name: cluster.config.stat_name.to_string(),
-                    limits: cluster.config.limits,
+                    limits: cluster
+                        .config
+                        .limits
+                        .map(|l| [l.connections, l.pending, l.requests, l.retries]),
                     added_via_api: !snapshot.version.is_empty(),
                     eds_service_name: match &cluster.config.discovery {
                         Discovery::Eds { name, .. } => name.to_string(),

@@ -171,10 +171,7 @@ impl CompiledListener {
             .first()
             .map(ToString::to_string)
             .unwrap_or_default();
-        compiled.stat_name = match source.stat_prefix.as_str() {
-            "" => main.replace(':', "_"),
-            prefix => prefix.to_owned(),
-        };
+        compiled.stat_name = stat_name(source);
         compiled.filters = listener_filters(source)?;
         if source.filter_chains.is_empty() && source.default_filter_chain.is_none() {
             return Err(ConfigError::new(format!(
@@ -227,6 +224,19 @@ impl CompiledListener {
     /// Whether the sockets of `other` serve this configuration too.
     pub fn same_sockets(&self, other: &Self) -> bool {
         self.addresses == other.addresses && self.socket == other.socket
+    }
+}
+
+/// The name of a listener in its stats: `stat_prefix`, or the main address with `_` for `:`. Empty if it has no
+/// valid address.
+pub fn stat_name(listener: &Listener) -> String {
+    if !listener.stat_prefix.is_empty() {
+        return listener.stat_prefix.clone();
+    }
+    let address = listener.address.as_ref().map(BindAddress::parse);
+    match address {
+        Some(Ok(address)) => address.to_string().replace(':', "_"),
+        _ => String::new(),
     }
 }
 

@@ -495,6 +495,7 @@ impl ConnectionGuard {
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
             secure: false,
+            tls: None,
             listener: config.name.clone(),
             filter_chain: chain.name.clone(),
         });

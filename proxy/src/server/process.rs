@@ -31,6 +31,7 @@ use crate::config::routes::RouteStore;
 use crate::config::sources::{self, Sources};
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
+use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::manager::ClusterManager;
 
 /// Refuses: filters cannot call gRPC services through clusters yet.
@@ -92,6 +93,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let (slots, there) = (clusters.clone(), clusters.clone());
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
+        secrets: Arc::new(SecretStore::default()),
         clusters: Arc::new(move |name: &str| {
             slots
                 .lock()

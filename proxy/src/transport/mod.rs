@@ -1,3 +1,5 @@
-//! Byte streams: raw sockets now; TLS, PROXY protocol, internal and HBONE to come.
+//! Byte streams: raw sockets and TLS; PROXY protocol, internal and HBONE to come.
 
+pub mod downstream;
 pub mod prefixed;
+pub mod tls;

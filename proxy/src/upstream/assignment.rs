@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use envoy_types::pb::google::protobuf::value::Kind;
 use xds_client::error::{At, ConfigError};
 
 use crate::upstream::cluster_config::ClusterConfig;
@@ -18,6 +20,7 @@ pub(crate) struct Endpoint {
     pub(crate) transport: HostTransport,
     pub(crate) weight: u32,
     pub(crate) health: Health,
+    pub(crate) canary: bool,
 }
 
 /// One locality of an assignment, compiled.
@@ -69,6 +72,7 @@ pub(crate) fn compile_assignment(
                 transport: config.transport_for(entry.metadata.as_ref()).clone(),
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),
                 health: Health::from_proto(entry.health_status),
+                canary: is_canary(entry.metadata.as_ref()),
             });
         }
         let locality = group.locality.clone().unwrap_or_default();
@@ -89,4 +93,11 @@ pub(crate) fn compile_assignment(
         .and_then(|p| p.overprovisioning_factor.as_ref())
         .map_or(140, |f| f.value.max(100));
     Ok((localities, factor))
+}
+
+/// `envoy.lb`, `canary`: as in Envoy, only the boolean counts.
+fn is_canary(metadata: Option<&core::Metadata>) -> bool {
+    let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.lb"));
+    let value = labels.and_then(|l| l.fields.get("canary")?.kind.as_ref());
+    matches!(value, Some(Kind::BoolValue(true)))
 }

@@ -21,12 +21,16 @@ pub enum LbPolicy {
 }
 
 /// What a choice may depend on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct LbContext<'a> {
     /// The hash policy's result.
     pub hash: Option<u64>,
-    /// Hosts that were tried already; avoided as long as a few further picks find others.
+    /// Hosts that were tried already; avoided as long as one of `tries` picks finds another.
     pub excluded: &'a [&'a Arc<Host>],
+    /// Whether canary hosts are avoided likewise.
+    pub omit_canary: bool,
+    /// How many picks are made at most to find a host that need not be avoided; 0 is 1.
+    pub tries: u32,
     /// A random number, fresh for each choice.
     pub random: u64,
 }
@@ -279,7 +283,9 @@ impl HostSet {
                 }
             }
         }
-        let panic = total > 0 && levels.iter().any(in_panic);
+        // No hosts at all is panic too.
+        let panic =
+            levels.iter().any(in_panic) || levels.is_empty() && options.panic_threshold > 0.0;
         // What rounding lost goes to the last level in use.
         if let Some(last) = loads.last_mut() {
             last.0 = 100;
@@ -330,13 +336,13 @@ impl HostSet {
         turn: impl Fn() -> u64,
         cx: &LbContext<'_>,
     ) -> Option<Arc<Host>> {
-        // As many further picks as Envoy's host_selection_retry_max_attempts is usually set to.
-        const ATTEMPTS: u64 = 4;
         let mut last = None;
-        for attempt in 0..ATTEMPTS {
-            let random = mix(cx.random.wrapping_add(attempt));
+        for attempt in 0..cx.tries.max(1) {
+            let random = mix(cx.random.wrapping_add(attempt.into()));
             let host = self.choose_once(policy, &turn, random)?;
-            if !cx.excluded.iter().any(|e| Arc::ptr_eq(e, host)) {
+            let avoid = cx.excluded.iter().any(|e| Arc::ptr_eq(e, host))
+                || cx.omit_canary && host.is_canary();
+            if !avoid {
                 return Some(host.clone());
             }
             last = Some(host);

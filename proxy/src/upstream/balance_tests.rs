@@ -24,9 +24,8 @@ fn spread(set: &HostSet, policy: LbPolicy, n: u64) -> std::collections::BTreeMap
     let mut counts = std::collections::BTreeMap::new();
     for random in 0..n {
         let cx = LbContext {
-            hash: None,
-            excluded: &[],
             random,
+            ..LbContext::default()
         };
         let next = || turn.replace(turn.get() + 1);
         let host = set.choose(policy, next, &cx).unwrap();
@@ -110,7 +109,10 @@ fn a_dead_priority_fails_over_entirely() {
 #[test]
 fn least_request_prefers_the_idle_host() {
     let hosts = vec![host(1, 1, Health::Healthy), host(2, 1, Health::Healthy)];
-    hosts[0].begin();
+    hosts[0]
+        .stats
+        .rq_active
+        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let set = HostSet::new(vec![level(0, 1, hosts)], &SetOptions::default());
     let counts = spread(&set, LbPolicy::LeastRequest { choices: 2 }, 4000);
     // The busy one wins only if both picks hit it.
@@ -135,9 +137,8 @@ fn localities_share_by_weight_and_empty_sets_choose_none() {
     let share = counts[&2] as f64 / 8000.0;
     assert!((share - 0.75).abs() < 0.03, "{share}");
     let cx = LbContext {
-        hash: None,
-        excluded: &[],
         random: 0,
+        ..LbContext::default()
     };
     let empty = HostSet::new(Vec::new(), &options);
     assert!(empty.choose(LbPolicy::Random, || 0, &cx).is_none());
@@ -149,9 +150,10 @@ fn excluded_hosts_are_avoided_if_possible() {
     let set = HostSet::new(vec![level(0, 1, hosts.clone())], &SetOptions::default());
     let turn = Cell::new(0);
     let cx = LbContext {
-        hash: None,
         excluded: &[&hosts[0]],
+        tries: 2,
         random: 7,
+        ..LbContext::default()
     };
     let next = || turn.replace(turn.get() + 1);
     let chosen = set.choose(LbPolicy::RoundRobin, next, &cx).unwrap();

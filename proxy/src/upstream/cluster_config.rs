@@ -17,6 +17,7 @@ use prost::Message;
 use xds_client::error::{At, ConfigError};
 
 use crate::upstream::balance::{LbPolicy, SetOptions};
+use crate::upstream::circuit_breaker::{Limits, Priority};
 use crate::upstream::host::HostTransport;
 
 /// Where a cluster's endpoints come from.
@@ -113,8 +114,8 @@ pub struct ClusterConfig {
     pub assignment: Option<eds::ClusterLoadAssignment>,
     /// `metadata`, for formatters and matchers.
     pub metadata: Option<core::Metadata>,
-    /// Circuit breaker limits (connections, pending, requests, retries): default and high priority.
-    pub limits: [[u32; 4]; 2],
+    /// Circuit breaker limits: default and high priority.
+    pub limits: [Limits; 2],
 }
 
 fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
@@ -266,7 +267,7 @@ impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
     /// Refused, because ignoring them would change which host a request reaches, or when it fails:
-    /// `health_checks`, subsets, `per_host_thresholds`, `retry_budget`, and the options
+    /// `health_checks`, subsets, `per_host_thresholds`, and the options
     /// `max_connection_duration` and `max_stream_duration`.
     ///
     /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
@@ -302,38 +303,7 @@ impl ClusterConfig {
                 Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
             );
         }
-        let breakers = proto.circuit_breakers.as_ref();
-        if breakers.is_some_and(|b| !b.per_host_thresholds.is_empty()) {
-            return Err(ConfigError::unsupported(
-                "circuit_breakers.per_host_thresholds",
-            ));
-        }
-        let mut limits = [[1024, 1024, 1024, 3]; 2];
-        for threshold in proto
-            .circuit_breakers
-            .iter()
-            .flat_map(|c| &c.thresholds)
-            .rev()
-        {
-            if threshold.retry_budget.is_some() {
-                return Err(
-                    ConfigError::unsupported("retry_budget").at("circuit_breakers.thresholds")
-                );
-            }
-            let or = |v: &Option<wkt::UInt32Value>, d| v.as_ref().map_or(d, |v| v.value);
-            let [default, high] = &mut limits;
-            let slot = if threshold.priority == 0 {
-                default
-            } else {
-                high
-            };
-            *slot = [
-                or(&threshold.max_connections, 1024),
-                or(&threshold.max_pending_requests, 1024),
-                or(&threshold.max_requests, 1024),
-                or(&threshold.max_retries, 3),
-            ];
-        }
+        let limits = Limits::compile(proto.circuit_breakers.as_ref()).at("circuit_breakers")?;
         let (mut protocol, mut h2) = match &proto.http2_protocol_options {
             Some(options) => (
                 UpstreamProtocol::Http2,
@@ -438,6 +408,15 @@ impl ClusterConfig {
             metadata: proto.metadata.clone(),
             limits,
         })
+    }
+
+    /// The circuit breaker limits of a priority.
+    pub fn limits_of(&self, priority: Priority) -> &Limits {
+        let [default, high] = &self.limits;
+        match priority {
+            Priority::Default => default,
+            Priority::High => high,
+        }
     }
 
     /// The transport for an endpoint with this metadata.

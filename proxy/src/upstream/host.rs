@@ -64,8 +64,9 @@ pub struct Host {
     weight: AtomicU32,
     health: AtomicU8,
     removed: AtomicBool,
-    active: AtomicU32,
-    requests: AtomicU64,
+    canary: AtomicBool,
+    /// What the admin interface shows.
+    pub(crate) stats: HostStats,
 }
 
 impl Host {
@@ -85,8 +86,8 @@ impl Host {
             weight: AtomicU32::new(weight.max(1)),
             health: AtomicU8::new(health as u8),
             removed: AtomicBool::new(false),
-            active: AtomicU32::new(0),
-            requests: AtomicU64::new(0),
+            canary: AtomicBool::new(false),
+            stats: HostStats::default(),
         })
     }
 
@@ -106,12 +107,32 @@ impl Host {
 
     /// Requests in flight, all workers.
     pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+        self.stats.rq_active.load(Ordering::Relaxed)
     }
 
-    /// Requests so far, all workers.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    /// Its stats by Envoy's names, in the order in which `/clusters` prints them.
+    pub fn stats(&self) -> [(&'static str, u64); 9] {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let stats = &self.stats;
+        [
+            ("cx_active", stats.cx_active.load(Ordering::Relaxed).into()),
+            ("cx_connect_fail", of(&stats.cx_connect_fail)),
+            ("cx_total", of(&stats.cx_total)),
+            ("rq_active", stats.rq_active.load(Ordering::Relaxed).into()),
+            ("rq_error", of(&stats.rq_error)),
+            (
+                "rq_pending_active",
+                stats.rq_pending_active.load(Ordering::Relaxed).into(),
+            ),
+            ("rq_success", of(&stats.rq_success)),
+            ("rq_timeout", of(&stats.rq_timeout)),
+            ("rq_total", of(&stats.rq_total)),
+        ]
+    }
+
+    /// Whether its metadata marks it as a canary (`envoy.lb`, `canary`).
+    pub fn is_canary(&self) -> bool {
+        self.canary.load(Ordering::Relaxed)
     }
 
     /// Whether an update took the host out of its cluster: its connections are not reused.
@@ -119,7 +140,8 @@ impl Host {
         self.removed.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn update(&self, weight: u32, health: Health) {
+    pub(crate) fn update(&self, weight: u32, health: Health, canary: bool) {
+        self.canary.store(canary, Ordering::Relaxed);
         self.weight.store(weight.max(1), Ordering::Relaxed);
         self.health.store(health as u8, Ordering::Relaxed);
     }
@@ -127,17 +149,25 @@ impl Host {
     pub(crate) fn set_removed(&self) {
         self.removed.store(true, Ordering::Relaxed);
     }
+}
 
-    /// Counts a request that begins; [`end`](Self::end) must follow.
-    pub fn begin(&self) {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
+/// Counts of one host, over all workers: these the balancer reads, so they cannot be a worker's own.
+#[derive(Debug, Default)]
+pub(crate) struct HostStats {
+    pub(crate) cx_active: AtomicU32,
+    pub(crate) cx_connect_fail: AtomicU64,
+    pub(crate) cx_total: AtomicU64,
+    pub(crate) rq_active: AtomicU32,
+    pub(crate) rq_error: AtomicU64,
+    pub(crate) rq_pending_active: AtomicU32,
+    pub(crate) rq_success: AtomicU64,
+    pub(crate) rq_timeout: AtomicU64,
+    pub(crate) rq_total: AtomicU64,
+}
 
-    /// Counts the end of a request.
-    pub fn end(&self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Adds one.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// An endpoint's address as configured: ready, or a name to look up.

@@ -458,19 +458,17 @@ impl ClusterManager {
                     let key = (address.clone(), endpoint.transport.clone());
                     let kept = old.get_mut(&key).and_then(Vec::pop);
                     added |= kept.is_none();
-                    hosts.push(match kept {
-                        Some(host) => {
-                            host.update(endpoint.weight, endpoint.health);
-                            host
-                        }
-                        None => Host::new(
+                    let host = kept.unwrap_or_else(|| {
+                        Host::new(
                             address,
                             hostname.clone(),
                             endpoint.transport.clone(),
                             endpoint.weight,
                             endpoint.health,
-                        ),
+                        )
                     });
+                    host.update(endpoint.weight, endpoint.health, endpoint.canary);
+                    hosts.push(host);
                 }
             }
             localities.push(LocalityHosts {

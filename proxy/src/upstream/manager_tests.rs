@@ -48,6 +48,8 @@ fn assignment(name: &str, hosts: &[(&str, u32)]) -> ClusterLoadAssignment {
 const ANY: LbContext<'static> = LbContext {
     hash: None,
     excluded: &[],
+    omit_canary: false,
+    tries: 1,
     random: 1,
 };
 

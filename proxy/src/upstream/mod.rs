@@ -5,8 +5,10 @@
 
 mod assignment;
 pub mod balance;
+pub mod circuit_breaker;
 pub mod cluster;
 pub mod cluster_config;
+pub mod code_stats;
 pub mod connect;
 pub mod dns;
 pub mod host;

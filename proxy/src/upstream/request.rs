@@ -1,7 +1,6 @@
 //! One attempt: a connection from the pool, the exchange, and a safe second try when a pooled connection
 //! turns out to be dead.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use bytestring::ByteString;
@@ -9,6 +8,7 @@ use filters::body::{Body, ResetReason};
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::{Address, Protocol};
 
+use super::circuit_breaker::Priority;
 use super::cluster::{Cluster, UpstreamProtocol};
 use super::connect::ConnectError;
 use super::host::Host;
@@ -40,59 +40,76 @@ pub struct UpstreamError {
     pub transport_failure: Option<ByteString>,
     /// Whether the upstream may have seen any of the request.
     pub request_sent: bool,
+    /// Whether a connection to the host was wanted at all: not if too many requests wait for one already.
+    pub host_tried: bool,
 }
 
 impl From<ConnectError> for UpstreamError {
     fn from(error: ConnectError) -> Self {
         Self {
             reason: error.reason,
+            host_tried: error.reason != ResetReason::Overflow,
             transport_failure: error.transport_failure,
             request_sent: false,
         }
     }
 }
 
+/// What an attempt needs beside the message.
+pub(crate) struct SendOptions {
+    /// The downstream's version, for clusters that speak it too.
+    pub(crate) downstream: Protocol,
+    /// Whose limits count.
+    pub(crate) priority: Priority,
+    /// Where 1xx responses go.
+    pub(crate) early: EarlyResponses,
+}
+
 /// Sends a request to a host and waits for the response's head. Dropping the future cancels it.
 ///
 /// # Errors
 /// Circuit breakers, connection failures, resets.
-pub async fn send(
+pub(crate) async fn send(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     head: &RequestHead,
     body: Body,
-    downstream: Protocol,
-    early: EarlyResponses,
+    options: SendOptions,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let guard = RequestGuard::take(cluster, host).ok_or(UpstreamError {
-        reason: ResetReason::Overflow,
-        transport_failure: None,
-        request_sent: false,
-    })?;
-    let pool = pool::of(cluster, host);
+    let pool = pool::of(cluster, host, options.priority);
     let http2 = match cluster.config.protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Downstream => downstream == Protocol::Http2,
+        UpstreamProtocol::Downstream => options.downstream == Protocol::Http2,
     };
     if http2 {
-        over_http2(&pool, head, body, early, guard).await
+        over_http2(&pool, head, body, options.early).await
     } else {
-        over_http1(&pool, head, body, early, guard).await
+        over_http1(&pool, head, body, options.early).await
     }
 }
 
+const OVERFLOW: UpstreamError = UpstreamError {
+    reason: ResetReason::Overflow,
+    transport_failure: None,
+    request_sent: false,
+    host_tried: true,
+};
+
 async fn over_http1(
-    pool: &Rc<HostPool>,
+    pool: &HostPool,
     head: &RequestHead,
     mut body: Body,
     early: EarlyResponses,
-    guard: RequestGuard,
 ) -> Result<UpstreamResponse, UpstreamError> {
     let no_body = body.is_end() && !head.is_tunnel();
     let mut fresh = false;
     loop {
         let checkout = pool.http1.checkout(fresh).await?;
+        let Some(mut guard) = RequestGuard::take(&pool.place, &checkout.state, None) else {
+            pool.http1.give_back(checkout.connection);
+            return Err(OVERFLOW);
+        };
         let options = ExchangeOptions {
             recycle: Some(pool.http1.recycler()),
             early: Some(early.clone()),
@@ -124,25 +141,55 @@ async fn over_http1(
                 fresh = true;
             }
             Err(error) => {
+                guard.ended(Some(error.reason));
                 return Err(UpstreamError {
                     reason: error.reason,
                     transport_failure: None,
                     request_sent: error.request_sent,
+                    host_tried: true,
                 });
             }
         }
     }
 }
 
+/// How many connections a request finds to be going away before it gives up.
+const GOING_AWAY: u32 = 3;
+
 async fn over_http2(
-    pool: &Rc<HostPool>,
+    pool: &HostPool,
     head: &RequestHead,
     body: Body,
     early: EarlyResponses,
-    guard: RequestGuard,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let pooled = pool.http2.checkout().await?;
-    match pooled.connection.exchange(head, body, Some(&early)).await {
+    let end = body.is_end() && !head.is_tunnel();
+    let mut tries = 0;
+    let (pooled, mut guard, opened) = loop {
+        tries += 1;
+        let pooled = pool.http2.checkout().await?;
+        let freed = Some(pool.http2.freed());
+        let Some(mut guard) = RequestGuard::take(&pool.place, &pooled.state, freed) else {
+            return Err(OVERFLOW);
+        };
+        match pooled.connection.open(head, end).await {
+            Ok(opened) => break (pooled, guard, opened),
+            Err(reason) => {
+                // The server says GOAWAY, or the connection is dead: nothing of the request has left, so another
+                // connection may have it.
+                pooled.connection.retire();
+                guard.ended(None);
+                if tries >= GOING_AWAY || reason == ResetReason::ProtocolError {
+                    return Err(UpstreamError {
+                        reason,
+                        transport_failure: None,
+                        request_sent: false,
+                        host_tried: true,
+                    });
+                }
+            }
+        }
+    };
+    match opened.exchange(body, Some(&early)).await {
         Ok((head, body)) => Ok(UpstreamResponse {
             head,
             body,
@@ -150,14 +197,13 @@ async fn over_http2(
             local: pooled.local.clone(),
             guard,
         }),
-        Err(error) => {
-            if !error.request_sent {
-                pooled.connection.retire();
-            }
+        Err(reason) => {
+            guard.ended(Some(reason));
             Err(UpstreamError {
-                reason: error.reason,
+                reason,
                 transport_failure: None,
-                request_sent: error.request_sent,
+                request_sent: true,
+                host_tried: true,
             })
         }
     }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::telemetry::stats::{Counter, Gauge, Histogram, Scope};
+use crate::upstream::circuit_breaker::{BreakerStats, Priority};
+use crate::upstream::code_stats::CodeStats;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident: $kind:ident $make:ident;)*) => {
@@ -18,9 +20,12 @@ macro_rules! stats {
                 $(#[$doc])*
                 pub $name: $kind,
             )*
-            scope: Option<Scope>,
-            /// `upstream_rq_<code>` by class and code, made when a code is first seen.
-            codes: [OnceLock<Box<[OnceLock<Counter>; 100]>>; 5],
+            /// Responses by status.
+            pub codes: CodeStats,
+            /// The circuit breakers of priority DEFAULT.
+            pub breakers: BreakerStats,
+            /// The circuit breakers of priority HIGH.
+            pub breakers_high: BreakerStats,
         }
 
         impl ClusterStats {
@@ -28,8 +33,9 @@ macro_rules! stats {
             pub fn new(scope: Scope) -> Self {
                 Self {
                     $($name: scope.$make(stringify!($name)),)*
-                    scope: Some(scope),
-                    codes: Default::default(),
+                    breakers: BreakerStats::new(&scope, Priority::Default),
+                    breakers_high: BreakerStats::new(&scope, Priority::High),
+                    codes: CodeStats::new(scope),
                 }
             }
         }
@@ -37,101 +43,74 @@ macro_rules! stats {
 }
 
 stats! {
-    upstream_cx_total: Counter counter;
+    lb_healthy_panic: Counter counter;
+    /// The greatest weight of a host.
+    max_host_weight: Gauge gauge;
+    membership_change: Counter counter;
+    membership_degraded: Gauge gauge;
+    membership_excluded: Gauge gauge;
+    membership_healthy: Gauge gauge;
+    membership_total: Gauge gauge;
+    retry_or_shadow_abandoned: Counter counter;
+    update_attempt: Counter counter;
+    update_empty: Counter counter;
+    update_failure: Counter counter;
+    update_no_rebuild: Counter counter;
+    update_success: Counter counter;
     upstream_cx_active: Gauge gauge;
-    upstream_cx_http1_total: Counter counter;
-    upstream_cx_http2_total: Counter counter;
-    upstream_cx_connect_fail: Counter counter;
-    upstream_cx_connect_timeout: Counter counter;
-    upstream_cx_connect_attempts_exceeded: Counter counter;
-    upstream_cx_overflow: Counter counter;
-    upstream_cx_destroy: Counter counter;
-    upstream_cx_destroy_local: Counter counter;
-    upstream_cx_destroy_remote: Counter counter;
-    upstream_cx_destroy_with_active_rq: Counter counter;
-    upstream_cx_max_requests: Counter counter;
-    upstream_cx_idle_timeout: Counter counter;
-    upstream_cx_protocol_error: Counter counter;
-    upstream_cx_none_healthy: Counter counter;
-    upstream_cx_rx_bytes_total: Counter counter;
-    upstream_cx_tx_bytes_total: Counter counter;
+    /// Connections whose server asked for their end.
+    upstream_cx_close_notify: Counter counter;
     /// Milliseconds.
     upstream_cx_connect_ms: Histogram histogram;
+    upstream_cx_connect_fail: Counter counter;
+    upstream_cx_connect_timeout: Counter counter;
+    upstream_cx_destroy: Counter counter;
+    upstream_cx_destroy_local: Counter counter;
+    upstream_cx_destroy_local_with_active_rq: Counter counter;
+    upstream_cx_destroy_remote: Counter counter;
+    upstream_cx_destroy_remote_with_active_rq: Counter counter;
+    upstream_cx_destroy_with_active_rq: Counter counter;
+    upstream_cx_http1_total: Counter counter;
+    upstream_cx_http2_total: Counter counter;
+    upstream_cx_idle_timeout: Counter counter;
     /// Milliseconds.
     upstream_cx_length_ms: Histogram histogram;
-    upstream_rq_total: Counter counter;
+    upstream_cx_max_requests: Counter counter;
+    upstream_cx_none_healthy: Counter counter;
+    upstream_cx_overflow: Counter counter;
+    upstream_cx_protocol_error: Counter counter;
+    upstream_cx_rx_bytes_total: Counter counter;
+    upstream_cx_total: Counter counter;
+    upstream_cx_tx_bytes_total: Counter counter;
     upstream_rq_active: Gauge gauge;
-    upstream_rq_pending_total: Counter counter;
+    /// Requests that the limit of requests in flight refused.
+    upstream_rq_active_overflow: Counter counter;
+    upstream_rq_cancelled: Counter counter;
     upstream_rq_pending_active: Gauge gauge;
-    upstream_rq_pending_overflow: Counter counter;
     upstream_rq_pending_failure_eject: Counter counter;
-    upstream_rq_completed: Counter counter;
-    upstream_rq_1xx: Counter counter;
-    upstream_rq_2xx: Counter counter;
-    upstream_rq_3xx: Counter counter;
-    upstream_rq_4xx: Counter counter;
-    upstream_rq_5xx: Counter counter;
-    /// Milliseconds.
-    upstream_rq_time: Histogram histogram;
-    upstream_rq_timeout: Counter counter;
-    upstream_rq_per_try_timeout: Counter counter;
+    upstream_rq_pending_overflow: Counter counter;
+    upstream_rq_pending_total: Counter counter;
     upstream_rq_per_try_idle_timeout: Counter counter;
-    upstream_rq_max_duration_reached: Counter counter;
+    upstream_rq_per_try_timeout: Counter counter;
     upstream_rq_retry: Counter counter;
-    upstream_rq_retry_success: Counter counter;
-    upstream_rq_retry_overflow: Counter counter;
-    upstream_rq_retry_limit_exceeded: Counter counter;
     upstream_rq_retry_backoff_exponential: Counter counter;
     upstream_rq_retry_backoff_ratelimited: Counter counter;
+    upstream_rq_retry_limit_exceeded: Counter counter;
+    upstream_rq_retry_overflow: Counter counter;
+    upstream_rq_retry_success: Counter counter;
     upstream_rq_rx_reset: Counter counter;
+    upstream_rq_timeout: Counter counter;
+    upstream_rq_total: Counter counter;
     upstream_rq_tx_reset: Counter counter;
-    upstream_rq_cancelled: Counter counter;
-    upstream_rq_maintenance_mode: Counter counter;
-    membership_total: Gauge gauge;
-    membership_healthy: Gauge gauge;
-    membership_degraded: Gauge gauge;
-    membership_change: Counter counter;
-    update_attempt: Counter counter;
-    update_success: Counter counter;
-    update_failure: Counter counter;
-    update_empty: Counter counter;
-    update_no_rebuild: Counter counter;
-    lb_healthy_panic: Counter counter;
-    bind_errors: Counter counter;
 }
 
 impl ClusterStats {
-    /// Counts a response that reached its end: its status, and the milliseconds since the request's start.
-    pub fn on_response(&self, status: u16, ms: u64) {
-        self.on_status(status);
-        self.upstream_rq_time.record(ms);
-    }
-
-    /// Counts a response's status alone, as for an attempt that is retried.
-    pub fn on_status(&self, status: u16) {
-        self.upstream_rq_completed.inc();
-        match status / 100 {
-            1 => self.upstream_rq_1xx.inc(),
-            2 => self.upstream_rq_2xx.inc(),
-            3 => self.upstream_rq_3xx.inc(),
-            4 => self.upstream_rq_4xx.inc(),
-            5 => self.upstream_rq_5xx.inc(),
-            _ => {}
+    /// The circuit breaker gauges of a priority.
+    pub fn breakers_of(&self, priority: Priority) -> &BreakerStats {
+        match priority {
+            Priority::Default => &self.breakers,
+            Priority::High => &self.breakers_high,
         }
-        if let Some(counter) = self.code(status) {
-            counter.inc();
-        }
-    }
-
-    /// The counter of one code; codes outside 100 to 599 have none, which bounds their number.
-    fn code(&self, status: u16) -> Option<&Counter> {
-        let scope = self.scope.as_ref()?;
-        let class = usize::from(status / 100).checked_sub(1)?;
-        let class = self.codes.get(class)?;
-        let class = class.get_or_init(|| Box::new([const { OnceLock::new() }; 100]));
-        let code = class.get(usize::from(status % 100))?;
-        // The name is made once; afterwards this is two loads.
-        Some(code.get_or_init(|| scope.counter(&format!("upstream_rq_{status}"))))
     }
 }
 
@@ -241,26 +220,5 @@ mod tests {
         assert!(new && !lazy.get().1);
         lazy.count(Update::MembershipChange);
         assert_eq!(stats.membership_change.value(), 2);
-    }
-
-    #[test]
-    fn responses_count_by_class_and_by_code_within_bounds() {
-        let store = Stats::new();
-        let stats = ClusterStats::new(store.scope("cluster.a."));
-        for status in [200, 200, 503, 599, 0, 99, 600, 999, u16::MAX] {
-            stats.on_response(status, 3);
-        }
-        let counters = store.snapshot().counters;
-        let value = |name: &str| {
-            let name = format!("cluster.a.{name}");
-            counters.iter().find(|c| *c.name == *name).map(|c| c.value)
-        };
-        assert_eq!(value("upstream_rq_200"), Some(2));
-        assert_eq!(value("upstream_rq_503"), Some(1));
-        assert_eq!(value("upstream_rq_2xx"), Some(2));
-        assert_eq!(value("upstream_rq_5xx"), Some(2));
-        assert_eq!(value("upstream_rq_completed"), Some(9));
-        assert_eq!(value("upstream_rq_600"), None);
-        assert_eq!(value("upstream_rq_201"), None);
     }
 }

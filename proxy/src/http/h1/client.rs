@@ -23,6 +23,10 @@ const MAX_EARLY: usize = 16;
 pub trait Recycle<IO> {
     /// Called at most once per exchange, when both directions ended cleanly and the server agrees.
     fn recycle(&self, connection: ClientConnection<IO>);
+
+    /// Called instead when the response is complete and the connection is of no more use; it is closed next.
+    /// `asked` says that the server wants it so.
+    fn finished(&self, _io: &IO, _asked: bool) {}
 }
 
 /// A connection to a server, idle.
@@ -83,6 +87,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
             settings,
             exchanges: 0,
         }
+    }
+
+    /// What it is made over.
+    pub fn io(&self) -> &IO {
+        &self.io
     }
 
     /// Whether it has carried an exchange before.
@@ -372,7 +381,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
             && !self.eof
             && self.buf.is_empty()
             && self.decoder.is_done();
-        if let Some(pool) = self.options.recycle.take().filter(|_| clean) {
+        let Some(pool) = self.options.recycle.take() else {
+            return;
+        };
+        if !clean {
+            pool.finished(&self.io, !self.keep_alive && !self.tunnel);
+        } else {
             let exchange = self;
             pool.recycle(ClientConnection {
                 io: exchange.io,

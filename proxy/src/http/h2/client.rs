@@ -42,15 +42,6 @@ struct State {
     active: Cell<u32>,
 }
 
-/// An exchange that failed before a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExchangeError {
-    /// Why.
-    pub reason: ResetReason,
-    /// Whether the server may have seen the request.
-    pub request_sent: bool,
-}
-
 impl ClientConnection {
     /// Says the preface and starts to drive the connection on this worker.
     ///
@@ -102,39 +93,58 @@ impl ClientConnection {
         self.state.closed.set(true);
     }
 
-    /// Sends a request and waits for the final head. Dropping the future, or later the body, cancels the
-    /// stream.
+    /// Opens a stream with a request's head; `end` says that there is no body. Waits while the server's limit of
+    /// streams is reached.
     ///
     /// # Errors
-    /// See [`ExchangeError`].
+    /// Why not. Nothing of the request has left; except after a protocol error, another connection may have it.
+    pub async fn open(&self, head: &RequestHead, end: bool) -> Result<OpenStream, ResetReason> {
+        let active = ActiveStream::new(&self.state);
+        let request = request_of(head).ok_or(ResetReason::ProtocolError)?;
+        // GOAWAY shows here.
+        let requests = self.requests.clone().ready().await;
+        let mut requests = requests.map_err(|_| ResetReason::RemoteRefusedStreamReset)?;
+        let (response, stream) = requests
+            .send_request(request, end)
+            .map_err(|e| reset_reason(&e))?;
+        Ok(OpenStream {
+            active,
+            response,
+            stream: (!end).then_some(stream),
+            upgrade: head.upgrade.is_some(),
+        })
+    }
+}
+
+/// An exchange whose head is on its way.
+pub struct OpenStream {
+    active: ActiveStream,
+    response: ResponseFuture,
+    stream: Option<SendStream<Bytes>>,
+    upgrade: bool,
+}
+
+impl OpenStream {
+    /// Sends the body and waits for the final head. Dropping the future, or later the body, cancels the stream.
+    ///
+    /// # Errors
+    /// Why the stream ended.
     pub async fn exchange(
-        &self,
-        head: &RequestHead,
+        self,
         body: Body,
         early: Option<&EarlyResponses>,
-    ) -> Result<(ResponseHead, Body), ExchangeError> {
-        let unsent = |reason| ExchangeError {
-            reason,
-            request_sent: false,
-        };
-        let active = ActiveStream::new(&self.state);
-        let request = request_of(head).ok_or(unsent(ResetReason::ProtocolError))?;
-        // GOAWAY shows here: the request has not been sent and may go elsewhere.
-        let mut requests = self
-            .requests
-            .clone()
-            .ready()
-            .await
-            .map_err(|_| unsent(ResetReason::RemoteRefusedStreamReset))?;
-        let end = body.is_end() && !head.is_tunnel();
-        let (mut response, stream) = requests
-            .send_request(request, end)
-            .map_err(|e| unsent(reset_reason(&e)))?;
-        let mut sending = (!end).then(|| Sending {
+    ) -> Result<(ResponseHead, Body), ResetReason> {
+        let Self {
+            active,
+            mut response,
+            stream,
+            upgrade,
+        } = self;
+        let mut sending = stream.map(|stream| Sending {
             pump: Pump::new(body),
             stream,
         });
-        let answered = poll_fn(|cx| {
+        let response = poll_fn(|cx| {
             // A server may answer, or refuse, before it has read everything.
             if let Poll::Ready(Err(error)) = poll_sending(&mut sending, cx)
                 && error.reason == ResetReason::LocalReset
@@ -143,25 +153,21 @@ impl ClientConnection {
             }
             poll_response(&mut response, early, cx)
         })
-        .await;
-        let response = answered.map_err(|reason| ExchangeError {
-            reason,
-            request_sent: true,
-        })?;
+        .await?;
         let (parts, stream) = response.into_parts();
-        let mut head_back = ResponseHead {
+        let mut head = ResponseHead {
             status: parts.status,
             headers: parts.headers,
         };
-        if head.upgrade.is_some() && head_back.status == StatusCode::OK {
-            head_back.status = StatusCode::SWITCHING_PROTOCOLS;
+        if upgrade && head.status == StatusCode::OK {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
         }
         if stream.is_end_stream() && sending.is_none() {
-            return Ok((head_back, Body::Empty));
+            return Ok((head, Body::Empty));
         }
         let received = RecvBody::new(stream);
         Ok((
-            head_back,
+            head,
             Body::stream(ClientBody {
                 received,
                 sending,

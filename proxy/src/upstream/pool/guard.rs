@@ -1,82 +1,327 @@
-//! What connections and requests hold of their cluster's limits, given back on drop.
+//! What connections and requests hold of their cluster's limits and numbers, given back on drop.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use filters::body::ResetReason;
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
-use crate::upstream::host::Host;
+use crate::upstream::connect::ConnectError;
+use crate::upstream::host::{Host, count};
+use crate::upstream::stats::ClusterStats;
 
-/// A request in flight.
+/// What a pool's connections and requests belong to.
+pub(crate) struct Place {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) priority: Priority,
+}
+
+impl Place {
+    pub(super) fn stats(&self) -> &ClusterStats {
+        self.cluster.stats()
+    }
+
+    fn breaker(&self) -> (&Breaker, &BreakerStats) {
+        (
+            self.cluster.breakers.of(self.priority),
+            self.stats().breakers_of(self.priority),
+        )
+    }
+}
+
+/// Who wants to know when a stream of a connection has ended.
+pub(crate) trait Freed {
+    /// A stream ended, so there may be room for another.
+    fn freed(&self);
+}
+
+/// A request that has a connection.
 pub(crate) struct RequestGuard {
-    cluster: Arc<Cluster>,
-    host: Arc<Host>,
+    place: Rc<Place>,
+    connection: Rc<ConnectionState>,
+    freed: Option<Weak<dyn Freed>>,
+    /// Whether the exchange came to its end, whatever that was.
+    ended: bool,
 }
 
 impl RequestGuard {
     /// Takes a request's share; `None` when the circuit breaker is open.
-    pub(crate) fn take(cluster: &Arc<Cluster>, host: &Arc<Host>) -> Option<Self> {
-        if !cluster.breakers.default.requests.try_take() {
+    pub(crate) fn take(
+        place: &Rc<Place>,
+        connection: &Rc<ConnectionState>,
+        freed: Option<Weak<dyn Freed>>,
+    ) -> Option<Self> {
+        let stats = place.stats();
+        let (breaker, gauges) = place.breaker();
+        if !breaker.requests.try_take(&gauges.rq_open) {
+            stats.upstream_rq_active_overflow.inc();
             return None;
         }
-        host.begin();
+        stats.upstream_rq_total.inc();
+        stats.upstream_rq_active.inc();
+        count(&place.host.stats.rq_total);
+        place.host.stats.rq_active.fetch_add(1, Ordering::Relaxed);
+        connection.active.set(connection.active.get() + 1);
         Some(Self {
-            cluster: cluster.clone(),
-            host: host.clone(),
+            place: place.clone(),
+            connection: connection.clone(),
+            freed,
+            ended: false,
         })
+    }
+
+    /// The response came to its end, or the exchange failed for this reason.
+    pub(crate) fn ended(&mut self, failed: Option<ResetReason>) {
+        if !std::mem::replace(&mut self.ended, true)
+            && self.connection.http2
+            && let Some(reason) = failed
+        {
+            self.count_reset(reason);
+        }
+    }
+
+    /// Streams that were reset; HTTP/1 has none.
+    fn count_reset(&self, reason: ResetReason) {
+        use ResetReason as R;
+        let stats = self.place.stats();
+        match reason {
+            R::RemoteReset => stats.upstream_rq_rx_reset.inc(),
+            R::LocalReset | R::ProtocolError => stats.upstream_rq_tx_reset.inc(),
+            R::ConnectionTermination => stats.upstream_rq_pending_failure_eject.inc(),
+            _ => {}
+        }
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.cluster.breakers.default.requests.give();
-        self.host.end();
+        self.ended(Some(ResetReason::LocalReset));
+        let (breaker, gauges) = self.place.breaker();
+        breaker.requests.give(&gauges.rq_open);
+        self.place.stats().upstream_rq_active.dec();
+        let stats = &self.place.host.stats;
+        stats.rq_active.fetch_sub(1, Ordering::Relaxed);
+        let active = &self.connection.active;
+        active.set(active.get().saturating_sub(1));
+        if let Some(pool) = self.freed.take().and_then(|pool| pool.upgrade()) {
+            pool.freed();
+        }
     }
+}
+
+/// A request that waits for a connection.
+pub(super) struct PendingGuard {
+    place: Rc<Place>,
+    served: bool,
+}
+
+impl PendingGuard {
+    /// Takes a waiting request's share; `None` when the circuit breaker is open.
+    pub(super) fn take(place: &Rc<Place>) -> Option<Self> {
+        let stats = place.stats();
+        let (breaker, gauges) = place.breaker();
+        if !breaker.pending.try_take(&gauges.rq_pending_open) {
+            stats.upstream_rq_pending_overflow.inc();
+            return None;
+        }
+        stats.upstream_rq_pending_total.inc();
+        stats.upstream_rq_pending_active.inc();
+        let waiting = &place.host.stats.rq_pending_active;
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Some(Self {
+            place: place.clone(),
+            served: false,
+        })
+    }
+
+    /// The wait is over.
+    pub(super) fn served(mut self, failed: bool) {
+        self.served = true;
+        if failed {
+            self.place.stats().upstream_rq_pending_failure_eject.inc();
+        }
+    }
+}
+
+impl Drop for PendingGuard {
+    fn drop(&mut self) {
+        let stats = self.place.stats();
+        let (breaker, gauges) = self.place.breaker();
+        breaker.pending.give(&gauges.rq_pending_open);
+        stats.upstream_rq_pending_active.dec();
+        let waiting = &self.place.host.stats.rq_pending_active;
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        if !self.served {
+            stats.upstream_rq_cancelled.inc();
+        }
+    }
+}
+
+/// What a connection's end needs to know, kept by those who see it.
+pub(crate) struct ConnectionState {
+    http2: bool,
+    /// Requests in flight.
+    active: Cell<u32>,
+    /// Whether the other end closed.
+    remote: Cell<bool>,
 }
 
 /// A connection's share of the cluster's limit.
 pub(crate) struct ConnectionGuard {
-    cluster: Arc<Cluster>,
+    place: Rc<Place>,
+    state: Rc<ConnectionState>,
+    began: Instant,
     on_close: Option<Box<dyn FnOnce()>>,
 }
 
 impl ConnectionGuard {
-    /// Takes a connection's share; `None` when the circuit breaker is open.
-    pub(crate) fn take(cluster: &Arc<Cluster>) -> Option<Self> {
-        cluster
-            .breakers
-            .default
-            .connections
-            .try_take()
-            .then(|| Self {
-                cluster: cluster.clone(),
-                on_close: None,
-            })
+    /// Takes a connection's share. `None` when the circuit breaker is open, except for a pool's first
+    /// connection: without it, whoever waits would wait for ever.
+    pub(super) fn take(place: &Rc<Place>, http2: bool, first: bool) -> Option<Self> {
+        let stats = place.stats();
+        let (breaker, gauges) = place.breaker();
+        if !breaker.connections.try_take(&gauges.cx_open) {
+            stats.upstream_cx_overflow.inc();
+            if !first {
+                return None;
+            }
+            breaker.connections.take(&gauges.cx_open);
+        }
+        stats.upstream_cx_total.inc();
+        stats.upstream_cx_active.inc();
+        if http2 {
+            stats.upstream_cx_http2_total.inc();
+        } else {
+            stats.upstream_cx_http1_total.inc();
+        }
+        count(&place.host.stats.cx_total);
+        place.host.stats.cx_active.fetch_add(1, Ordering::Relaxed);
+        Some(Self {
+            place: place.clone(),
+            state: Rc::new(ConnectionState {
+                http2,
+                active: Cell::new(0),
+                remote: Cell::new(false),
+            }),
+            began: Instant::now(),
+            on_close: None,
+        })
+    }
+
+    /// What outlives the connection's bytes.
+    pub(super) fn state(&self) -> &Rc<ConnectionState> {
+        &self.state
     }
 
     /// Calls `f` when the connection is gone.
-    pub(crate) fn on_close(&mut self, f: impl FnOnce() + 'static) {
+    pub(super) fn on_close(&mut self, f: impl FnOnce() + 'static) {
         self.on_close = Some(Box::new(f));
+    }
+
+    /// The connection was made.
+    pub(super) fn connected(&self) {
+        let ms = milliseconds(self.began.elapsed());
+        self.place.stats().upstream_cx_connect_ms.record(ms);
+    }
+
+    /// The connection could not be made.
+    pub(super) fn failed(&self, error: &ConnectError) {
+        let stats = self.place.stats();
+        stats.upstream_cx_connect_fail.inc();
+        count(&self.place.host.stats.cx_connect_fail);
+        match error.reason {
+            ResetReason::ConnectionTimeout => stats.upstream_cx_connect_timeout.inc(),
+            ResetReason::RemoteConnectionFailure => self.state.remote.set(true),
+            _ => {}
+        }
+    }
+
+    /// The exchange on it ended before the connection does.
+    fn finished(&self) {
+        self.state.active.set(0);
     }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.cluster.breakers.default.connections.give();
+        let stats = self.place.stats();
+        let (breaker, gauges) = self.place.breaker();
+        breaker.connections.give(&gauges.cx_open);
+        stats.upstream_cx_active.dec();
+        stats
+            .upstream_cx_length_ms
+            .record(milliseconds(self.began.elapsed()));
+        stats.upstream_cx_destroy.inc();
+        let active = self.state.active.get() > 0;
+        if active {
+            stats.upstream_cx_destroy_with_active_rq.inc();
+        }
+        let (ended, with_active) = if self.state.remote.get() {
+            (
+                &stats.upstream_cx_destroy_remote,
+                &stats.upstream_cx_destroy_remote_with_active_rq,
+            )
+        } else {
+            (
+                &stats.upstream_cx_destroy_local,
+                &stats.upstream_cx_destroy_local_with_active_rq,
+            )
+        };
+        ended.inc();
+        if active {
+            with_active.inc();
+        }
+        let host = &self.place.host.stats;
+        host.cx_active.fetch_sub(1, Ordering::Relaxed);
         if let Some(f) = self.on_close.take() {
             f();
         }
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// An upstream connection's bytes with its share of the limits.
 pub(crate) struct PooledIo {
-    pub(crate) stream: Stream,
-    pub(crate) _guard: ConnectionGuard,
+    stream: Stream,
+    guard: ConnectionGuard,
+}
+
+impl PooledIo {
+    pub(super) fn new(stream: Stream, guard: ConnectionGuard) -> Self {
+        Self { stream, guard }
+    }
+
+    pub(super) fn state(&self) -> &Rc<ConnectionState> {
+        &self.guard.state
+    }
+
+    pub(super) fn finished(&self) {
+        self.guard.finished();
+    }
+
+    fn wrote(&self, polled: &Poll<io::Result<usize>>) {
+        match polled {
+            Poll::Ready(Ok(n)) => {
+                let stats = self.guard.place.stats();
+                stats.upstream_cx_tx_bytes_total.add(*n as u64);
+            }
+            Poll::Ready(Err(_)) => self.guard.state.remote.set(true),
+            Poll::Pending => {}
+        }
+    }
 }
 
 impl AsyncRead for PooledIo {
@@ -85,7 +330,17 @@ impl AsyncRead for PooledIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match &polled {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                let n = (buf.filled().len() - before) as u64;
+                self.guard.place.stats().upstream_cx_rx_bytes_total.add(n);
+            }
+            Poll::Ready(_) => self.guard.state.remote.set(true),
+            Poll::Pending => {}
+        }
+        polled
     }
 }
 
@@ -95,7 +350,9 @@ impl AsyncWrite for PooledIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(&polled);
+        polled
     }
 
     fn poll_write_vectored(
@@ -103,7 +360,9 @@ impl AsyncWrite for PooledIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,8 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -11,18 +10,18 @@ use filters::body::ResetReason;
 use filters::stream::Address;
 use tokio::sync::oneshot;
 
+use super::guard::{ConnectionState, PendingGuard, Place};
 use super::{ConnectionGuard, PooledIo};
 use crate::http::h1::Http1Settings;
 use crate::http::h1::client::{ClientConnection, Recycle};
-use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectError, connect};
-use crate::upstream::host::Host;
 
 type Connection = ClientConnection<PooledIo>;
 
 /// A connection for one exchange.
 pub(crate) struct Checkout {
     pub(crate) connection: Connection,
+    pub(crate) state: Rc<ConnectionState>,
     pub(crate) local: Option<Address>,
 }
 
@@ -31,81 +30,52 @@ struct Idle {
     since: Instant,
 }
 
-/// Idle connections, last in first out, and those who wait for one.
+/// Idle connections, last in first out, and those who wait for one, first in first out.
 pub(crate) struct Pool {
-    cluster: Arc<Cluster>,
-    host: Arc<Host>,
+    place: Rc<Place>,
     settings: Rc<Http1Settings>,
     idle: RefCell<Vec<Idle>>,
-    /// Told of a connection, or that there is room to make one.
-    waiting: RefCell<VecDeque<oneshot::Sender<Option<Connection>>>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Connection, ConnectError>>>>,
+    /// Connections of any state.
     open: Cell<u32>,
+    connecting: Cell<usize>,
     local: RefCell<Option<Address>>,
-    me: Weak<Pool>,
 }
 
 impl Pool {
-    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
-        Rc::new_cyclic(|me| Self {
-            cluster,
-            host,
+    pub(super) fn new(place: Rc<Place>) -> Rc<Self> {
+        Rc::new(Self {
+            place,
             settings: Rc::new(Http1Settings::upstream()),
             idle: RefCell::default(),
             waiting: RefCell::default(),
             open: Cell::new(0),
+            connecting: Cell::new(0),
             local: RefCell::default(),
-            me: me.clone(),
         })
     }
 
-    /// An idle connection that is alive, or a new one; waits for one while the cluster's limit is reached.
+    /// An idle connection that is alive, or the first that becomes free: a new one, unless the cluster's limit is
+    /// reached. `fresh` passes the idle ones by.
     pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool) -> Result<Checkout, ConnectError> {
         if !fresh && let Some(connection) = self.take_idle() {
-            return Ok(Checkout {
-                connection,
-                local: self.local.borrow().clone(),
-            });
+            return Ok(self.checked_out(connection));
         }
-        let pending = &self.cluster.breakers.default.pending;
-        if !pending.try_take() {
-            return Err(overflow());
-        }
-        let _pending = GiveBack(&self.cluster);
-        loop {
-            if let Some(mut guard) = ConnectionGuard::take(&self.cluster) {
-                let pool = self.me.clone();
-                guard.on_close(move || {
-                    if let Some(pool) = pool.upgrade() {
-                        pool.closed();
-                    }
-                });
-                self.open.set(self.open.get() + 1);
-                let connected = connect(&self.cluster.config, &self.host).await?;
-                if self.local.borrow().is_none() {
-                    self.local.replace(connected.local.clone());
-                }
-                let io = PooledIo {
-                    stream: connected.io,
-                    _guard: guard,
-                };
-                let connection = ClientConnection::new(io, self.settings.clone());
-                return Ok(Checkout {
-                    connection,
-                    local: connected.local,
-                });
-            }
-            if self.open.get() == 0 {
-                // Other hosts or workers hold all connections: none of ours can come free.
-                return Err(overflow());
-            }
-            let (sender, receiver) = oneshot::channel();
-            self.waiting.borrow_mut().push_back(sender);
-            if let Ok(Some(connection)) = receiver.await {
-                return Ok(Checkout {
-                    connection,
-                    local: self.local.borrow().clone(),
-                });
-            }
+        let pending = PendingGuard::take(&self.place).ok_or_else(overflow)?;
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        self.grow();
+        // The sender is dropped unused only with the pool itself.
+        let given = receiver.await.unwrap_or_else(|_| Err(overflow()));
+        pending.served(given.is_err());
+        given.map(|connection| self.checked_out(connection))
+    }
+
+    fn checked_out(&self, connection: Connection) -> Checkout {
+        Checkout {
+            state: connection.io().state().clone(),
+            connection,
+            local: self.local.borrow().clone(),
         }
     }
 
@@ -119,18 +89,79 @@ impl Pool {
         }
     }
 
-    /// A connection is gone: one who waits may make another.
-    fn closed(&self) {
-        self.open.set(self.open.get().saturating_sub(1));
-        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
-            if waiter.send(None).is_ok() {
+    /// Makes as many connections as there are requests that wait for one.
+    fn grow(self: &Rc<Self>) {
+        while self.connecting.get() < self.waiting.borrow().len() {
+            let first = self.open.get() == 0;
+            let Some(mut guard) = ConnectionGuard::take(&self.place, false, first) else {
                 return;
+            };
+            let pool = Rc::downgrade(self);
+            guard.on_close(move || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.closed();
+                }
+            });
+            self.open.set(self.open.get() + 1);
+            self.connecting.set(self.connecting.get() + 1);
+            // A task of its own: the connection is of use even if the request that caused it goes away.
+            tokio::task::spawn_local(self.clone().make(guard));
+        }
+    }
+
+    async fn make(self: Rc<Self>, guard: ConnectionGuard) {
+        let made = connect(&self.place.cluster.config, &self.place.host).await;
+        self.connecting.set(self.connecting.get() - 1);
+        match made {
+            Ok(connected) => {
+                guard.connected();
+                if self.local.borrow().is_none() {
+                    self.local.replace(connected.local);
+                }
+                let io = PooledIo::new(connected.io, guard);
+                self.put(ClientConnection::new(io, self.settings.clone()));
+            }
+            Err(error) => {
+                guard.failed(&error);
+                // As in Envoy, none of those who wait gets another try.
+                for waiter in self.waiting.take() {
+                    let _ = waiter.send(Err(error.clone()));
+                }
             }
         }
     }
 
+    /// Takes a connection back that was not used.
+    pub(crate) fn give_back(&self, connection: Connection) {
+        self.put(connection);
+    }
+
+    /// Gives a free connection to whoever has waited longest, or keeps it.
+    fn put(&self, mut connection: Connection) {
+        loop {
+            let Some(waiter) = self.waiting.borrow_mut().pop_front() else {
+                break;
+            };
+            match waiter.send(Ok(connection)) {
+                Err(Ok(back)) => connection = back,
+                Ok(()) | Err(Err(_)) => return,
+            }
+        }
+        self.idle.borrow_mut().push(Idle {
+            connection,
+            since: Instant::now(),
+        });
+    }
+
+    /// A connection is gone: those who wait may make another.
+    fn closed(self: &Rc<Self>) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.waiting.borrow_mut().retain(|w| !w.is_closed());
+        self.grow();
+    }
+
     pub(super) fn sweep(&self, gone: bool) {
-        let timeout = self.cluster.config.idle_timeout;
+        let timeout = self.place.cluster.config.idle_timeout;
         let mut cx = Context::from_waker(Waker::noop());
         // Dropped outside of the borrow: closing tells the pool.
         let mut dead = Vec::new();
@@ -140,6 +171,9 @@ impl Pool {
             while let Some(entry) = idle.get_mut(at) {
                 let late = timeout.is_some_and(|timeout| entry.since.elapsed() >= timeout);
                 if gone || late || entry.connection.poll_closed(&mut cx) == Poll::Ready(()) {
+                    if late {
+                        self.place.stats().upstream_cx_idle_timeout.inc();
+                    }
                     dead.push(idle.swap_remove(at));
                 } else {
                     at += 1;
@@ -152,8 +186,9 @@ impl Pool {
         }
     }
 
+    /// Whether nobody needs the pool: connections in use bring themselves back to it, or end.
     pub(super) fn is_empty(&self) -> bool {
-        self.idle.borrow().is_empty() && self.waiting.borrow().is_empty()
+        self.open.get() == 0 && self.waiting.borrow().is_empty()
     }
 
     /// What exchanges hand connections back to.
@@ -163,37 +198,23 @@ impl Pool {
 }
 
 impl Recycle<PooledIo> for Pool {
-    fn recycle(&self, mut connection: Connection) {
-        if self.host.is_removed()
-            || self
-                .cluster
-                .config
-                .max_requests
-                .is_some_and(|max| connection.exchanges() >= u64::from(max))
-        {
+    fn recycle(&self, connection: Connection) {
+        connection.io().finished();
+        let max = self.place.cluster.config.max_requests;
+        if max.is_some_and(|max| connection.exchanges() >= u64::from(max)) {
+            self.place.stats().upstream_cx_max_requests.inc();
             return;
         }
-        loop {
-            let Some(waiter) = self.waiting.borrow_mut().pop_front() else {
-                break;
-            };
-            match waiter.send(Some(connection)) {
-                Err(Some(back)) => connection = back,
-                Ok(()) | Err(None) => return,
-            }
+        if !self.place.host.is_removed() {
+            self.put(connection);
         }
-        self.idle.borrow_mut().push(Idle {
-            connection,
-            since: Instant::now(),
-        });
     }
-}
 
-struct GiveBack<'a>(&'a Arc<Cluster>);
-
-impl Drop for GiveBack<'_> {
-    fn drop(&mut self) {
-        self.0.breakers.default.pending.give();
+    fn finished(&self, io: &PooledIo, asked: bool) {
+        if asked {
+            self.place.stats().upstream_cx_close_notify.inc();
+        }
+        io.finished();
     }
 }
 

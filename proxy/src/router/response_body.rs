@@ -1,0 +1,101 @@
+//! A response's body on its way from the upstream: its deadlines, and what its end means for the numbers.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
+use filters::filter::SharedInfo;
+use filters::flags::ResponseFlags;
+
+use super::charge::Charge;
+use super::timeout::{AfterRequest, Idle};
+use crate::upstream::code_stats::ResponseKind;
+use crate::upstream::host::{Host, count};
+use crate::upstream::request::RequestGuard;
+
+/// The body of a response that has begun: when a timer strikes, or the upstream fails, the stream is reset.
+pub(super) struct ResponseBody {
+    pub(super) body: Body,
+    pub(super) global: AfterRequest,
+    pub(super) idle: Idle,
+    pub(super) info: SharedInfo,
+    pub(super) host: Arc<Host>,
+    pub(super) charge: Charge,
+    pub(super) kind: ResponseKind,
+    pub(super) started: Instant,
+    pub(super) guard: RequestGuard,
+    pub(super) ended: bool,
+}
+
+impl ResponseBody {
+    /// The upstream has said everything.
+    fn complete(&mut self, trailers: Option<&http::HeaderMap>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.guard.ended(None);
+        if self.charge.grpc {
+            self.charge.grpc_end(&self.host, trailers);
+        }
+        self.charge.complete(self.kind, self.started);
+    }
+
+    fn timed_out(&mut self, details: &'static str) -> BodyError {
+        self.ended = true;
+        self.guard.ended(Some(ResetReason::LocalReset));
+        count(&self.host.stats.rq_timeout);
+        let mut info = self.info.borrow_mut();
+        info.flags.insert(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
+        info.details = Some(details.into());
+        BodyError {
+            reason: ResetReason::Timeout,
+            details: Some(details),
+        }
+    }
+
+    fn failed(&mut self, reason: ResetReason) {
+        self.ended = true;
+        self.guard.ended(Some(reason));
+        if self.charge.grpc {
+            count(&self.host.stats.rq_error);
+        }
+        let mut info = self.info.borrow_mut();
+        info.flags.insert(super::forward::flags_of(reason));
+        let reason = reason.as_str().replace(' ', "_");
+        info.details = Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
+    }
+}
+
+impl BodyStream for ResponseBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let polled = self.body.poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Err(error))) => self.failed(error.reason),
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.complete(Some(trailers)),
+            Poll::Ready(Some(Ok(Frame::Data(_)))) if !self.body.is_end() => {}
+            Poll::Ready(_) => self.complete(None),
+            Poll::Pending => {
+                let stats = self.charge.cluster.stats();
+                if self.global.poll(&self.info, cx).is_ready() {
+                    stats.upstream_rq_timeout.inc();
+                    return Poll::Ready(Some(Err(self.timed_out("response_timeout"))));
+                }
+                if self.idle.poll(&self.info, cx).is_ready() {
+                    stats.upstream_rq_per_try_idle_timeout.inc();
+                    let details = "upstream_per_try_idle_timeout";
+                    return Poll::Ready(Some(Err(self.timed_out(details))));
+                }
+            }
+        }
+        polled
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.body.remaining()
+    }
+
+    fn is_end(&self) -> bool {
+        self.body.is_end()
+    }
+}

@@ -1,0 +1,143 @@
+//! The transport socket of a filter chain.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::FilterChain;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use filters::stream::ConnectionInfo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
+use xds_client::any;
+use xds_client::error::{At, ConfigError};
+
+use super::tls::downstream::DownstreamTls;
+use super::tls::secrets::SecretStore;
+use super::tls::stats::TlsStats;
+use crate::telemetry::stats::{Counter, Scope};
+
+const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+
+/// How the bytes of a filter chain's connections are wrapped.
+#[derive(Clone)]
+pub enum DownstreamTransport {
+    /// Not at all.
+    Raw,
+    /// In TLS.
+    Tls(Arc<TlsTransport>),
+}
+
+/// TLS, and how long a handshake may take.
+pub struct TlsTransport {
+    tls: Arc<DownstreamTls>,
+    /// `transport_socket_connect_timeout`; `None` is for ever.
+    timeout: Option<Duration>,
+    timed_out: Counter,
+}
+
+/// The TLS context of a filter chain, if it has one that can be read.
+pub fn tls_context(chain: &FilterChain) -> Option<DownstreamTlsContext> {
+    match &chain.transport_socket.as_ref()?.config_type {
+        Some(ConfigType::TypedConfig(config)) if type_name(config).ok()?.ends_with(TLS) => {
+            any::unpack(config).ok()
+        }
+        _ => None,
+    }
+}
+
+fn type_name(config: &envoy_types::pb::google::protobuf::Any) -> Result<String, ConfigError> {
+    any::inner_type_name(config)
+}
+
+impl DownstreamTransport {
+    /// Compiles the transport socket of `chain`. `scope` is `listener.<address>.`.
+    ///
+    /// # Errors
+    /// What is wrong or not supported, by field. Nothing that asks for TLS is ever served in plaintext.
+    pub fn compile(
+        chain: &FilterChain,
+        secrets: &SecretStore,
+        scope: &Scope,
+    ) -> Result<Self, ConfigError> {
+        let Some(socket) = &chain.transport_socket else {
+            return Ok(Self::Raw);
+        };
+        let step = "transport_socket.typed_config";
+        let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+            return Err(ConfigError::new("value is required").at(step));
+        };
+        match type_name(config).at(step)?.as_str() {
+            RAW_BUFFER => Ok(Self::Raw),
+            TLS => {
+                let proto: DownstreamTlsContext = any::unpack(config).at(step)?;
+                let stats = Arc::new(TlsStats::downstream(scope));
+                Ok(Self::Tls(Arc::new(TlsTransport {
+                    tls: DownstreamTls::compile(&proto, secrets, stats).at(step)?,
+                    timeout: connect_timeout(chain)?,
+                    timed_out: scope.counter("downstream_cx_transport_socket_connect_timeout"),
+                })))
+            }
+            other => Err(ConfigError::new(format!("{other} is not supported")).at(step)),
+        }
+    }
+}
+
+fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError> {
+    let Some(d) = &chain.transport_socket_connect_timeout else {
+        return Ok(None);
+    };
+    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
+        (Ok(s), Ok(n)) if n < 1_000_000_000 => {
+            Ok(Some(Duration::new(s, n)).filter(|d| !d.is_zero()))
+        }
+        _ => {
+            Err(ConfigError::new("is not a valid duration").at("transport_socket_connect_timeout"))
+        }
+    }
+}
+
+impl TlsTransport {
+    /// Shakes hands. `None` if that failed or took too long; the reason has been counted and logged then.
+    pub async fn accept<IO>(
+        &self,
+        io: IO,
+        info: Rc<ConnectionInfo>,
+    ) -> Option<(TlsStream<IO>, Rc<ConnectionInfo>)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let accepting = self.tls.accept(io);
+        let accepted = match self.timeout {
+            None => accepting.await,
+            Some(limit) => match tokio::time::timeout(limit, accepting).await {
+                Ok(accepted) => accepted,
+                Err(_) => {
+                    self.timed_out.inc();
+                    tracing::debug!(remote = %info.direct_remote, "TLS handshake timed out");
+                    return None;
+                }
+            },
+        };
+        match accepted {
+            Ok((io, tls)) => {
+                let session = io.get_ref().1;
+                let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
+                let mut info = Rc::unwrap_or_clone(info);
+                info.secure = true;
+                info.alpn = session.alpn_protocol().and_then(text);
+                info.server_name = session
+                    .server_name()
+                    .map(|name| name.to_ascii_lowercase().into());
+                info.tls = Some(Rc::new(tls));
+                Some((io, Rc::new(info)))
+            }
+            Err(error) => {
+                tracing::debug!(remote = %info.direct_remote, %error, "TLS handshake failed");
+                None
+            }
+        }
+    }
+}

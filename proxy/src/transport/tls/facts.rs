@@ -1,0 +1,184 @@
+//! What a certificate says, read with x509-parser.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use filters::tls::CertificateFacts;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Name;
+
+use super::digest::{hex, sha256};
+
+/// Reads a certificate; `None` if it is not one.
+pub fn read(der: &[u8]) -> Option<CertificateFacts> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let mut facts = CertificateFacts {
+        subject: rfc2253(certificate.subject()),
+        issuer: rfc2253(certificate.issuer()),
+        serial: hex(certificate.raw_serial().trim_ascii_start()),
+        sha256: hex(&sha256(der)),
+        not_before: time(certificate.validity().not_before),
+        not_after: time(certificate.validity().not_after),
+        ..CertificateFacts::default()
+    };
+    // A leading zero byte only keeps the number positive.
+    if facts.serial.len() > 2 {
+        facts.serial = facts
+            .serial
+            .strip_prefix("00")
+            .unwrap_or(&facts.serial)
+            .to_owned();
+    }
+    let names = certificate.subject_alternative_name().ok().flatten();
+    for name in names.iter().flat_map(|n| &n.value.general_names) {
+        match name {
+            GeneralName::URI(uri) => facts.uri_sans.extend(clean(uri)),
+            GeneralName::DNSName(name) => facts.dns_sans.extend(clean(name)),
+            GeneralName::RFC822Name(address) => facts.email_sans.extend(clean(address)),
+            GeneralName::IPAddress(bytes) => facts.ip_sans.extend(ip(bytes)),
+            _ => {}
+        }
+    }
+    Some(facts)
+}
+
+/// The most specific common name of the subject, for certificates without alternative names.
+pub(super) fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let name = certificate.subject().iter_common_name().last()?;
+    clean(name.as_str().ok()?)
+}
+
+/// The key of a certificate as `SubjectPublicKeyInfo` in DER.
+pub(super) fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.public_key().raw.to_vec())
+}
+
+/// A name that a NUL or a control character could cut short for somebody else is no name.
+fn clean(name: &str) -> Option<String> {
+    (!name.chars().any(char::is_control)).then(|| name.to_owned())
+}
+
+fn ip(bytes: &[u8]) -> Option<String> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::V4(Ipv4Addr::from(v4)).to_string());
+    }
+    let v6 = <[u8; 16]>::try_from(bytes).ok()?;
+    Some(IpAddr::V6(Ipv6Addr::from(v6)).to_string())
+}
+
+fn time(time: ASN1Time) -> Option<SystemTime> {
+    let seconds = u64::try_from(time.timestamp()).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// RFC 2253: the last relative name first, commas between, special characters escaped.
+fn rfc2253(name: &X509Name<'_>) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for relative in name.iter_rdn() {
+        let attributes: Vec<String> = relative
+            .iter()
+            .map(|attribute| {
+                let oid = attribute.attr_type().to_id_string();
+                let label = label(&oid).unwrap_or(&oid);
+                let value = attribute
+                    .as_str()
+                    .map_or_else(|_| format!("#{}", hex(attribute.attr_value().data)), escape);
+                format!("{label}={value}")
+            })
+            .collect();
+        parts.push(attributes.join("+"));
+    }
+    parts.reverse();
+    parts.join(",")
+}
+
+fn label(oid: &str) -> Option<&'static str> {
+    Some(match oid {
+        "2.5.4.3" => "CN",
+        "2.5.4.4" => "SN",
+        "2.5.4.5" => "serialNumber",
+        "2.5.4.6" => "C",
+        "2.5.4.7" => "L",
+        "2.5.4.8" => "ST",
+        "2.5.4.9" => "street",
+        "2.5.4.10" => "O",
+        "2.5.4.11" => "OU",
+        "2.5.4.12" => "title",
+        "2.5.4.42" => "GN",
+        "0.9.2342.19200300.100.1.1" => "UID",
+        "0.9.2342.19200300.100.1.25" => "DC",
+        "1.2.840.113549.1.9.1" => "emailAddress",
+        _ => return None,
+    })
+}
+
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let last = value.chars().count().saturating_sub(1);
+    for (i, c) in value.chars().enumerate() {
+        let special = matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
+            || (i == 0 && matches!(c, '#' | ' '))
+            || (i == last && c == ' ');
+        if special {
+            out.push('\\');
+        }
+        if c.is_control() {
+            out.push_str(&format!("\\{:02X}", c as u32));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber};
+
+    use super::*;
+
+    #[test]
+    fn reads_names_serial_and_validity() {
+        let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params
+            .subject_alt_names
+            .push(SanType::URI("spiffe://td/ns/a/sa/b".try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::Rfc822Name("me@a.example".try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::IpAddress("10.0.0.1".parse().unwrap()));
+        params.serial_number = Some(SerialNumber::from_slice(&[0xab, 0xcd]));
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "A, B");
+        params.distinguished_name.push(DnType::CommonName, "c+d");
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let facts = read(certificate.der()).unwrap();
+        assert_eq!(facts.subject, r"CN=c\+d,O=A\, B");
+        assert_eq!(facts.issuer, facts.subject);
+        assert_eq!(facts.serial, "abcd");
+        assert_eq!(facts.dns_sans, ["a.example"]);
+        assert_eq!(facts.uri_sans, ["spiffe://td/ns/a/sa/b"]);
+        assert_eq!(facts.email_sans, ["me@a.example"]);
+        assert_eq!(facts.ip_sans, ["10.0.0.1"]);
+        assert_eq!(facts.sha256.len(), 64);
+        assert!(facts.not_before < facts.not_after);
+        assert_eq!(common_name(certificate.der()).as_deref(), Some("c+d"));
+        assert_eq!(read(b"not a certificate"), None);
+    }
+
+    #[test]
+    fn names_with_control_characters_are_none() {
+        assert_eq!(clean("good.example\0.evil.example"), None);
+        assert_eq!(ip(&[1, 2, 3]), None);
+    }
+}

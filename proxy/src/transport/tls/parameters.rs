@@ -1,0 +1,302 @@
+//! `TlsParameters`: versions, cipher suites and key exchange, in Envoy's names.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::{
+    CompliancePolicy, TlsProtocol,
+};
+use rustls::crypto::aws_lc_rs::{cipher_suite as suite, kx_group as kx};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::version::{TLS12, TLS13};
+use rustls::{SupportedCipherSuite, SupportedProtocolVersion};
+use xds_client::error::{At, ConfigError};
+
+use super::PROVIDER;
+
+/// What a handshake may use.
+#[derive(Debug, Clone)]
+pub(super) struct Parameters {
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) versions: Vec<&'static SupportedProtocolVersion>,
+}
+
+/// Cipher suites of TLS 1.2 by their OpenSSL names.
+const SUITES: [(&str, SupportedCipherSuite); 6] = [
+    (
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    ),
+    (
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    ),
+    (
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    ),
+    (
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    ),
+    (
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    ),
+    (
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ),
+];
+
+/// What Envoy knows and rustls leaves out for good: no forward secrecy, or CBC. istiod puts some of them at the
+/// end of its default list, so they are passed over as long as the list has others.
+const OBSOLETE: [&str; 8] = [
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+];
+
+/// The OpenSSL name of a suite of TLS 1.2.
+pub(super) fn name_of(suite: SupportedCipherSuite) -> &'static str {
+    let found = SUITES.iter().find(|(_, s)| *s == suite);
+    found.map_or("", |(name, _)| name)
+}
+
+fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {
+    Some(match name {
+        "X25519" => kx::X25519,
+        "P-256" => kx::SECP256R1,
+        "P-384" => kx::SECP384R1,
+        "X25519MLKEM768" => kx::X25519MLKEM768,
+        _ => return None,
+    })
+}
+
+impl Parameters {
+    /// Compiles `tls_params`; an unset one is Envoy's defaults: TLS 1.2 and 1.3 for servers and clients.
+    pub(super) fn compile(proto: Option<&TlsParameters>) -> Result<Self, ConfigError> {
+        let default = TlsParameters::default();
+        let proto = proto.unwrap_or(&default);
+        if !proto.signature_algorithms.is_empty() {
+            return Err(ConfigError::unsupported("signature_algorithms"));
+        }
+        let mut fips = false;
+        for policy in &proto.compliance_policies {
+            match CompliancePolicy::try_from(*policy) {
+                Ok(CompliancePolicy::Fips202205) => fips = true,
+                Ok(other) => {
+                    let reason = format!("{} is not supported", other.as_str_name());
+                    return Err(ConfigError::new(reason).at("compliance_policies"));
+                }
+                Err(_) => {
+                    let reason = format!("unknown value {policy}");
+                    return Err(ConfigError::new(reason).at("compliance_policies"));
+                }
+            }
+        }
+        let mut provider = (**PROVIDER).clone();
+        provider.cipher_suites = suites(&proto.cipher_suites)?;
+        if !proto.ecdh_curves.is_empty() {
+            provider.kx_groups = groups(&proto.ecdh_curves)?;
+        }
+        if fips {
+            // NIST SP 800-52r2 as BoringSSL's policy has it.
+            provider
+                .cipher_suites
+                .retain(|s| !format!("{:?}", s.suite()).contains("CHACHA20"));
+            provider
+                .kx_groups
+                .retain(|g| [kx::SECP256R1.name(), kx::SECP384R1.name()].contains(&g.name()));
+        }
+        let versions = versions(proto)?;
+        if provider.kx_groups.is_empty() {
+            return Err(ConfigError::new("no group is left").at("ecdh_curves"));
+        }
+        Ok(Self {
+            provider: Arc::new(provider),
+            versions,
+        })
+    }
+}
+
+fn versions(proto: &TlsParameters) -> Result<Vec<&'static SupportedProtocolVersion>, ConfigError> {
+    let oldest = match proto.tls_minimum_protocol_version() {
+        TlsProtocol::TlSv13 => 3,
+        // Older ones cannot be spoken; a range that reaches below 1.2 begins there.
+        _ => 2,
+    };
+    let newest = match proto.tls_maximum_protocol_version() {
+        TlsProtocol::TlsAuto | TlsProtocol::TlSv13 => 3,
+        TlsProtocol::TlSv12 => 2,
+        old => {
+            return Err(
+                ConfigError::new(format!("{} is not supported", old.as_str_name()))
+                    .at("tls_maximum_protocol_version"),
+            );
+        }
+    };
+    if oldest > newest {
+        return Err(
+            ConfigError::new("is newer than tls_maximum_protocol_version")
+                .at("tls_minimum_protocol_version"),
+        );
+    }
+    let mut versions = Vec::with_capacity(2);
+    if newest >= 3 {
+        versions.push(&TLS13);
+    }
+    if oldest <= 2 {
+        versions.push(&TLS12);
+    }
+    Ok(versions)
+}
+
+/// The suites of TLS 1.2 that `names` allow, in their order, and those of TLS 1.3, which Envoy has no setting for.
+fn suites(names: &[String]) -> Result<Vec<SupportedCipherSuite>, ConfigError> {
+    let mut chosen = vec![
+        suite::TLS13_AES_128_GCM_SHA256,
+        suite::TLS13_AES_256_GCM_SHA384,
+        suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let fixed = chosen.len();
+    if names.is_empty() {
+        chosen.extend(SUITES.iter().map(|(_, s)| *s));
+        return Ok(chosen);
+    }
+    let mut passed_over = Vec::new();
+    for (i, entry) in names.iter().enumerate() {
+        // BoringSSL's groups of equal preference: `[a|b]`.
+        let group = entry.trim_start_matches('[').trim_end_matches(']');
+        for name in group.split('|') {
+            match SUITES.iter().find(|(n, _)| *n == name) {
+                Some((_, s)) if chosen.contains(s) => {}
+                Some((_, s)) => chosen.push(*s),
+                None if OBSOLETE.contains(&name) => passed_over.push(name),
+                None => {
+                    return Err(ConfigError::new(format!("'{name}' is not supported"))
+                        .at(format!("cipher_suites[{i}]")));
+                }
+            }
+        }
+    }
+    if chosen.len() == fixed {
+        return Err(ConfigError::new(format!(
+            "none of these is supported: {}",
+            passed_over.join(", ")
+        ))
+        .at("cipher_suites"));
+    }
+    if !passed_over.is_empty() {
+        tracing::debug!(
+            "obsolete cipher suites left out: {}",
+            passed_over.join(", ")
+        );
+    }
+    Ok(chosen)
+}
+
+fn groups(names: &[String]) -> Result<Vec<&'static dyn SupportedKxGroup>, ConfigError> {
+    let found = |(i, name): (usize, &String)| {
+        group(name)
+            .ok_or_else(|| ConfigError::new(format!("'{name}' is not supported")))
+            .at(format!("ecdh_curves[{i}]"))
+    };
+    names.iter().enumerate().map(found).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compile(proto: &TlsParameters) -> Result<Parameters, ConfigError> {
+        Parameters::compile(Some(proto))
+    }
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn defaults_are_both_versions_and_post_quantum_first() {
+        let p = Parameters::compile(None).unwrap();
+        assert_eq!(p.versions, [&TLS13, &TLS12]);
+        assert_eq!(p.provider.kx_groups[0].name(), kx::X25519MLKEM768.name());
+        assert_eq!(p.provider.cipher_suites.len(), 9);
+    }
+
+    #[test]
+    fn istiods_default_list_keeps_what_can_be_had() {
+        let p = compile(&TlsParameters {
+            cipher_suites: names(&[
+                "ECDHE-ECDSA-AES256-GCM-SHA384",
+                "ECDHE-RSA-AES256-GCM-SHA384",
+                "ECDHE-ECDSA-AES128-GCM-SHA256",
+                "ECDHE-RSA-AES128-GCM-SHA256",
+                "AES256-GCM-SHA384",
+                "AES128-GCM-SHA256",
+            ]),
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(p.provider.cipher_suites.len(), 3 + 4);
+        assert_eq!(
+            p.provider.cipher_suites[3],
+            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_named() {
+        let path = |p: TlsParameters| compile(&p).unwrap_err().to_string();
+        let error = path(TlsParameters {
+            cipher_suites: names(&["[ECDHE-RSA-AES128-GCM-SHA256|RC4-MD5]"]),
+            ..Default::default()
+        });
+        assert!(error.contains("cipher_suites[0]") && error.contains("RC4-MD5"));
+        let error = path(TlsParameters {
+            cipher_suites: names(&["AES128-SHA"]),
+            ..Default::default()
+        });
+        assert!(error.contains("AES128-SHA"));
+        let error = path(TlsParameters {
+            ecdh_curves: names(&["P-256", "P-521"]),
+            ..Default::default()
+        });
+        assert!(error.contains("ecdh_curves[1]") && error.contains("P-521"));
+        let error = path(TlsParameters {
+            tls_maximum_protocol_version: TlsProtocol::TlSv11.into(),
+            ..Default::default()
+        });
+        assert!(error.contains("tls_maximum_protocol_version"));
+        let error = path(TlsParameters {
+            tls_minimum_protocol_version: TlsProtocol::TlSv13.into(),
+            tls_maximum_protocol_version: TlsProtocol::TlSv12.into(),
+            ..Default::default()
+        });
+        assert!(error.contains("tls_minimum_protocol_version"));
+    }
+
+    #[test]
+    fn versions_and_the_fips_policy_narrow_the_choice() {
+        let p = compile(&TlsParameters {
+            tls_minimum_protocol_version: TlsProtocol::TlSv13.into(),
+            compliance_policies: vec![CompliancePolicy::Fips202205.into()],
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(p.versions, [&TLS13]);
+        assert_eq!(p.provider.kx_groups.len(), 2);
+        assert!(
+            p.provider
+                .cipher_suites
+                .iter()
+                .all(|s| !format!("{:?}", s.suite()).contains("CHACHA"))
+        );
+    }
+}

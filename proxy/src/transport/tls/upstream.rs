@@ -1,0 +1,232 @@
+//! `UpstreamTlsContext`: TLS as a client.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as Proto;
+use filters::tls::{PeerCertificate, TlsInfo};
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ClientConnection};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use xds_client::error::{At, ConfigError};
+
+use super::context::CommonContext;
+use super::secrets::{Dependent, SecretStore};
+use super::stats::TlsStats;
+use super::validation::Validation;
+use super::verifier::Verifier;
+use super::{facts, suite_name, version_name};
+
+/// Envoy's limit on the name that is asked for.
+const MAX_SNI: usize = 255;
+
+/// A cluster's TLS.
+pub struct UpstreamTls {
+    common: CommonContext,
+    sni: Option<ServerName<'static>>,
+    /// The server's certificate must cover the name that is asked for.
+    validate_sni: bool,
+    session_keys: usize,
+    /// What to offer if the context has no `alpn_protocols` of its own.
+    fallback_alpn: Vec<Vec<u8>>,
+    stats: Arc<TlsStats>,
+    current: ArcSwapOption<Compiled>,
+}
+
+struct Compiled {
+    config: Arc<ClientConfig>,
+    verifies: bool,
+    local: Option<Arc<super::certificate::Certificate>>,
+}
+
+impl std::fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamTls")
+            .field("sni", &self.sni)
+            .finish_non_exhaustive()
+    }
+}
+
+impl UpstreamTls {
+    /// Compiles the context. It connects as soon as its secrets are there. `fallback_alpn` is offered if the context
+    /// names no protocols.
+    ///
+    /// # Errors
+    /// What is wrong or not supported, by field.
+    pub fn compile(
+        proto: &Proto,
+        secrets: &SecretStore,
+        fallback_alpn: Vec<Vec<u8>>,
+        stats: Arc<TlsStats>,
+    ) -> Result<Arc<Self>, ConfigError> {
+        if proto.allow_renegotiation {
+            return Err(ConfigError::unsupported("allow_renegotiation"));
+        }
+        if proto.auto_host_sni {
+            return Err(ConfigError::unsupported("auto_host_sni"));
+        }
+        if proto.sni.len() > MAX_SNI {
+            return Err(ConfigError::new("must have at most 255 bytes").at("sni"));
+        }
+        let sni = match proto.sni.as_str() {
+            "" => None,
+            name => Some(
+                ServerName::try_from(name.to_owned())
+                    .map_err(|_| ConfigError::new(format!("'{name}' is no host name")))
+                    .at("sni")?,
+            ),
+        };
+        let default = Default::default();
+        let common = proto.common_tls_context.as_ref().unwrap_or(&default);
+        if common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len() > 1 {
+            return Err(ConfigError::new(
+                "Multiple TLS certificates are not supported for client contexts",
+            )
+            .at("common_tls_context"));
+        }
+        let session_keys = proto.max_session_keys.as_ref().map_or(1, |v| v.value);
+        let tls = Arc::new(Self {
+            common: CommonContext::compile(common, secrets).at("common_tls_context")?,
+            validate_sni: proto.auto_sni_san_validation && sni.is_some(),
+            sni,
+            session_keys: usize::try_from(session_keys)
+                .unwrap_or(usize::MAX)
+                .min(1024),
+            fallback_alpn,
+            stats,
+            current: ArcSwapOption::empty(),
+        });
+        tls.rebuild()?;
+        for slot in tls.common.slots() {
+            let dependent: Arc<dyn Dependent> = tls.clone();
+            slot.depend(Arc::downgrade(&dependent));
+        }
+        Ok(tls)
+    }
+
+    /// Whether its secrets are there.
+    pub fn is_ready(&self) -> bool {
+        self.current.load().is_some()
+    }
+
+    fn rebuild(&self) -> Result<(), ConfigError> {
+        let Some(ready) = self.common.ready() else {
+            return Ok(());
+        };
+        let provider = self.common.parameters.provider.clone();
+        let algorithms = provider.signature_verification_algorithms;
+        let mut validation = Validation::compile(&ready.validation.unwrap_or_default())?;
+        if self.validate_sni
+            && validation.has_anchors()
+            && let Some(ServerName::DnsName(name)) = &self.sni
+        {
+            validation.require_dns(name.as_ref());
+        }
+        let verifies = validation.verifies();
+        let verifier = Arc::new(Verifier {
+            validation: Arc::new(validation),
+            algorithms,
+            stats: self.stats.clone(),
+            required: false,
+            hints: Vec::new(),
+        });
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.common.parameters.versions)
+            .map_err(|e| ConfigError::new(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let local = ready.certificates.into_iter().next();
+        let mut config = match &local {
+            Some(certificate) => builder.with_client_cert_resolver(Arc::new(
+                SingleCertAndKey::from(certificate.key.clone()),
+            )),
+            None => builder.with_no_client_auth(),
+        };
+        config.enable_sni = self.sni.is_some();
+        config.alpn_protocols = if self.common.alpn.is_empty() {
+            self.fallback_alpn.clone()
+        } else {
+            self.common.alpn.clone()
+        };
+        // A new store with every change: no session outlives the rules it began under.
+        config.resumption = match self.session_keys {
+            0 => Resumption::disabled(),
+            n => Resumption::in_memory_sessions(n),
+        };
+        self.current.store(Some(Arc::new(Compiled {
+            config: Arc::new(config),
+            verifies,
+            local,
+        })));
+        Ok(())
+    }
+
+    /// Shakes hands as a client with the host at `address`.
+    ///
+    /// # Errors
+    /// The server failed, its certificate was refused, or the context has no secrets yet.
+    pub async fn connect<IO>(
+        &self,
+        io: IO,
+        address: Option<IpAddr>,
+    ) -> io::Result<(TlsStream<IO>, TlsInfo)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(compiled) = self.current.load_full() else {
+            self.stats.context_secrets_not_ready.inc();
+            return Err(io::Error::other("TLS error: Secret is not supplied by SDS"));
+        };
+        // Without SNI the name only keeps the sessions of different hosts apart.
+        let name = self.sni.clone().unwrap_or_else(|| {
+            let unknown = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+            ServerName::IpAddress(address.unwrap_or(unknown).into())
+        });
+        let connecting = TlsConnector::from(compiled.config.clone()).connect(name, io);
+        match connecting.await {
+            Ok(stream) => {
+                let info = self.info(&compiled, stream.get_ref().1);
+                Ok((stream, info))
+            }
+            Err(error) => {
+                self.stats.connection_error.inc();
+                Err(error)
+            }
+        }
+    }
+
+    fn info(&self, compiled: &Compiled, connection: &ClientConnection) -> TlsInfo {
+        self.stats.handshake.inc();
+        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            self.stats.session_reused.inc();
+        }
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let peer = chain.first().and_then(|leaf| {
+            let facts = facts::read(leaf)?;
+            let chain = chain.iter().map(|c| c.to_vec()).collect();
+            Some(PeerCertificate::new(facts, chain, compiled.verifies))
+        });
+        TlsInfo {
+            version: version_name(connection.protocol_version()),
+            cipher: suite_name(connection.negotiated_cipher_suite()),
+            local: compiled.local.as_ref().map(|c| c.facts.clone()),
+            peer,
+        }
+    }
+}
+
+impl Dependent for UpstreamTls {
+    fn secret_changed(&self) {
+        match self.rebuild() {
+            Ok(()) => self.stats.context_updated_by_sds.inc(),
+            // The last good one serves on.
+            Err(error) => tracing::error!("a secret cannot be used in its context: {error}"),
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `CertificateValidationContext`: what a peer's certificate must be.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, TrustAnchor,
+    UnixTime,
+};
+use rustls::{CertificateError, DistinguishedName, Error, OtherError};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
+    RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath,
+};
+use xds_client::data_source;
+use xds_client::error::{At, ConfigError};
+
+use super::digest::{Sha256, parse_base64, parse_hex, sha256};
+use super::facts;
+use super::san::{self, SanMatcher};
+
+/// The most intermediate certificates between a peer's and an anchor, unless `max_verify_depth` says less.
+const MAX_DEPTH: usize = 100;
+
+/// Whose certificate is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    Client,
+    Server,
+}
+
+/// Which step refused a certificate, for the stats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Chain,
+    Name,
+    Hash,
+}
+
+/// A refused certificate.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refused {
+    pub(super) step: Step,
+    pub(super) error: Error,
+}
+
+/// A refusal in Envoy's words.
+#[derive(Debug)]
+struct Reason(&'static str);
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Reason {}
+
+fn refuse(step: Step, why: &'static str) -> Refused {
+    let reason = OtherError(Arc::new(Reason(why)));
+    Refused {
+        step,
+        error: CertificateError::Other(reason).into(),
+    }
+}
+
+/// A compiled validation context.
+#[derive(Debug, Default)]
+pub(super) struct Validation {
+    anchors: Vec<TrustAnchor<'static>>,
+    /// Names of the anchors, for the list that a server sends with its request for a certificate.
+    pub(super) hints: Vec<DistinguishedName>,
+    crls: Vec<CertRevocationList<'static>>,
+    crl_of_leaf_only: bool,
+    names: Vec<SanMatcher>,
+    hashes: Vec<Sha256>,
+    keys: Vec<Sha256>,
+    allow_expired: bool,
+    accept_untrusted: bool,
+    max_depth: usize,
+}
+
+impl Validation {
+    /// Compiles the context. An empty one accepts any certificate, as Envoy does.
+    ///
+    /// # Errors
+    /// What is not valid, not supported, or, as Envoy has it, insecure: names without an authority.
+    pub(super) fn compile(proto: &CertificateValidationContext) -> Result<Self, ConfigError> {
+        for (set, field) in [
+            (
+                proto.ca_certificate_provider_instance.is_some(),
+                "ca_certificate_provider_instance",
+            ),
+            (
+                proto.custom_validator_config.is_some(),
+                "custom_validator_config",
+            ),
+            (
+                proto
+                    .require_signed_certificate_timestamp
+                    .is_some_and(|v| v.value),
+                "require_signed_certificate_timestamp",
+            ),
+        ] {
+            if set {
+                return Err(ConfigError::unsupported(field));
+            }
+        }
+        let mut validation = Self {
+            crl_of_leaf_only: proto.only_verify_leaf_cert_crl,
+            allow_expired: proto.allow_expired_certificate,
+            accept_untrusted: proto.trust_chain_verification()
+                == TrustChainVerification::AcceptUntrusted,
+            max_depth: proto
+                .max_verify_depth
+                .map_or(MAX_DEPTH, |d| usize::try_from(d.value).unwrap_or(MAX_DEPTH)),
+            ..Self::default()
+        };
+        if let Some(source) = &proto.trusted_ca {
+            let pem = data_source::read(source).at("trusted_ca")?;
+            let from = data_source::location(source);
+            validation
+                .trust(
+                    CertificateDer::pem_slice_iter(&pem)
+                        .collect::<Result<Vec<_>, _>>()
+                        .ok(),
+                    from,
+                )
+                .at("trusted_ca")?;
+        } else if proto.system_root_certs.is_some() {
+            let found = rustls_native_certs::load_native_certs();
+            validation
+                .trust(Some(found.certs), "the system's store")
+                .at("system_root_certs")?;
+        }
+        if let Some(source) = &proto.crl {
+            let pem = data_source::read(source).at("crl")?;
+            let failed = || {
+                let from = data_source::location(source);
+                ConfigError::new(format!("Failed to load CRL from {from}")).at("crl")
+            };
+            for crl in CertificateRevocationListDer::pem_slice_iter(&pem) {
+                let crl = crl.map_err(|_| failed())?;
+                let crl = OwnedCertRevocationList::from_der(&crl).map_err(|_| failed())?;
+                validation.crls.push(CertRevocationList::Owned(crl));
+            }
+            if validation.crls.is_empty() {
+                return Err(failed());
+            }
+        }
+        for (i, text) in proto.verify_certificate_hash.iter().enumerate() {
+            let hash = parse_hex(text).ok_or_else(|| {
+                ConfigError::new(format!("Invalid hex-encoded SHA-256 {text}"))
+                    .at(format!("verify_certificate_hash[{i}]"))
+            })?;
+            validation.hashes.push(hash);
+        }
+        for (i, text) in proto.verify_certificate_spki.iter().enumerate() {
+            let hash = parse_base64(text).ok_or_else(|| {
+                ConfigError::new(format!("Invalid base64-encoded SHA-256 {text}"))
+                    .at(format!("verify_certificate_spki[{i}]"))
+            })?;
+            validation.keys.push(hash);
+        }
+        for (i, matcher) in proto.match_typed_subject_alt_names.iter().enumerate() {
+            let path = format!("match_typed_subject_alt_names[{i}]");
+            validation
+                .names
+                .push(SanMatcher::compile(matcher).at(path)?);
+        }
+        #[expect(deprecated, reason = "istiod still sends it to gateways")]
+        for (i, matcher) in proto.match_subject_alt_names.iter().enumerate() {
+            let path = format!("match_subject_alt_names[{i}]");
+            validation
+                .names
+                .push(SanMatcher::compile_untyped(matcher).at(path)?);
+        }
+        if !validation.names.is_empty() && validation.anchors.is_empty() {
+            return Err(ConfigError::new(
+                "SAN-based verification of peer certificates without trusted CA is insecure and not allowed",
+            ));
+        }
+        Ok(validation)
+    }
+
+    fn trust(
+        &mut self,
+        certificates: Option<Vec<CertificateDer<'static>>>,
+        from: &str,
+    ) -> Result<(), ConfigError> {
+        let failed = || {
+            ConfigError::new(format!(
+                "Failed to load trusted CA certificates from {from}"
+            ))
+        };
+        for der in certificates.ok_or_else(failed)? {
+            let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|_| failed())?;
+            let name = DistinguishedName::in_sequence(anchor.subject.as_ref());
+            self.hints.push(name);
+            self.anchors.push(anchor.to_owned());
+        }
+        if self.anchors.is_empty() {
+            return Err(failed());
+        }
+        Ok(())
+    }
+
+    /// Also accepts the names in `names`: for automatic SAN validation, where nothing else is asked for.
+    pub(super) fn require_dns(&mut self, name: &str) {
+        self.names = vec![SanMatcher::dns(name)];
+    }
+
+    /// Whether it refuses anything.
+    pub(super) fn verifies(&self) -> bool {
+        let nothing = self.anchors.is_empty() && self.hashes.is_empty() && self.keys.is_empty();
+        !(self.accept_untrusted || nothing)
+    }
+
+    /// Whether it trusts any authority.
+    pub(super) fn has_anchors(&self) -> bool {
+        !self.anchors.is_empty()
+    }
+
+    /// Verifies a peer's chain.
+    ///
+    /// # Errors
+    /// The first step that refuses it.
+    pub(super) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        peer: Peer,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+        now: UnixTime,
+    ) -> Result<(), Refused> {
+        if self.accept_untrusted {
+            return Ok(());
+        }
+        if !self.anchors.is_empty() {
+            self.verify_chain(leaf, intermediates, peer, algorithms, now)?;
+        }
+        if !self.names.is_empty() {
+            let accepted = facts::read(leaf).is_some_and(|f| san::accepted(&self.names, &f));
+            if !accepted {
+                return Err(refuse(Step::Name, "verify cert failed: verify SAN list"));
+            }
+        }
+        if self.hashes.is_empty() && self.keys.is_empty() {
+            return Ok(());
+        }
+        let by_hash = self.hashes.contains(&sha256(leaf));
+        let by_key = || {
+            !self.keys.is_empty()
+                && facts::public_key(leaf).is_some_and(|k| self.keys.contains(&sha256(&k)))
+        };
+        if by_hash || by_key() {
+            Ok(())
+        } else {
+            Err(refuse(Step::Hash, "verify cert failed: cert hash and spki"))
+        }
+    }
+
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        peer: Peer,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+        now: UnixTime,
+    ) -> Result<(), Refused> {
+        let failed = |e: webpki::Error| Refused {
+            step: Step::Chain,
+            error: pki_error(e),
+        };
+        let certificate = EndEntityCert::try_from(leaf).map_err(failed)?;
+        let verify = |now| {
+            let usage = match peer {
+                Peer::Client => KeyUsage::client_auth(),
+                Peer::Server => KeyUsage::server_auth(),
+            };
+            let crls: Vec<&CertRevocationList<'_>> = self.crls.iter().collect();
+            let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
+                // As OpenSSL has it: an authority without a list, or with an old one, cannot be trusted.
+                options
+                    .with_expiration_policy(ExpirationPolicy::Enforce)
+                    .with_depth(if self.crl_of_leaf_only {
+                        RevocationCheckDepth::EndEntity
+                    } else {
+                        RevocationCheckDepth::Chain
+                    })
+                    .build()
+            });
+            let within_depth = |path: &VerifiedPath<'_>| {
+                if path.intermediate_certificates().count() > self.max_depth {
+                    return Err(webpki::Error::MaximumPathDepthExceeded);
+                }
+                Ok(())
+            };
+            certificate
+                .verify_for_usage(
+                    algorithms,
+                    &self.anchors,
+                    intermediates,
+                    now,
+                    usage,
+                    revocation,
+                    Some(&within_depth),
+                )
+                .map(|_| ())
+        };
+        match verify(now) {
+            // Envoy passes over expiry then; at the end of its validity the certificate must have been good.
+            Err(webpki::Error::CertExpired { not_after, .. }) if self.allow_expired => {
+                let before = not_after.as_secs();
+                verify(UnixTime::since_unix_epoch(Duration::from_secs(before))).map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+    }
+}
+
+/// The alert that each of webpki's errors becomes.
+fn pki_error(error: webpki::Error) -> Error {
+    use webpki::Error as E;
+    match error {
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding.into(),
+        E::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }.into()
+        }
+        E::CertExpired { time, not_after } => {
+            CertificateError::ExpiredContext { time, not_after }.into()
+        }
+        E::UnknownIssuer => CertificateError::UnknownIssuer.into(),
+        E::CertRevoked => CertificateError::Revoked.into(),
+        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus.into(),
+        E::CrlExpired { time, next_update } => {
+            CertificateError::ExpiredRevocationListContext { time, next_update }.into()
+        }
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature.into(),
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose.into(),
+        other => CertificateError::Other(OtherError(Arc::new(other))).into(),
+    }
+}
