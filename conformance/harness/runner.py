@@ -19,8 +19,8 @@ UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 class Group:
     """The cases that share one bootstrap: a file of cases/ makes one and decorates its cases with it."""
 
-    def __init__(self, config):
-        self.config, self.cases = config, []
+    def __init__(self, config, files=None):
+        self.config, self.files, self.cases = config, files, []
 
     def case(self, name, upstream=(), logs=None, blind=False):
         """`upstream`: the backend's actions, one per request; `logs`: access log lines if not one per response;
@@ -33,7 +33,7 @@ class Group:
     def side(self, binary, wanted, results):
         """One proxy through all wanted cases."""
         try:
-            proxy = Proxy(binary, self.config)
+            proxy = Proxy(binary, self.config, self.files)
         except Exception as error:
             print(f"FAIL the bootstrap of this group: {error}")
             for case in wanted:

@@ -14,6 +14,18 @@ mod table;
 
 use table::{Field, Header, Kind, Message, Oneof, Rules, Scalar, Shape};
 
+/// Messages of which every field is kept, so that a field can be refused by its name.
+const WHOLE: &[&str] = &[
+    "envoy.config.bootstrap.v3.",
+    "envoy.config.cluster.v3.",
+    "envoy.config.core.v3.",
+    "envoy.config.endpoint.v3.",
+    "envoy.config.listener.v3.",
+    "envoy.config.route.v3.",
+    "envoy.extensions.filters.network.http_connection_manager.v3.",
+    "envoy.extensions.upstreams.http.v3.",
+];
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// One line for each message that has constraints or leads to some: name, tab, JSON; sorted by name.
@@ -40,7 +52,7 @@ pub fn table(pool: &DescriptorPool) -> Result<String> {
     Ok(lines?.join("\n"))
 }
 
-/// Takes out the messages and fields under which there is no rule at all.
+/// Takes out the messages and fields under which there is no rule at all, except in what is kept whole.
 fn keep_what_matters(messages: &mut BTreeMap<String, Message>) {
     let own = |f: &Field| f.rules != Rules::default() || f.kind == Kind::Any;
     let mut matter: BTreeSet<String> = BTreeSet::new();
@@ -56,11 +68,13 @@ fn keep_what_matters(messages: &mut BTreeMap<String, Message>) {
             break;
         }
     }
+    let whole = |name: &str| WHOLE.iter().any(|package| name.starts_with(package));
+    matter.extend(messages.keys().filter(|name| whole(name)).cloned());
     messages.retain(|name, _| matter.contains(name));
-    for message in messages.values_mut() {
+    for (name, message) in messages {
         message.fields.retain_mut(|f| {
             f.message = f.message.take().filter(|m| matter.contains(m));
-            own(f) || f.message.is_some()
+            own(f) || f.message.is_some() || whole(name)
         });
     }
 }

@@ -10,22 +10,22 @@ use prost::{Message, Name};
 
 use crate::bootstrap::encode;
 use crate::error::ConfigError;
-use crate::json::UnknownFields;
+use crate::json::{UnknownFields, name_of};
 use crate::subscription::{Event, ResourceHandler, Subscription};
 
 /// How often the file is looked at. Polling sees every way of replacing a file, Kubernetes' swapped links
 /// included, so `watched_directory` needs nothing of its own.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Watches a file until the task is aborted. The handler gets all the resources in it, of which those with
-/// new bytes are applied; what is gone from the file is removed. A broken file leaves things as they are.
+/// new bytes are applied. Listeners and clusters that are gone from the file are removed; of the other types a
+/// file, like a response, need not be complete. A broken file leaves things as they are.
 pub fn spawn(
     path: PathBuf,
     type_url: &str,
     mut handler: Box<dyn ResourceHandler>,
 ) -> tokio::task::JoinHandle<()> {
-    let mut subscription = Subscription::new(type_url);
-    subscription.wildcard = true;
+    let mut subscription = subscription(type_url);
     tokio::spawn(async move {
         let mut seen = None;
         loop {
@@ -37,6 +37,18 @@ pub fn spawn(
             tokio::time::sleep(INTERVAL).await;
         }
     })
+}
+
+/// Takes whatever is in the file.
+fn subscription(type_url: &str) -> Subscription {
+    let mut subscription = Subscription::new(type_url);
+    match name_of(type_url) {
+        "envoy.config.listener.v3.Listener" | "envoy.config.cluster.v3.Cluster" => {
+            subscription.wildcard = true;
+        }
+        _ => subscription.takes_all = true,
+    }
+    subscription
 }
 
 /// What changes when a file is written or replaced.
@@ -76,7 +88,12 @@ mod tests {
     use crate::subscription::{Rejected, Resource};
 
     #[derive(Default)]
-    struct Recorder(Vec<(Vec<String>, Vec<String>)>, Vec<Event>);
+    struct Recorder {
+        applied: Vec<(Vec<String>, Vec<String>)>,
+        events: Vec<Event>,
+        /// The name that it refuses.
+        refuses: &'static str,
+    }
 
     impl ResourceHandler for Recorder {
         fn apply(
@@ -86,33 +103,89 @@ mod tests {
             removed: Vec<String>,
             _: bool,
         ) -> Vec<Rejected> {
-            let names = added.into_iter().map(|r| r.name).collect();
-            self.0.push((names, removed));
-            Vec::new()
+            let names: Vec<_> = added.into_iter().map(|r| r.name).collect();
+            let bad = names.iter().filter(|n| **n == self.refuses);
+            let rejected = bad.map(|n| Rejected {
+                name: n.clone(),
+                error: ConfigError::new("no"),
+            });
+            let rejected = rejected.collect();
+            self.applied.push((names, removed));
+            rejected
         }
         fn on_event(&mut self, event: Event) {
-            self.1.push(event);
+            self.events.push(event);
         }
     }
 
-    #[tokio::test]
-    async fn a_changed_file_is_applied_and_a_broken_one_is_not() {
-        let path = std::env::temp_dir().join(format!("fairway-cds-{}.yaml", std::process::id()));
-        let url = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-        let (mut handler, mut subscription) = (Recorder::default(), Subscription::new(url));
-        subscription.wildcard = true;
-        let file = |name: &str| format!("resources:\n- {{\"@type\": {url}, name: {name}}}\n");
-        for content in [file("a"), "resources: 3".into(), file("b")] {
+    const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+    fn file(kind: &str, names: &[&str]) -> String {
+        let resource = |n: &&str| format!("- {{\"@type\": {kind}, name: {n}}}\n");
+        let resources: String = names.iter().map(resource).collect();
+        format!("resources:\n{resources}")
+    }
+
+    /// What the handler is told of these contents of a file, one after the other.
+    async fn run(name: &str, kind: &str, contents: &[String], refuses: &'static str) -> Recorder {
+        let path = std::env::temp_dir().join(format!("fairway-{name}-{}.yaml", std::process::id()));
+        let mut handler = Recorder {
+            refuses,
+            ..Recorder::default()
+        };
+        let mut subscription = subscription(kind);
+        for content in contents {
             std::fs::write(&path, content).unwrap();
             update(&path, &mut subscription, &mut handler).await;
         }
         std::fs::remove_file(&path).unwrap();
-        let expected = [
-            (vec!["a".to_owned()], vec![]),
-            (vec!["b".to_owned()], vec!["a".to_owned()]),
+        handler
+    }
+
+    fn applied(added: &[&str], removed: &[&str]) -> (Vec<String>, Vec<String>) {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        (owned(added), owned(removed))
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_applied_and_a_broken_one_is_not() {
+        let other = "type.googleapis.com/envoy.config.listener.v3.Listener";
+        let contents = [
+            file(CDS, &["a"]),
+            "resources: 3".into(),
+            file(other, &["a"]),
+            file(CDS, &["b"]),
         ];
-        assert_eq!(handler.0, expected);
+        let seen = run("cds", CDS, &contents, "").await;
+        assert_eq!(
+            seen.applied,
+            [applied(&["a"], &[]), applied(&["b"], &["a"])]
+        );
         let refused = |e: &&Event| matches!(e, Event::UpdateRejected { .. });
-        assert_eq!(handler.1.iter().filter(refused).count(), 1);
+        assert_eq!(seen.events.iter().filter(refused).count(), 2);
+    }
+
+    #[tokio::test]
+    async fn routes_that_a_file_lacks_stay() {
+        let kind = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+        let contents = [file(kind, &["a"]), file(kind, &["b"]), file(kind, &[])];
+        let seen = run("rds", kind, &contents, "").await;
+        assert_eq!(seen.applied, [applied(&["a"], &[]), applied(&["b"], &[])]);
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_tried_again_and_its_going_is_told() {
+        let contents = [
+            file(CDS, &["a", "bad"]),
+            file(CDS, &["a", "bad"]),
+            file(CDS, &["a"]),
+        ];
+        let seen = run("bad", CDS, &contents, "bad").await;
+        let expected = [
+            applied(&["a", "bad"], &[]),
+            applied(&["bad"], &[]),
+            applied(&[], &["bad"]),
+        ];
+        assert_eq!(seen.applied, expected);
     }
 }

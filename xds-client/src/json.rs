@@ -68,6 +68,13 @@ impl Pool {
         self.0.get_message_by_name(full_name).is_some()
     }
 
+    /// The names of a message's fields; none if it is not known.
+    pub fn fields(&self, full_name: &str) -> Vec<String> {
+        let message = self.0.get_message_by_name(full_name);
+        let fields = message.iter().flat_map(MessageDescriptor::fields);
+        fields.map(|f| f.name().to_owned()).collect()
+    }
+
     fn message(&self, full_name: &str) -> Result<MessageDescriptor, ConfigError> {
         self.0
             .get_message_by_name(full_name)

@@ -85,9 +85,14 @@ pub trait ResourceHandler: Send {
 #[derive(Debug, Default)]
 pub(crate) struct Subscription {
     pub type_url: String,
+    /// Everything is wanted, and a response (state of the world) that lacks a name takes it away.
     pub wildcard: bool,
+    /// Everything is taken, but only names that were given up go.
+    pub takes_all: bool,
     pub names: BTreeSet<String>,
     pub known: HashMap<String, Resource>,
+    /// What was refused and has not come right since.
+    rejected: HashSet<String>,
     /// `version_info` of the last accepted response (state of the world).
     pub version: String,
 }
@@ -137,6 +142,9 @@ impl Subscription {
         let mut broken = Vec::new();
         for any in response.resources {
             match unwrap(any) {
+                Ok((_, any)) if name_of(&any.type_url) != name_of(&self.type_url) => {
+                    broken.push(self.wrong_type(&any));
+                }
                 Ok((name, any)) => resources.push((name, version.clone(), any)),
                 Err(e) => broken.push(e.to_string()),
             }
@@ -148,18 +156,21 @@ impl Subscription {
         let mut removed = Vec::new();
         if self.wildcard {
             let present: HashSet<&str> = resources.iter().map(|r| r.0.as_str()).collect();
-            removed.extend(
-                self.known
-                    .keys()
-                    .filter(|n| !present.contains(n.as_str()))
-                    .cloned(),
-            );
+            let gone = |name: &&String| !present.contains(name.as_str());
+            removed.extend(self.known.keys().filter(gone).cloned());
+            // What was only ever refused goes too, and its error with it.
+            let never = |name: &&String| gone(name) && !self.known.contains_key(*name);
+            removed.extend(self.rejected.iter().filter(never).cloned());
         }
         let outcome = self.accept(resources, removed, self.wildcard, version.clone(), handler);
         if outcome.is_ok() {
             self.version = version;
         }
         outcome
+    }
+
+    fn wrong_type(&self, any: &Any) -> String {
+        format!("type {} in a response of {}", any.type_url, self.type_url)
     }
 
     fn refuse(&self, error: String, handler: &mut dyn ResourceHandler) -> Outcome {
@@ -188,19 +199,20 @@ impl Subscription {
         let mut rejected: Vec<Rejected> = Vec::new();
         let mut added = Vec::new();
         for (name, version, any) in resources {
-            if !self.wildcard && !self.names.contains(&name) {
+            if !self.wildcard && !self.takes_all && !self.names.contains(&name) {
                 continue; // unsubscribed meanwhile
             }
             if name_of(&any.type_url) != name_of(&self.type_url) {
-                let reason = format!("type {} in a response of {}", any.type_url, self.type_url);
                 rejected.push(Rejected {
                     name,
-                    error: ConfigError::new(reason),
+                    error: ConfigError::new(self.wrong_type(&any)),
                 });
                 continue;
             }
+            // One that was refused in between is applied again, so that nobody takes it for refused still.
             if let Some(known) = self.known.get_mut(&name)
                 && *known.any == any
+                && !self.rejected.contains(&name)
             {
                 known.version = version;
                 continue;
@@ -217,10 +229,14 @@ impl Subscription {
         let bad: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         for name in &removed {
             self.known.remove(name);
+            self.rejected.remove(name);
         }
         for resource in added.into_iter().filter(|r| !bad.contains(r.name.as_str())) {
+            self.rejected.remove(&resource.name);
             self.known.insert(resource.name.clone(), resource);
         }
+        self.rejected
+            .extend(rejected.iter().map(|r| r.name.clone()));
         if rejected.is_empty() {
             handler.on_event(Event::UpdateSuccess {
                 type_url: self.type_url.clone(),

@@ -1,5 +1,5 @@
-//! What is wrong with a bootstrap as a whole: sections that are not supported, names given twice, references to
-//! clusters that are not there.
+//! What is wrong with a bootstrap as a whole: extensions that are not there, names given twice, references to
+//! clusters that are not there. Fields that are not supported are `config/fields.rs`' to refuse.
 
 use std::collections::HashSet;
 
@@ -16,35 +16,10 @@ use crate::server::socket::BindAddress;
 /// # Errors
 /// The first such field, by its path.
 pub fn check(b: &Bootstrap) -> Result<(), ConfigError> {
-    sections(b)?;
     extensions(b)?;
     b.layered_runtime.as_ref().map_or(Ok(()), runtime)?;
     b.stats_config.as_ref().map_or(Ok(()), stats)?;
     static_names(b)
-}
-
-fn sections(b: &Bootstrap) -> Result<(), ConfigError> {
-    let refused = [
-        (b.hds_config.is_some(), "hds_config"),
-        (!b.header_prefix.is_empty(), "header_prefix"),
-        (!b.fatal_actions.is_empty(), "fatal_actions"),
-        (!b.config_sources.is_empty(), "config_sources"),
-        (b.default_config_source.is_some(), "default_config_source"),
-        (
-            !b.default_socket_interface.is_empty(),
-            "default_socket_interface",
-        ),
-        (
-            !b.certificate_provider_instances.is_empty(),
-            "certificate_provider_instances",
-        ),
-        (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
-        (b.listener_manager.is_some(), "listener_manager"),
-    ];
-    match refused.iter().find(|(set, _)| *set) {
-        Some((_, field)) => Err(ConfigError::unsupported(field)),
-        None => Ok(()),
-    }
 }
 
 /// Extensions whose section is ignored must at least be some: without a configuration nobody could tell a

@@ -537,7 +537,7 @@ impl Resources {
         resource: &Resource,
     ) -> Result<(), ConfigError> {
         let (any, version) = (&resource.any, resource.version.as_str());
-        xds_client::constraints::check_any(any)?;
+        super::fields::check(any)?;
         match kind {
             Kind::Cluster => {
                 let cluster: Cluster = decode(any)?;

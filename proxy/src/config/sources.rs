@@ -1,6 +1,6 @@
 //! Where dynamic resources come from: `ConfigSource`s turned into subscriptions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
@@ -31,7 +31,19 @@ pub struct Sources {
     /// Streams of `api_config_source`, by type and cluster.
     streams: HashMap<(String, String), Handle>,
     /// Watched files, by type and path.
-    files: HashMap<(String, String), tokio::task::JoinHandle<()>>,
+    files: HashMap<(String, String), WatchedFile>,
+}
+
+/// A file, and the names that are wanted of it (none: all).
+struct WatchedFile {
+    task: tokio::task::JoinHandle<()>,
+    names: BTreeSet<String>,
+}
+
+impl Drop for WatchedFile {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// `initial_fetch_timeout` of a source; zero is for ever.
@@ -151,20 +163,23 @@ impl Sources {
         type_url: &str,
         names: Vec<String>,
     ) -> Result<(), ConfigError> {
-        if let Some(handle) = self.handle(source, type_url)? {
-            handle.subscribe(type_url, names, fetch_timeout(source));
+        match self.handle(source, type_url)? {
+            Some(handle) => handle.subscribe(type_url, names, fetch_timeout(source)),
+            None => self.watch(path(source), type_url, names),
         }
         Ok(())
     }
 
-    /// Gives names up. A file goes on being watched.
+    /// Gives names up.
     pub fn unsubscribe(&mut self, source: &ConfigSource, type_url: &str, names: Vec<String>) {
-        if let Ok(Some(handle)) = self.handle(source, type_url) {
-            handle.unsubscribe(type_url, names);
+        match self.handle(source, type_url) {
+            Ok(Some(handle)) => handle.unsubscribe(type_url, names),
+            Ok(None) => self.unwatch(path(source), type_url, &names),
+            Err(_) => {} // and so there was no subscription
         }
     }
 
-    /// The stream of a source; `None` for a file, which is watched from now on.
+    /// The stream of a source; `None` for a file.
     fn handle(
         &mut self,
         source: &ConfigSource,
@@ -174,12 +189,7 @@ impl Sources {
             Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
                 self.ads.clone().map(Some).ok_or_else(without_ads)
             }
-            Some(ConfigSourceSpecifier::Path(path)) => {
-                self.watch(path, type_url);
-                Ok(None)
-            }
-            Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
-                self.watch(&file.path, type_url);
+            Some(ConfigSourceSpecifier::Path(_) | ConfigSourceSpecifier::PathConfigSource(_)) => {
                 Ok(None)
             }
             Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
@@ -196,18 +206,37 @@ impl Sources {
         }
     }
 
-    fn watch(&mut self, path: &str, type_url: &str) {
+    /// Watches a file. One that is watched already is read anew, for the sake of the new names.
+    fn watch(&mut self, path: &str, type_url: &str, names: Vec<String>) {
         let key = (type_url.to_owned(), path.to_owned());
-        let handler = &self.handler;
-        self.files
-            .entry(key)
-            .or_insert_with(|| xds_client::filesystem::spawn(path.into(), type_url, handler()));
+        let old = self.files.remove(&key);
+        let mut wanted: BTreeSet<String> = names.into_iter().collect();
+        wanted.extend(old.iter().flat_map(|f| f.names.iter().cloned()));
+        let task = xds_client::filesystem::spawn(path.into(), type_url, (self.handler)());
+        let file = WatchedFile {
+            task,
+            names: wanted,
+        };
+        self.files.insert(key, file);
+    }
+
+    fn unwatch(&mut self, path: &str, type_url: &str, names: &[String]) {
+        let key = (type_url.to_owned(), path.to_owned());
+        if let Some(file) = self.files.get_mut(&key) {
+            file.names.retain(|n| !names.contains(n));
+            if file.names.is_empty() {
+                self.files.remove(&key);
+            }
+        }
     }
 }
 
-impl Drop for Sources {
-    fn drop(&mut self) {
-        self.files.values().for_each(|task| task.abort());
+/// The file of a source that has one.
+fn path(source: &ConfigSource) -> &str {
+    match &source.config_source_specifier {
+        Some(ConfigSourceSpecifier::Path(path)) => path,
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => &file.path,
+        _ => "",
     }
 }
 

@@ -26,6 +26,7 @@ use crate::bootstrap::logging::{LogHandle, LogOptions};
 use crate::bootstrap::{DEFAULT_BOOTSTRAP, settings::Settings};
 use crate::config::chain::ChainCompiler;
 use crate::config::context::{AccessLogs, ChainContext};
+use crate::config::fields;
 use crate::config::resources::Resources;
 use crate::config::routes::RouteStore;
 use crate::config::sources::{self, Sources};
@@ -79,6 +80,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let invalid = |e: ConfigError| format!("{origin}: {e}");
     let settings = Settings::new(&line, &bootstrap).map_err(invalid)?;
     sources::check(&bootstrap).map_err(invalid)?;
+    fields::check_bootstrap(&bootstrap).map_err(invalid)?;
     let stats = Stats::with_settings(
         bootstrap
             .stats_config

@@ -2,14 +2,15 @@
 //!
 //! Checked on the encoded form, so that neither descriptors nor generated code are needed: the build script
 //! writes a table of the rules, and of it only the messages that occur are read. What an `Any` or a
-//! TypedStruct carries is checked too, as far as its type is known.
+//! TypedStruct carries is checked too, as far as its type is known. On the same walk the fields are refused that
+//! the caller does not support.
 
 mod rules;
 mod table;
 mod wire;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
@@ -25,6 +26,11 @@ static TABLE: &str = include_str!(concat!(env!("OUT_DIR"), "/constraints.txt"));
 static CACHE: Mutex<Option<HashMap<String, Option<Arc<Message>>>>> = Mutex::new(None);
 /// As deep as the decoder goes; `Any` inside `Any` gets past that.
 const MAX_DEPTH: usize = 100;
+
+/// The fields that are refused where they are set, by message. A `BoolValue` of false counts as not set.
+pub type Refused = HashMap<&'static str, Vec<&'static str>>;
+
+static NONE: LazyLock<Refused> = LazyLock::new(HashMap::new);
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -43,6 +49,8 @@ struct Field {
     shape: Shape,
     message: Option<String>,
     rules: Compiled,
+    /// Nothing can be wrong in it.
+    idle: bool,
 }
 
 /// Checks an encoded message and everything in it.
@@ -50,15 +58,15 @@ struct Field {
 /// # Errors
 /// The path of the first field that breaks a rule, and the rule.
 pub fn check(full_name: &str, bytes: &[u8]) -> Result<()> {
-    message(full_name, bytes, 0)
+    check_with(full_name, bytes, &NONE)
 }
 
-/// [`check`] for a resource as it comes.
+/// [`check`], and refuses fields besides.
 ///
 /// # Errors
-/// As [`check`].
-pub fn check_any(any: &Any) -> Result<()> {
-    check(crate::json::name_of(&any.type_url), &any.value)
+/// The path of the first field that breaks a rule or is refused.
+pub fn check_with(full_name: &str, bytes: &[u8], refused: &Refused) -> Result<()> {
+    message(full_name, bytes, refused, 0)
 }
 
 /// The constraints of a message; `None` if there are none, or it is not known.
@@ -100,8 +108,11 @@ fn compile(full_name: &str, json: &str) -> Result<Message> {
         .map_err(|e| ConfigError::new(format!("constraints of {full_name}: {e}")))?;
     let mut fields = Vec::with_capacity(table.fields.len());
     for field in table.fields {
+        let rules = Compiled::new(field.rules)?;
+        let leads = field.message.is_some() || field.kind == Kind::Any;
         fields.push(Field {
-            rules: Compiled::new(field.rules)?,
+            idle: rules.is_none() && !leads,
+            rules,
             number: field.number,
             name: field.name,
             kind: field.kind,
@@ -115,7 +126,7 @@ fn compile(full_name: &str, json: &str) -> Result<Message> {
     })
 }
 
-fn message(full_name: &str, bytes: &[u8], depth: usize) -> Result<()> {
+fn message(full_name: &str, bytes: &[u8], refused: &Refused, depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(ConfigError::new("nested too deeply"));
     }
@@ -128,13 +139,37 @@ fn message(full_name: &str, bytes: &[u8], depth: usize) -> Result<()> {
             return Err(ConfigError::new("value is required").at(&oneof.name));
         }
     }
+    let refused_here = refused.get(full_name).map(Vec::as_slice);
     for f in &known.fields {
-        field(f, &records, depth).at(&f.name)?;
+        if refused_here.is_some_and(|names| names.contains(&f.name.as_str())) {
+            refuse(f, &records)?;
+        }
+        if !f.idle {
+            field(f, &records, refused, depth).at(&f.name)?;
+        }
     }
     Ok(())
 }
 
-fn field(f: &Field, records: &[Record<'_>], depth: usize) -> Result<()> {
+/// Refuses a field that is set.
+fn refuse(f: &Field, records: &[Record<'_>]) -> Result<()> {
+    let set = |r: &Record<'_>| {
+        r.number == f.number
+            && match (f.kind, r.value) {
+                (Kind::BoolValue, value) => {
+                    wire::number(f.kind, Some(value)).ok().flatten() != Some(0.0)
+                }
+                (Kind::String | Kind::Bytes, Wire::Bytes(bytes)) => !bytes.is_empty(),
+                _ => true,
+            }
+    };
+    if records.iter().any(set) {
+        return Err(ConfigError::unsupported(&f.name));
+    }
+    Ok(())
+}
+
+fn field(f: &Field, records: &[Record<'_>], refused: &Refused, depth: usize) -> Result<()> {
     let mut present = records.iter().filter(|r| r.number == f.number);
     match f.shape {
         Shape::Plain | Shape::Optional => {
@@ -147,7 +182,7 @@ fn field(f: &Field, records: &[Record<'_>], depth: usize) -> Result<()> {
             }
             f.rules.check(f.kind, last.map(|r| r.value))?;
             // A message in several parts is their merge; each part must be right by itself, nearly always so.
-            present.try_for_each(|r| inside(f, r.value, depth))
+            present.try_for_each(|r| inside(f, r.value, refused, depth))
         }
         Shape::List => {
             let mut values = Vec::new();
@@ -163,14 +198,14 @@ fn field(f: &Field, records: &[Record<'_>], depth: usize) -> Result<()> {
                 if let Some(items) = &f.rules.items {
                     items.check(f.kind, Some(value)).at(&step)?;
                 }
-                inside(f, value, depth).at(&step)?;
+                inside(f, value, refused, depth).at(&step)?;
             }
             Ok(())
         }
         Shape::Map => {
             f.rules.check_count(present.clone().count())?;
             for record in present {
-                entry(f, record, depth)?;
+                entry(f, record, refused, depth)?;
             }
             Ok(())
         }
@@ -178,7 +213,7 @@ fn field(f: &Field, records: &[Record<'_>], depth: usize) -> Result<()> {
 }
 
 /// One entry of a map: a message of a key and a value.
-fn entry(f: &Field, record: &Record<'_>, depth: usize) -> Result<()> {
+fn entry(f: &Field, record: &Record<'_>, refused: &Refused, depth: usize) -> Result<()> {
     let Wire::Bytes(bytes) = record.value else {
         return Err(wire::malformed());
     };
@@ -196,27 +231,34 @@ fn entry(f: &Field, record: &Record<'_>, depth: usize) -> Result<()> {
     if let Some(items) = &f.rules.items {
         items.check(f.kind, value).at(&step)?;
     }
-    value.map_or(Ok(()), |v| inside(f, v, depth)).at(&step)
+    value
+        .map_or(Ok(()), |v| inside(f, v, refused, depth))
+        .at(&step)
 }
 
 /// Checks what is inside a message or an `Any`.
-fn inside(f: &Field, value: Wire<'_>, depth: usize) -> Result<()> {
+fn inside(f: &Field, value: Wire<'_>, refused: &Refused, depth: usize) -> Result<()> {
     if f.rules.of.skip {
         return Ok(());
     }
     match (f.kind, value, &f.message) {
-        (Kind::Message, Wire::Bytes(bytes), Some(name)) => message(name, bytes, depth + 1),
-        (Kind::Any, Wire::Bytes(bytes), _) => inside_any(bytes, depth + 1),
+        (Kind::Message, Wire::Bytes(bytes), Some(name)) => message(name, bytes, refused, depth + 1),
+        (Kind::Any, Wire::Bytes(bytes), _) => inside_any(bytes, refused, depth + 1),
         _ => Ok(()),
     }
 }
 
-fn inside_any(bytes: &[u8], depth: usize) -> Result<()> {
+fn inside_any(bytes: &[u8], refused: &Refused, depth: usize) -> Result<()> {
     let any = Any::decode(bytes).map_err(|e| ConfigError::new(e.to_string()))?;
     // What is wrong with a TypedStruct, or has no type here, is for the one to say who uses it.
     match any::opened(&any) {
-        Ok(Some(inner)) => message(&inner.full_name, &inner.bytes, depth).at("value"),
-        Ok(None) => message(crate::json::name_of(&any.type_url), &any.value, depth),
+        Ok(Some(inner)) => message(&inner.full_name, &inner.bytes, refused, depth).at("value"),
+        Ok(None) => message(
+            crate::json::name_of(&any.type_url),
+            &any.value,
+            refused,
+            depth,
+        ),
         Err(_) => Ok(()),
     }
 }

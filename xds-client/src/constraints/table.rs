@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The fields of a message that have rules, or lead to messages that have.
+/// The fields of a message that have rules, lead to messages that have, or can be refused.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Message {
     /// Oneofs of which one field must be set.

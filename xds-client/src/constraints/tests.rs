@@ -112,6 +112,46 @@ fn what_any_and_typed_structs_carry_is_checked() {
 }
 
 #[test]
+fn refused_fields_are_found_wherever_they_are() {
+    let refused: Refused = [
+        ("envoy.config.route.v3.Route", vec!["decorator"]),
+        (
+            "envoy.config.listener.v3.Listener",
+            vec!["freebind", "stat_prefix"],
+        ),
+    ]
+    .into();
+    let pool = Pool::load().unwrap();
+    let run = |json: serde_json::Value| {
+        let message = pool.parse(&Listener::full_name(), &json, UnknownFields::Reject);
+        check_with(
+            &Listener::full_name(),
+            &message.unwrap().encode_to_vec(),
+            &refused,
+        )
+        .map_err(|e| e.to_string())
+    };
+    run(json!({"freebind": false})).unwrap();
+    assert_eq!(
+        run(json!({"freebind": true})).unwrap_err(),
+        "freebind: not supported"
+    );
+    assert_eq!(
+        run(json!({"stat_prefix": "x"})).unwrap_err(),
+        "stat_prefix: not supported"
+    );
+    let name = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let manager = json!({"@type": format!("type.googleapis.com/{name}"), "stat_prefix": "s", "route_config": {
+        "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "redirect": {}, "decorator": {"operation": "o"}}]}]}});
+    let chain = json!({"filter_chains": [{"filters": [{"name": "h", "typed_config": manager}]}]});
+    assert_eq!(
+        run(chain).unwrap_err(),
+        "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].decorator: not supported"
+    );
+}
+
+#[test]
 fn damaged_bytes_and_endless_nesting_are_errors() {
     let name = Listener::full_name();
     for bytes in [
@@ -133,7 +173,7 @@ fn damaged_bytes_and_endless_nesting_are_errors() {
             .encode_to_vec(),
         };
     }
-    let error = check_any(&any).unwrap_err();
+    let error = check("envoy.config.core.v3.TypedExtensionConfig", &any.value).unwrap_err();
     assert_eq!(error.reason(), "nested too deeply");
 }
 
