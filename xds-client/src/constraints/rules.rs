@@ -219,8 +219,8 @@ fn list(scalars: &[Scalar]) -> String {
 fn is_header(header: Header, text: &[u8]) -> bool {
     let loose = |b: &u8| !matches!(b, 0 | b'\n' | b'\r');
     match header {
-        Header::LooseName => !text.is_empty() && text.iter().all(loose),
-        Header::LooseValue => text.iter().all(loose),
+        // Loose names may be empty: other rules see to that.
+        Header::LooseName | Header::LooseValue => text.iter().all(loose),
         Header::Value => text
             .iter()
             .all(|b| matches!(b, b'\t' | b' '..=0x7e | 0x80..)),

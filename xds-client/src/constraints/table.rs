@@ -190,7 +190,7 @@ fn is_false(value: &bool) -> bool {
 pub enum Header {
     /// A token (RFC 9110), perhaps with a colon in front.
     Name,
-    /// Anything without NUL, CR and LF.
+    /// Anything without NUL, CR and LF; may be empty.
     LooseName,
     /// No control characters but tabs.
     Value,

@@ -81,6 +81,10 @@ fn enums_headers_and_elements() {
         error::<RouteConfiguration>(&rows),
         "response_headers_to_remove[1]: value must be a valid header name"
     );
+    // As istiod sends them: the name of the cluster, and no header.
+    let weighted = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"match": {"prefix": "/"},
+        "route": {"weighted_clusters": {"clusters": [{"name": "c", "weight": 1}]}}}]}]});
+    of::<RouteConfiguration>(&weighted).unwrap();
     let policy = json!({"name": "c", "lb_policy": 99});
     assert_eq!(
         error::<Cluster>(&policy),
