@@ -1,5 +1,6 @@
 # The last stage is the bare static binary: no shell, no libc, nothing to patch but Fairway itself.
-# Not run where it was written, since no image could be pulled there; the build's commands are those of .ci/run.
+# Not run where it was written, since no image could be pulled there. The release build itself is the README's; on musl it
+# has not been tried.
 FROM rust:1.95-alpine AS build
 RUN apk add --no-cache build-base cmake git perl
 WORKDIR /src

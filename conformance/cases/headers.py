@@ -93,6 +93,10 @@ get("server overwritten", "/", upstream=[{"headers": [("server", "backend"), ("d
 get("hop-by-hop request headers", "/", "connection: x-hop, keep-alive", "x-hop: 1", "keep-alive: timeout=5", "te: trailers",
     "proxy-connection: keep-alive")
 get("te other than trailers", "/", "te: gzip, trailers", "connection: te")
+for te in ("trailers", "gzip, trailers", "trailers;q=0.5", "TRAILERS", "gzip", "deflate;q=0.5,trailers "):
+    get(f"te {te}", "/", f"te: {te}")
+    get(f"te {te}, nominated", "/", f"te: {te}", "connection: te")
+get("te on two lines", "/", "te: gzip", "te: trailers")
 get("connection nominates nothing bad", "/", "connection: close, x-forwarded-for")
 get("hop-by-hop response headers", "/", upstream=[{"headers": [("connection", "x-hop"), ("x-hop", "1"),
                                                                ("keep-alive", "timeout=5"), ("proxy-connection", "a")]}])

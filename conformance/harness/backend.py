@@ -13,6 +13,10 @@ plain 200). An action is a dict:
     interim                           list of (status, headers) sent before the answer
     truncate                          promise this many bytes in content-length, send `body`, then close
     tunnel                            after the answer, echo bytes until the end
+    grpc                              h2c: gRPC messages, each sent as an answer to one that came; then, once the
+                                      request has ended, the trailers with `grpc_status` (0); None in place of a
+                                      message ends the call at once
+    silent                            h2c: no answer ever
 """
 import socket
 import struct
@@ -24,6 +28,8 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+
+from . import grpc
 
 
 class Backend:
@@ -53,7 +59,7 @@ class Backend:
         with self.lock:
             number, self.arrived = self.arrived, self.arrived + 1
             action = self.script[min(number, len(self.script) - 1)] if self.script else {}
-            return action, self.seen
+            return dict(action), self.seen
 
     def _accept(self, listening, serve):
         while True:
@@ -180,11 +186,17 @@ class Backend:
                     record = {"h2": True, "headers": [list(h) for h in event.headers], "body": ""}
                     seen.append(record)
                     live[stream] = (action, record)
-                    if action.get("early"):
+                    if "grpc" in action:
+                        record["messages"], action["answers"] = [], iter(action["grpc"])
+                        action["decode"] = grpc.decoder(dict(event.headers)[":path"])
+                        state.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+                    elif action.get("early"):
                         self._answer_h2(state, stream, action)
                 elif isinstance(event, h2.events.DataReceived):
                     live[stream][1]["body"] += event.data.decode("latin-1")
                     state.acknowledge_received_data(event.flow_controlled_length, stream)
+                    if "grpc" in live[stream][0]:
+                        self._answer_grpc(state, stream, *live[stream])
                 elif isinstance(event, h2.events.TrailersReceived):
                     live[stream][1]["trailers"] = [list(h) for h in event.headers]
                 elif isinstance(event, h2.events.StreamReset):
@@ -192,8 +204,32 @@ class Backend:
                 elif isinstance(event, h2.events.StreamEnded) and not live[stream][0].get("early"):
                     if live[stream][0].get("close"):
                         return
+                    if live[stream][0].get("silent"):
+                        continue
+                    if "grpc" in live[stream][0]:
+                        self._end_grpc(state, stream, live[stream][0])
+                        continue
                     self._answer_h2(state, stream, live[stream][0])
             conn.sendall(state.data_to_send())
+
+    def _answer_grpc(self, state, stream, action, record):
+        """Answers every message that is complete."""
+        while len(data := record["body"]) >= 5 and len(data) >= 5 + (size := int.from_bytes(data[1:5].encode("latin-1"), "big")):
+            record["messages"].append(action["decode"](data[5:5 + size].encode("latin-1")))
+            record["body"] = data[5 + size:]
+            answer = next(action["answers"], b"")
+            if answer is None:
+                self._end_grpc(state, stream, action)
+            elif answer and not action.get("over"):
+                if "delay" in action:
+                    time.sleep(action["delay"])
+                state.send_data(stream, b"\0" + len(answer).to_bytes(4, "big") + answer)
+
+    @staticmethod
+    def _end_grpc(state, stream, action):
+        if not action.get("over"):
+            action["over"] = True
+            state.send_headers(stream, [("grpc-status", str(action.get("grpc_status", 0)))], end_stream=True)
 
     @staticmethod
     def _answer_h2(state, stream, action):

@@ -213,5 +213,45 @@ class H2:
             self.flush()
         return [records[s] for s in streams]
 
+    def raw(self, *frames):
+        """Frames as they are, past the client's own state: (type, flags, stream, payload)."""
+        data = b"".join(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+                        for kind, flags, stream, payload in frames)
+        try:
+            self.sock.sendall(data)
+        except OSError:
+            pass  # what the proxy said before it closed is what counts
+
+    def watch(self, seconds, answer=True):
+        """What the proxy says of the connection and of streams' ends within the time; `answer`: acknowledge pings."""
+        told, buffer, until = [], b"", time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.sock.settimeout(left)
+            try:
+                data = self.sock.recv(65536)
+            except socket.timeout:
+                break
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                told.append("closed")
+                break
+            buffer += data
+            while len(buffer) >= 9 and len(buffer) >= 9 + (length := int.from_bytes(buffer[:3], "big")):
+                kind, flags, stream = buffer[3], buffer[4], int.from_bytes(buffer[5:9], "big")
+                payload, buffer = buffer[9:9 + length], buffer[9 + length:]
+                if kind == 3:
+                    told.append(f"reset {stream} with {int.from_bytes(payload, 'big')}")
+                elif kind == 7:
+                    told.append(f"goaway {int.from_bytes(payload[:4], 'big')} with {int.from_bytes(payload[4:8], 'big')}")
+                elif kind == 6 and not flags & 1:
+                    told.append("ping")
+                    if answer:
+                        self.raw((6, 1, 0, payload))
+                elif kind in (0, 1) and flags & 1:
+                    told.append(f"end of {stream}")
+        self.sock.settimeout(TIMEOUT)
+        return told
+
     def close(self):
         self.sock.close()

@@ -1,7 +1,29 @@
 //! Request and response heads as filters and the router see them: codec-independent.
 
+use std::rc::Rc;
+
 use bytestring::ByteString;
 use http::{HeaderMap, Method, StatusCode};
+
+/// How an HTTP/1 peer spelled its message, kept where a `preserve_case` formatter asks for it. It travels with
+/// the head and decides how an HTTP/1 peer on the other side sees it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Spelling {
+    /// Field names as received, each once; the message's framing fields and `host` among them.
+    pub names: Vec<ByteString>,
+    /// Whether names that the peer did not send are written `Like-This`.
+    pub proper_others: bool,
+    /// The reason phrase, if it shall be kept.
+    pub reason: Option<ByteString>,
+}
+
+impl Spelling {
+    /// The peer's spelling of a name, if it sent one.
+    pub fn of(&self, name: &str) -> Option<&str> {
+        let mut names = self.names.iter().map(|n| &**n);
+        names.find(|n| n.eq_ignore_ascii_case(name))
+    }
+}
 
 /// A request's head. The pseudo-headers of HTTP/2 are fields; HTTP/1 requests fill the same fields.
 #[derive(Debug, Clone)]
@@ -14,12 +36,14 @@ pub struct RequestHead {
     pub authority: ByteString,
     /// `:path`: origin form with the query (`/a/b?c=d`), or `*`. Empty for CONNECT.
     pub path: ByteString,
-    /// What an HTTP/1 `Upgrade` or an HTTP/2 extended CONNECT `:protocol` asks for, lower case
-    /// (for example `websocket`). None for ordinary requests and plain CONNECT.
+    /// What an HTTP/1 `Upgrade` or an HTTP/2 extended CONNECT `:protocol` asks for, as received
+    /// (for example `websocket`; compare without case). None for ordinary requests and plain CONNECT.
     pub upgrade: Option<ByteString>,
     /// All other headers. Never holds `host`, `connection`, `transfer-encoding` or other
     /// hop-by-hop fields once the validator and the connection manager are done with it.
     pub headers: HeaderMap,
+    /// See [`Spelling`].
+    pub spelling: Option<Rc<Spelling>>,
 }
 
 impl RequestHead {
@@ -32,6 +56,7 @@ impl RequestHead {
             path: path.into(),
             upgrade: None,
             headers: HeaderMap::new(),
+            spelling: None,
         }
     }
 
@@ -76,14 +101,22 @@ pub struct ResponseHead {
     pub status: StatusCode,
     /// All headers, without hop-by-hop fields.
     pub headers: HeaderMap,
+    /// See [`Spelling`].
+    pub spelling: Option<Rc<Spelling>>,
 }
 
 impl ResponseHead {
     /// A head with this status and no headers.
     pub fn new(status: StatusCode) -> Self {
+        Self::with_headers(status, HeaderMap::new())
+    }
+
+    /// A head of these parts.
+    pub fn with_headers(status: StatusCode, headers: HeaderMap) -> Self {
         Self {
             status,
-            headers: HeaderMap::new(),
+            headers,
+            spelling: None,
         }
     }
 }

@@ -237,3 +237,167 @@ impl Addition {
         (self.keep_empty || !value.is_empty()).then_some(value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use envoy_types::pb::envoy::config::core::v3::HeaderValue as ConfigValue;
+    use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+    use http::Method;
+
+    use super::*;
+    use crate::stream::{Address, ConnectionInfo, Protocol};
+
+    fn info() -> StreamInfo {
+        let address = Address::Ip("127.0.0.1:1".parse().unwrap());
+        let connection = ConnectionInfo {
+            id: 1,
+            remote: address.clone(),
+            direct_remote: address.clone(),
+            local: address,
+            server_name: None,
+            alpn: None,
+            secure: false,
+            tls: None,
+            listener: "".into(),
+            filter_chain: "".into(),
+        };
+        StreamInfo::new(Rc::new(connection), Protocol::Http11)
+    }
+
+    fn option(key: &str, value: &str, action: i32) -> HeaderValueOption {
+        HeaderValueOption {
+            header: Some(ConfigValue {
+                key: key.into(),
+                value: value.into(),
+                ..ConfigValue::default()
+            }),
+            append_action: action,
+            ..HeaderValueOption::default()
+        }
+    }
+
+    fn request(headers: &[(&'static str, &'static str)]) -> RequestHead {
+        let mut head = RequestHead::new(Method::GET, "/");
+        for (name, value) in headers {
+            let name = HeaderName::from_static(name);
+            head.headers.append(name, HeaderValue::from_static(value));
+        }
+        head
+    }
+
+    fn lines(headers: &HeaderMap) -> Vec<String> {
+        let line = |(n, v): (&HeaderName, &HeaderValue)| format!("{n}={}", v.to_str().unwrap());
+        let mut all: Vec<_> = headers.iter().map(line).collect();
+        all.sort();
+        all
+    }
+
+    fn apply(mutations: &HeaderMutations, head: &mut RequestHead) {
+        mutations.remove(&mut head.headers);
+        let values = mutations.values(&FormatContext {
+            info: &info(),
+            request: Some(head),
+            response: None,
+            trailers: None,
+            local_reply: None,
+        });
+        mutations.write(values, &mut head.headers);
+    }
+
+    #[test]
+    fn every_action_with_and_without_the_header() {
+        let add: Vec<_> = (0..4)
+            .map(|a| option(&format!("x-{a}"), "new", a))
+            .collect();
+        let mutations = HeaderMutations::compile("request", &add, &[]).unwrap();
+        let mut head = request(&[]);
+        apply(&mutations, &mut head);
+        assert_eq!(lines(&head.headers), ["x-0=new", "x-1=new", "x-2=new"]);
+        let mut head = request(&[("x-0", "a"), ("x-1", "a"), ("x-2", "a"), ("x-3", "a")]);
+        apply(&mutations, &mut head);
+        let want = ["x-0=a", "x-0=new", "x-1=a", "x-2=new", "x-3=new"];
+        assert_eq!(lines(&head.headers), want);
+    }
+
+    #[test]
+    fn values_see_the_request_as_it_was_but_without_what_is_removed() {
+        let add = [
+            option("x-a", "%REQ(x-b)%", 2),
+            option("x-b", "%REQ(x-a)%", 2),
+            option("x-c", "%REQ(x-gone)%", 0),
+        ];
+        let mutations = HeaderMutations::compile("request", &add, &["x-gone".into()]).unwrap();
+        let mut head = request(&[("x-a", "1"), ("x-b", "2"), ("x-gone", "3")]);
+        apply(&mutations, &mut head);
+        assert_eq!(lines(&head.headers), ["x-a=2", "x-b=1"]);
+    }
+
+    #[test]
+    fn empty_values_are_kept_only_on_request() {
+        let mut kept = option("x-kept", "", 0);
+        kept.keep_empty_value = true;
+        let add = [
+            kept,
+            option("x-empty", "", 0),
+            option("x-percent", "100%%", 0),
+        ];
+        let mutations = HeaderMutations::compile("request", &add, &[]).unwrap();
+        let mut head = request(&[]);
+        apply(&mutations, &mut head);
+        assert_eq!(lines(&head.headers), ["x-kept=", "x-percent=100%"]);
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let refused = |add: &[HeaderValueOption], remove: &[String]| {
+            let compiled = HeaderMutations::compile("response", add, remove);
+            compiled.unwrap_err().path().to_owned()
+        };
+        assert_eq!(
+            refused(&[], &[":path".into()]),
+            "response_headers_to_remove[0]"
+        );
+        assert_eq!(
+            refused(&[], &["Host".into()]),
+            "response_headers_to_remove[0]"
+        );
+        let key = "response_headers_to_add[0].header.key";
+        assert_eq!(refused(&[option("a b", "v", 0)], &[]), key);
+        let value = "response_headers_to_add[0].header.value";
+        assert_eq!(refused(&[option("a", "%REQ(%", 0)], &[]), value);
+        let action = "response_headers_to_add[0].append_action";
+        assert_eq!(refused(&[option("a", "v", 9)], &[]), action);
+    }
+
+    #[test]
+    fn a_list_applies_in_its_order() {
+        let action = |action| rules::HeaderMutation {
+            action: Some(action),
+        };
+        let pattern = matcher::StringMatcher {
+            match_pattern: Some(matcher::string_matcher::MatchPattern::Prefix(
+                "x-tmp".into(),
+            )),
+            ..matcher::StringMatcher::default()
+        };
+        let list = MutationList::compile(&[
+            action(Action::Append(option("x-a", "one", 0))),
+            action(Action::Append(option("x-b", "%REQ(x-a)%", 2))),
+            action(Action::Remove("x-a".into())),
+            action(Action::RemoveOnMatch(
+                rules::header_mutation::RemoveOnMatch {
+                    key_matcher: Some(pattern),
+                },
+            )),
+            action(Action::Append(option("x-c", "%REQ(x-a)%", 0))),
+        ])
+        .unwrap();
+        let mut head = request(&[("x-b", "old"), ("x-tmp-1", "t"), ("x-tmp", "t")]);
+        list.apply_to_request(&mut head, &info());
+        assert_eq!(lines(&head.headers), ["x-b=one"]);
+        let error = MutationList::compile(&[rules::HeaderMutation::default()]).unwrap_err();
+        assert_eq!(error.path(), "mutations[0]");
+    }
+}

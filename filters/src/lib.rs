@@ -8,6 +8,7 @@ pub mod chain;
 pub mod filter;
 pub mod flags;
 pub mod formatter;
+pub mod grpc;
 pub mod head;
 pub mod header_mutation;
 pub mod http;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::GrpcService;
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::google::protobuf::Any;
-use tonic::transport::Channel;
 use xds_client::any::{inner_type_name, unpack};
 use xds_client::error::{At, ConfigError};
 
 use crate::filter::HttpFilter;
+use crate::grpc::GrpcChannel;
 use crate::http;
 use crate::stream::{FilterId, RouteFilterConfig};
 
@@ -20,7 +20,7 @@ pub trait GrpcConnector: Send + Sync {
     ///
     /// # Errors
     /// The service's configuration is unsupported or names an unknown cluster.
-    fn channel(&self, service: &GrpcService) -> Result<Channel, ConfigError>;
+    fn channel(&self, service: &GrpcService) -> Result<GrpcChannel, ConfigError>;
 }
 
 /// What a factory may use.
@@ -93,6 +93,11 @@ impl Registry {
     /// Adds a factory for a message type (its full name), replacing an earlier one.
     pub fn add(&mut self, name: &'static str, factory: Arc<dyn HttpFilterFactory>) {
         self.factories.insert(name, factory);
+    }
+
+    /// The types of every filter there is, the router's among them.
+    pub fn types(&self) -> impl Iterator<Item = &'static str> {
+        self.factories.keys().copied().chain([ROUTER])
     }
 
     /// Compiles the configuration of one chain position.
@@ -184,7 +189,7 @@ pub(crate) mod tests {
 
     struct NoGrpc;
     impl GrpcConnector for NoGrpc {
-        fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
+        fn channel(&self, _: &GrpcService) -> Result<GrpcChannel, ConfigError> {
             Err(ConfigError::unsupported("grpc_service"))
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime};
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
+use crate::body::BodyError;
 use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
 use crate::tls::TlsInfo;
@@ -182,8 +183,8 @@ pub struct UpstreamInfo {
 pub struct StreamInfo {
     /// Its connection.
     pub connection: Rc<ConnectionInfo>,
-    /// Its protocol.
-    pub protocol: Protocol,
+    /// Its protocol; `None` if it is not HTTP.
+    pub protocol: Option<Protocol>,
     /// When its first byte was read.
     pub start: Instant,
     /// The same on the wall clock.
@@ -215,6 +216,8 @@ pub struct StreamInfo {
     pub request_complete: bool,
     /// When a byte last moved, for idle timeouts.
     pub last_activity: Instant,
+    /// Why the request's body ended early, if it did: there is nobody left to answer.
+    pub request_error: Option<BodyError>,
     /// What to answer if a request body fails before the response begins: a filter's body sets it just
     /// before it ends with an error, and the connection manager takes it. Without it, a failed body is a
     /// reset.
@@ -225,9 +228,17 @@ impl StreamInfo {
     /// The facts of a stream that begins now.
     pub fn new(connection: Rc<ConnectionInfo>, protocol: Protocol) -> Self {
         Self {
+            protocol: Some(protocol),
+            ..Self::for_connection(connection)
+        }
+    }
+
+    /// Facts about a whole connection that is not HTTP.
+    pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
+        Self {
             remote: connection.remote.clone(),
             connection,
-            protocol,
+            protocol: None,
             start: Instant::now(),
             start_time: SystemTime::now(),
             flags: ResponseFlags::default(),
@@ -242,6 +253,7 @@ impl StreamInfo {
             route_stale: false,
             request_complete: false,
             last_activity: Instant::now(),
+            request_error: None,
             body_reply: None,
         }
     }

@@ -3,11 +3,16 @@
 // Control planes still send deprecated fields of Envoy's API, and Envoy obeys them.
 #![allow(deprecated)]
 
+// The fuzzing properties, which our tests share, call this library by its name.
+#[cfg(test)]
+extern crate self as fairway;
+
 pub mod bootstrap;
 pub mod config;
 pub mod http;
 pub mod router;
 pub mod server;
+pub mod tcp_proxy;
 pub mod telemetry;
 pub mod transport;
 pub mod upstream;

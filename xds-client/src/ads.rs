@@ -121,6 +121,12 @@ pub fn method(type_url: &str, protocol: Protocol) -> Option<&'static str> {
         ("envoy.extensions.transport_sockets.tls.v3.Secret", false) => {
             "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
         }
+        ("envoy.service.runtime.v3.Runtime", true) => {
+            "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime"
+        }
+        ("envoy.service.runtime.v3.Runtime", false) => {
+            "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime"
+        }
         ("envoy.config.core.v3.TypedExtensionConfig", true) => {
             "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
         }

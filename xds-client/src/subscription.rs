@@ -91,8 +91,8 @@ pub(crate) struct Subscription {
     pub takes_all: bool,
     pub names: BTreeSet<String>,
     pub known: HashMap<String, Resource>,
-    /// What was refused and has not come right since.
-    rejected: HashSet<String>,
+    /// Names whose latest version was refused: the good one of before is told again when it comes back.
+    refused: HashSet<String>,
     /// `version_info` of the last accepted response (state of the world).
     pub version: String,
 }
@@ -160,7 +160,7 @@ impl Subscription {
             removed.extend(self.known.keys().filter(gone).cloned());
             // What was only ever refused goes too, and its error with it.
             let never = |name: &&String| gone(name) && !self.known.contains_key(*name);
-            removed.extend(self.rejected.iter().filter(never).cloned());
+            removed.extend(self.refused.iter().filter(never).cloned());
         }
         let outcome = self.accept(resources, removed, self.wildcard, version.clone(), handler);
         if outcome.is_ok() {
@@ -209,10 +209,9 @@ impl Subscription {
                 });
                 continue;
             }
-            // One that was refused in between is applied again, so that nobody takes it for refused still.
             if let Some(known) = self.known.get_mut(&name)
                 && *known.any == any
-                && !self.rejected.contains(&name)
+                && !self.refused.contains(&name)
             {
                 known.version = version;
                 continue;
@@ -229,14 +228,17 @@ impl Subscription {
         let bad: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         for name in &removed {
             self.known.remove(name);
-            self.rejected.remove(name);
+            self.refused.remove(name);
+        }
+        for resource in &added {
+            match bad.contains(resource.name.as_str()) {
+                true => self.refused.insert(resource.name.clone()),
+                false => self.refused.remove(&resource.name),
+            };
         }
         for resource in added.into_iter().filter(|r| !bad.contains(r.name.as_str())) {
-            self.rejected.remove(&resource.name);
             self.known.insert(resource.name.clone(), resource);
         }
-        self.rejected
-            .extend(rejected.iter().map(|r| r.name.clone()));
         if rejected.is_empty() {
             handler.on_event(Event::UpdateSuccess {
                 type_url: self.type_url.clone(),

@@ -283,7 +283,7 @@ impl Fact {
         let info = cx.info;
         let text = |s: &'a str| (!s.is_empty()).then_some(Cow::Borrowed(s.as_bytes()));
         match self {
-            Self::Protocol => text(info.protocol.as_str()),
+            Self::Protocol => text(info.protocol?.as_str()),
             Self::ResponseCode => owned(info.response_code.unwrap_or(0).to_string()),
             Self::Details => text(info.details.as_deref()?),
             Self::FlagsShort => owned(info.flags.short()),

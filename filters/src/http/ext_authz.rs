@@ -13,7 +13,6 @@ use envoy_types::pb::envoy::service::auth::v3 as auth;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
 use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
-use tonic::transport::Channel;
 use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
@@ -22,9 +21,10 @@ use crate::body::{Body, BodyError, BodyStream, Frame};
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::flags::ResponseFlags;
+use crate::grpc::GrpcChannel;
 use crate::head::{RequestHead, ResponseHead};
 use crate::registry::{FactoryContext, HttpFilterFactory};
-use crate::stream::{Address, FilterId, RouteFilterConfig};
+use crate::stream::{Address, FilterId, Protocol, RouteFilterConfig};
 
 /// The namespace of the metadata that the service returns.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
@@ -36,7 +36,7 @@ pub struct ExtAuthzFactory;
 
 struct ExtAuthzFilter {
     id: FilterId,
-    channel: Channel,
+    channel: GrpcChannel,
     timeout: Duration,
     failure_mode_allow: bool,
     failure_header: bool,
@@ -289,7 +289,7 @@ impl ExtAuthzFilter {
             host: head.authority.to_string(),
             scheme: head.scheme.to_string(),
             size,
-            protocol: info.protocol.as_str().into(),
+            protocol: info.protocol.map_or("", Protocol::as_str).into(),
             body,
             raw_body,
             ..auth::attribute_context::HttpRequest::default()

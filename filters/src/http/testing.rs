@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,14 +15,27 @@ use tonic::transport::{Channel, Endpoint, Server};
 use xds_client::error::ConfigError;
 
 use crate::body::{BodyError, BodyStream, Frame};
+use crate::grpc::{Calling, GrpcChannel, GrpcTransport};
 use crate::registry::{FactoryContext, GrpcConnector};
 use crate::stream::FilterId;
 
+#[derive(Clone)]
 struct To(Channel);
 
 impl GrpcConnector for To {
-    fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
-        Ok(self.0.clone())
+    fn channel(&self, _: &GrpcService) -> Result<GrpcChannel, ConfigError> {
+        Ok(GrpcChannel::new(self.clone()))
+    }
+}
+
+impl GrpcTransport for To {
+    fn call(&self, request: http::Request<tonic::body::Body>) -> Calling {
+        let mut channel = self.0.clone();
+        Box::pin(async move {
+            let failed = |e: tonic::transport::Error| tonic::Status::from_error(e.into());
+            poll_fn(|cx| channel.poll_ready(cx)).await.map_err(failed)?;
+            channel.call(request).await.map_err(failed)
+        })
     }
 }
 

@@ -80,6 +80,19 @@ impl HeaderRef {
         }
     }
 
+    /// The values of all the header's lines in a request.
+    pub fn lines_in_request<'a>(
+        &self,
+        head: &'a RequestHead,
+    ) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let (lines, pseudo) = match self {
+            Self::Name(name) => (Some(head.headers.get_all(name)), None),
+            pseudo => (None, pseudo.pseudo_in_request(head)),
+        };
+        let lines = lines.into_iter().flatten().map(http::HeaderValue::as_bytes);
+        lines.chain(pseudo)
+    }
+
     /// The header's value in a response.
     pub fn in_response<'a>(&self, head: &'a ResponseHead) -> Option<Cow<'a, [u8]>> {
         match self {

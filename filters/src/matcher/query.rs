@@ -1,10 +1,7 @@
 //! `envoy.config.route.v3.QueryParameterMatcher`.
 
-use std::borrow::Cow;
-
 use envoy_types::pb::envoy::config::route::v3::QueryParameterMatcher as Config;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier as Spec;
-use percent_encoding::percent_decode_str;
 use xds_client::error::{At, ConfigError};
 
 use super::string::StringMatcher;
@@ -47,18 +44,53 @@ impl QueryMatcher {
         let value = query.and_then(|q| parameter(q, &self.name));
         match (&self.rule, value) {
             (Rule::Present(present), value) => value.is_some() == *present,
-            (Rule::Text(matcher), Some(value)) => matcher.matches(&*value),
+            (Rule::Text(matcher), Some(value)) => matcher.matches(value),
             (Rule::Text(_), None) => false,
         }
     }
 }
 
-/// The first value of parameter `name`, percent-decoded; a parameter without `=` is empty.
-pub fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+/// The first value of parameter `name`, as it stands there: Envoy does not decode what it matches. A
+/// parameter without `=` is empty.
+pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     let query = query.split('#').next().unwrap_or(query);
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let same = key == name || (key.contains('%') && percent_decode_str(key).eq(name.bytes()));
-        same.then(|| Cow::from(percent_decode_str(value)))
-    })
+    let mut pairs = query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_matched_as_they_stand() {
+        for (query, want) in [
+            ("a=1&a=2", Some("1")),
+            ("b&a", Some("")),
+            ("b=a", None),
+            ("a=%31", Some("%31")),
+            ("%61=1", None),
+            ("a=b=c#a=2", Some("b=c")),
+            ("&&a=1", Some("1")),
+        ] {
+            assert_eq!(parameter(query, "a"), want, "{query}");
+        }
+    }
+
+    #[test]
+    fn presence_and_text() {
+        let matcher = |spec| {
+            QueryMatcher::compile(&Config {
+                name: "a".into(),
+                query_parameter_match_specifier: spec,
+            })
+            .unwrap()
+        };
+        assert!(matcher(None).matches(Some("a")));
+        assert!(!matcher(None).matches(Some("b")));
+        assert!(matcher(Some(Spec::PresentMatch(false))).matches(None));
+        assert!(QueryMatcher::compile(&Config::default()).is_err());
+    }
 }

@@ -161,9 +161,6 @@ pub struct CommandLine {
     /// Options that were given and mean nothing here; to be said once in the log.
     #[arg(skip)]
     pub ignored: Vec<String>,
-    /// Options nobody knows; to be warned of.
-    #[arg(skip)]
-    pub unknown: Vec<String>,
 }
 
 /// Options that are accepted and do nothing.
@@ -190,15 +187,13 @@ impl CommandLine {
     /// Reads the arguments, the program's name first.
     ///
     /// # Errors
-    /// A known option with a bad or missing value; `--help` comes this way too. Unknown options are no error.
+    /// An unknown option, or one with a bad or missing value; `--help` comes this way too.
     pub fn parse_from_args(
         args: impl IntoIterator<Item = impl Into<OsString>>,
     ) -> Result<Self, clap::Error> {
         let command = Self::command().args_override_self(true);
-        let (known, unknown) = split(&command, args.into_iter().map(Into::into).collect());
-        let matches = command.try_get_matches_from(known)?;
+        let matches = command.try_get_matches_from(args.into_iter().map(Into::into))?;
         let mut line = Self::from_arg_matches(&matches)?;
-        line.unknown = unknown;
         line.ignored = WITHOUT_MEANING
             .iter()
             .filter(|id| matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine))
@@ -220,6 +215,24 @@ impl CommandLine {
         Duration::from_secs(self.drain_time_s.into())
     }
 
+    /// The names and values of `--stats-tag`.
+    ///
+    /// # Errors
+    /// One that is not `name:value`, or whose name is more than letters, digits and underscores.
+    pub fn stats_tags(&self) -> Result<Vec<(String, String)>, String> {
+        let plain = |name: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            !name.is_empty() && name.chars().all(allowed)
+        };
+        let split = |tag: &String| match tag.split_once(':') {
+            Some((name, value)) if plain(name) && !value.is_empty() => {
+                Ok((name.to_owned(), value.to_owned()))
+            }
+            _ => Err(format!("error: misformatted stats-tag '{tag}'")),
+        };
+        self.stats_tag.iter().map(split).collect()
+    }
+
     /// Number of workers: what was asked for, or one per core.
     pub fn workers(&self) -> usize {
         match self.concurrency {
@@ -230,63 +243,18 @@ impl CommandLine {
 
     /// The text of `--version`, in Envoy's shape.
     pub fn version_text() -> String {
-        format!(
-            "\nfairway  version: 0/{}/Clean/{}/rustls\n",
-            env!("CARGO_PKG_VERSION"),
-            if cfg!(debug_assertions) {
-                "DEBUG"
-            } else {
-                "RELEASE"
-            }
-        )
+        format!("\nfairway  version: {}\n", Self::build())
     }
-}
 
-/// Takes the unknown options out. The word after an unknown `--option` counts as its value unless it looks
-/// like an option; bare words have no place on Envoy's command line anyway.
-fn split(command: &clap::Command, args: Vec<OsString>) -> (Vec<OsString>, Vec<String>) {
-    let mut known = Vec::new();
-    let mut unknown = Vec::new();
-    let mut args = args.into_iter().peekable();
-    known.extend(args.next());
-    while let Some(arg) = args.next() {
-        let text = arg.to_string_lossy().into_owned();
-        if text == "--" {
-            known.push(arg);
-            known.extend(args);
-            break;
-        }
-        let (name, inline) = match text.split_once('=') {
-            Some((name, _)) if name.starts_with("--") => (name, true),
-            _ => (text.as_str(), false),
+    /// Revision, version, its cleanness, kind of build and TLS library, as Envoy puts them together.
+    pub fn build() -> String {
+        let kind = if cfg!(debug_assertions) {
+            "DEBUG"
+        } else {
+            "RELEASE"
         };
-        let long = name.strip_prefix("--");
-        let short = name.strip_prefix('-').filter(|_| long.is_none());
-        let found = command.get_arguments().find(|a| {
-            long.is_some_and(|l| {
-                a.get_long() == Some(l) || a.get_all_aliases().is_some_and(|all| all.contains(&l))
-            }) || short
-                .is_some_and(|s| a.get_short().is_some() && a.get_short() == s.chars().next())
-        });
-        let help = matches!(name, "--help" | "-h");
-        match found {
-            None if !help => {
-                unknown.push(name.to_owned());
-                let value = |next: &OsString| !next.to_string_lossy().starts_with('-');
-                if !inline && name.starts_with('-') {
-                    let _ = args.next_if(value);
-                }
-            }
-            found => {
-                known.push(arg);
-                let alone = !inline && (long.is_some() || text.len() == 2);
-                if alone && found.is_some_and(|a| a.get_action().takes_values()) {
-                    known.extend(args.next());
-                }
-            }
-        }
+        format!("0/{}/Clean/{kind}/rustls", env!("CARGO_PKG_VERSION"))
     }
-    (known, unknown)
 }
 
 #[cfg(test)]
@@ -316,17 +284,23 @@ mod tests {
         assert!(line.allow_unknown_static_fields);
         assert_eq!(line.log_level, "warning");
         assert_eq!(line.ignored, ["--enable-core-dump"]);
-        assert_eq!(line.unknown, [""; 0]);
     }
 
     #[test]
-    fn unknown_options_are_set_aside_with_their_values() {
-        let line =
-            parse("--what=1 --mode=validate --ever x --drain-time-s=3 --more --base-id 7 -- -z");
-        assert_eq!(line.unknown, ["--what", "--ever", "--more"]);
+    fn what_follows_two_dashes_is_ignored() {
+        let line = parse("--mode=validate --drain-time-s=3 --base-id 7 -- -z --ever");
         assert_eq!(line.mode, Mode::Validate);
         assert_eq!(line.drain_time_s, 3);
         assert_eq!(line.ignored, ["--base-id"]);
+    }
+
+    #[test]
+    fn stats_tags_have_a_name_and_a_value() {
+        let line = parse("--stats-tag a:1 --stats-tag b:2:3");
+        let tag = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(line.stats_tags(), Ok(vec![tag("a", "1"), tag("b", "2:3")]));
+        assert!(parse("--stats-tag a").stats_tags().is_err());
+        assert!(parse("--stats-tag a-b:c").stats_tags().is_err());
     }
 
     #[test]
@@ -335,5 +309,6 @@ mod tests {
         assert!(bad(&["fairway", "--mode", "dance"]));
         assert!(bad(&["fairway", "--concurrency", "many"]));
         assert!(bad(&["fairway", "-c"]));
+        assert!(bad(&["fairway", "--ever"]));
     }
 }

@@ -3,6 +3,7 @@
 pub mod checks;
 pub mod command_line;
 pub mod logging;
+mod node;
 pub mod settings;
 
 /// The bootstrap that serves when none is given.

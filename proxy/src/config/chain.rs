@@ -4,12 +4,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog as AccessLogProto;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain as FilterChainProto, Listener, filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, http_connection_manager as hcm, http_filter,
 };
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::google::protobuf::Any;
 use filters::chain::{ChainEntry, FilterChain};
 use filters::registry::Compiled;
 use filters::stream::ConnectionInfo;
@@ -26,13 +29,16 @@ use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::service::ConnectionControl;
 use crate::http::{h1, h2};
 use crate::router::RouteSlot;
+use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
+use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
 use crate::transport::downstream::DownstreamTransport;
 use crate::transport::prefixed::Prefixed;
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// RFC 9113, 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -48,51 +54,98 @@ impl FilterChainCompiler for ChainCompiler {
         let scope = format!("listener.{}.", stat_name(listener));
         let scope = self.0.stats.scope(&scope);
         let transport = DownstreamTransport::compile(chain, &self.0.secrets, &scope)?;
-        let [filter] = chain.filters.as_slice() else {
-            if chain.filters.is_empty() {
-                return Ok(Arc::new(NoFilters));
-            }
-            return Err(ConfigError::new(format!(
-                "only one network filter is supported, the HTTP connection manager; there are {}",
-                chain.filters.len()
-            ))
-            .at("filters"));
-        };
-        let step = "filters[0].typed_config";
-        let proto = connection_manager(filter).at(step)?;
-        let config = self.compile_hcm(&proto).at(step)?;
-        Ok(Arc::new(HttpChain {
-            config: Arc::new(config),
+        if chain.filters.is_empty() {
+            return Ok(Arc::new(NoFilters));
+        }
+        let terminal = self.terminal(&chain.filters)?;
+        Ok(Arc::new(Chain {
             transport,
+            terminal,
         }))
+    }
+
+    fn access_logs(&self, listener: &Listener) -> Result<Vec<AccessLog>, ConfigError> {
+        self.logs(&listener.access_log)
     }
 }
 
-fn connection_manager(filter: &Filter) -> Result<HttpConnectionManager, ConfigError> {
-    let Some(filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
-        return Err(ConfigError::unsupported("config_discovery"));
-    };
-    let url = any::inner_type_url(config)?;
-    if url.rsplit('/').next() != Some(HCM) {
-        return Err(ConfigError::new(format!(
-            "network filter {url} is not supported"
-        )));
+/// Network filters that change no byte: Istio's telemetry and peer metadata.
+const HARMLESS: [&str; 2] = [
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "stats.PluginConfig",
+];
+
+/// The type of a network filter, and its configuration.
+fn typed(filter: &Filter) -> Result<(String, &Any), ConfigError> {
+    match &filter.config_type {
+        Some(filter::ConfigType::TypedConfig(config)) => {
+            let name = any::inner_type_name(config).at("typed_config")?;
+            Ok((name, config))
+        }
+        Some(filter::ConfigType::ConfigDiscovery(_)) => {
+            Err(ConfigError::unsupported("config_discovery"))
+        }
+        None => Err(ConfigError::new("value is required").at("typed_config")),
     }
-    any::unpack(config)
 }
 
 impl ChainCompiler {
+    /// The filter that the chain's connections end in. Those before it must be harmless ones.
+    fn terminal(&self, filters: &[Filter]) -> Result<Terminal, ConfigError> {
+        let mut terminal = None;
+        for (i, filter) in filters.iter().enumerate() {
+            let step = format!("filters[{i}]");
+            if terminal.is_some() {
+                return Err(ConfigError::new("stands after the terminal filter").at(step));
+            }
+            let (name, config) = typed(filter).at(&step)?;
+            let compiled = match name.as_str() {
+                HCM => any::unpack(config)
+                    .and_then(|proto| self.compile_hcm(&proto))
+                    .map(|config| Some(Terminal::Http(Arc::new(config)))),
+                TCP_PROXY => any::unpack(config)
+                    .and_then(|proto| self.compile_tcp_proxy(&proto))
+                    .map(|config| Some(Terminal::Tcp(Arc::new(config)))),
+                other => match HARMLESS.iter().find(|known| **known == other) {
+                    Some(known) => {
+                        harmless(known);
+                        Ok(None)
+                    }
+                    None => Err(ConfigError::new(format!(
+                        "network filter {other} is not supported"
+                    ))),
+                },
+            };
+            terminal = compiled.at("typed_config").at(&step)?;
+        }
+        terminal.ok_or_else(|| {
+            ConfigError::new("needs the HTTP connection manager or the TCP proxy at its end")
+                .at("filters")
+        })
+    }
+
+    fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
+        let compile = |(i, log)| {
+            AccessLog::compile(log, |path| self.0.access_logs.open(path))
+                .at(format!("access_log[{i}]"))
+        };
+        protos.iter().enumerate().map(compile).collect()
+    }
+
+    fn compile_tcp_proxy(&self, proto: &TcpProxy) -> Result<TcpProxyConfig, ConfigError> {
+        let logs = self.logs(&proto.access_log)?;
+        TcpProxyConfig::compile(proto, &*self.0.clusters, logs, &self.0.stats.scope(""))
+    }
+
     fn compile_hcm(&self, proto: &HttpConnectionManager) -> Result<HcmConfig, ConfigError> {
         let context = &self.0;
-        let mut access_logs = Vec::new();
-        for (i, log) in proto.access_log.iter().enumerate() {
-            let compiled = AccessLog::compile(log, |path| context.access_logs.open(path));
-            access_logs.push(compiled.at(format!("access_log[{i}]"))?);
-        }
+        let access_logs = self.logs(&proto.access_log)?;
         let scope = context.stats.scope(&format!("http.{}.", proto.stat_prefix));
+        let (chain, router) = self.filters(&proto.http_filters)?;
         let parts = HcmParts {
             routes: self.routes(proto)?,
-            chain: self.filters(&proto.http_filters)?,
+            chain,
+            router,
             access_logs,
             stats: ConnectionManagerStats::new(&scope),
             reject_fragment: context.reject_fragment,
@@ -117,12 +170,13 @@ impl ChainCompiler {
         }
     }
 
-    fn filters(&self, filters: &[HttpFilter]) -> Result<FilterChain, ConfigError> {
+    /// The filters before the router, and the router's options.
+    fn filters(&self, filters: &[HttpFilter]) -> Result<(FilterChain, RouterOptions), ConfigError> {
         let mut entries = Vec::new();
-        let mut router = false;
+        let mut router = None;
         for (i, filter) in filters.iter().enumerate() {
             let step = format!("http_filters[{i}]");
-            if router {
+            if router.is_some() {
                 return Err(ConfigError::new("stands after the router").at(step));
             }
             let Some(http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
@@ -136,7 +190,10 @@ impl ChainCompiler {
                     filter: compiled,
                     disabled_by_default: filter.disabled,
                 }),
-                Ok(Compiled::Router) => router = true,
+                Ok(Compiled::Router) => {
+                    let options = RouterOptions::compile(config);
+                    router = Some(options.at("typed_config").at(step)?);
+                }
                 Ok(Compiled::Harmless(name)) => harmless(name),
                 Err(error) if filter.is_optional => {
                     tracing::warn!(filter = %filter.name, %error, "optional filter left out");
@@ -144,10 +201,9 @@ impl ChainCompiler {
                 Err(error) => return Err(error.at("typed_config").at(step)),
             }
         }
-        if router {
-            Ok(FilterChain::new(entries))
-        } else {
-            Err(ConfigError::new("the last filter must be the router").at("http_filters"))
+        match router {
+            Some(router) => Ok((FilterChain::new(entries), router)),
+            None => Err(ConfigError::new("the last filter must be the router").at("http_filters")),
         }
     }
 }
@@ -178,13 +234,20 @@ impl FilterChainHandler for NoFilters {
     }
 }
 
-/// A chain that ends in the HTTP connection manager.
-struct HttpChain {
-    config: Arc<HcmConfig>,
-    transport: DownstreamTransport,
+/// What serves a chain's connections once their transport is set up.
+#[derive(Clone)]
+enum Terminal {
+    Http(Arc<HcmConfig>),
+    Tcp(Arc<TcpProxyConfig>),
 }
 
-impl FilterChainHandler for HttpChain {
+/// A compiled chain.
+struct Chain {
+    transport: DownstreamTransport,
+    terminal: Terminal,
+}
+
+impl FilterChainHandler for Chain {
     fn serve(
         &self,
         io: Stream,
@@ -192,17 +255,34 @@ impl FilterChainHandler for HttpChain {
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
-        let (config, transport) = (self.config.clone(), self.transport.clone());
+        let (terminal, transport) = (self.terminal.clone(), self.transport.clone());
         Box::pin(async move {
             match transport {
-                DownstreamTransport::Raw => serve_limited(config, io, prefix, info, control).await,
+                DownstreamTransport::Raw => terminal.serve(io, prefix, info, control).await,
                 DownstreamTransport::Tls(tls) => {
                     if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
-                        serve_limited(config, io, Bytes::new(), info, control).await;
+                        terminal.serve(io, Bytes::new(), info, control).await;
                     }
                 }
             }
         })
+    }
+}
+
+impl Terminal {
+    async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self,
+        io: IO,
+        prefix: Bytes,
+        info: Rc<ConnectionInfo>,
+        control: ConnectionControl,
+    ) {
+        match self {
+            Self::Http(config) => serve_limited(config, io, prefix, info, control).await,
+            Self::Tcp(config) => {
+                tcp_proxy::serve(config, Prefixed::new(prefix, io), info).await;
+            }
+        }
     }
 }
 
@@ -222,7 +302,7 @@ async fn serve_limited<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     tokio::pin!(serving);
     if tokio::time::timeout(most, &mut serving).await.is_err() {
         counted.count_max_duration();
-        control.drain();
+        control.close_idle();
         serving.await;
     }
 }
@@ -236,7 +316,14 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let http2 = match config.codec {
         Codec::Http1 => false,
-        Codec::Http2 => true,
+        // Not before the preface has come does Envoy say anything.
+        Codec::Http2 => match detect(&mut io, prefix, config.idle_timeout, &control).await {
+            Some((true, read)) => {
+                prefix = read;
+                true
+            }
+            Some((false, _)) | None => return,
+        },
         Codec::Auto if info.alpn.as_deref() == Some("h2") => true,
         Codec::Auto => match detect(&mut io, prefix, config.idle_timeout, &control).await {
             Some((http2, read)) => {

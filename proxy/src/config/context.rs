@@ -12,7 +12,6 @@ use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
 
 use super::routes::RouteStore;
-use crate::bootstrap::settings::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
@@ -32,8 +31,8 @@ pub struct ChainContext {
     pub secrets: Arc<SecretStore>,
     /// Finds the slot of a cluster.
     pub clusters: Arc<dyn Fn(&str) -> ClusterRef + Send + Sync>,
-    /// Whether a cluster is configured.
-    pub has_cluster: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Whether a cluster exists, warm or not.
+    pub known_cluster: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     /// The clusters that requests may name.
     pub directory: ClusterDirectory<Cluster>,
     /// The numbers of the process.
@@ -50,12 +49,11 @@ pub struct ChainContext {
     pub reject_fragment: bool,
     /// This process as control planes know it.
     pub node: Arc<Node>,
-    /// Runtime values.
-    pub runtime: Arc<Runtime>,
 }
 
 impl ChainContext {
-    /// Compiles a route configuration, from RDS or `inline` in a listener.
+    /// Compiles a route configuration. Routes of an inline one may only name clusters that exist, unless it
+    /// says otherwise (`validate_clusters`).
     ///
     /// # Errors
     /// The path of the invalid field.
@@ -64,7 +62,7 @@ impl ChainContext {
         routes: &RouteConfiguration,
         inline: bool,
     ) -> Result<RouteTable, ConfigError> {
-        super::route_clusters::check(routes, inline, &*self.has_cluster)?;
+        let validate = routes.validate_clusters.map_or(inline, |v| v.value);
         let filter_config =
             |name: &str, any: &Any| -> Result<Option<(FilterId, RouteFilterConfig)>, ConfigError> {
                 let context = self.factory_context(name);
@@ -75,6 +73,7 @@ impl ChainContext {
             routes,
             &CompileContext {
                 cluster: &*self.clusters,
+                known: validate.then_some(&*self.known_cluster),
                 directory: &self.directory,
                 filter_config: &filter_config,
             },
@@ -124,6 +123,14 @@ impl AccessLogs {
         files.retain(|_, f| f.strong_count() > 0);
         files.insert(path.to_owned(), Arc::downgrade(&file));
         Ok(file)
+    }
+
+    /// Writes out what every file has queued; takes at most a second for each.
+    pub fn flush(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.values().filter_map(std::sync::Weak::upgrade) {
+            file.flush(Duration::from_secs(1));
+        }
     }
 
     /// Opens every file anew before its next line (SIGUSR1, `/reopen_logs`).

@@ -4,7 +4,7 @@ pub mod chain;
 pub mod context;
 pub mod fields;
 pub mod resources;
-pub mod route_clusters;
 pub mod routes;
+pub mod runtime;
 pub mod sources;
 pub mod update_stats;

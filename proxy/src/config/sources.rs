@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, ConfigSource, No
 use filters::stream::Address;
 use xds_client::ads::{self, Config, Handle, Protocol, Transport};
 use xds_client::error::{At, ConfigError};
+use xds_client::filesystem::{self, Watch};
 use xds_client::subscription::ResourceHandler;
 
 use crate::upstream::host::Target;
@@ -30,20 +31,8 @@ pub struct Sources {
     ads: Option<Handle>,
     /// Streams of `api_config_source`, by type and cluster.
     streams: HashMap<(String, String), Handle>,
-    /// Watched files, by type and path.
-    files: HashMap<(String, String), WatchedFile>,
-}
-
-/// A file, and the names that are wanted of it (none: all).
-struct WatchedFile {
-    task: tokio::task::JoinHandle<()>,
-    names: BTreeSet<String>,
-}
-
-impl Drop for WatchedFile {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Watched files, by type and path, and the names that are wanted of them (none: all).
+    files: HashMap<(String, String), (Watch, BTreeSet<String>)>,
 }
 
 /// `initial_fetch_timeout` of a source; zero is for ever.
@@ -57,11 +46,11 @@ pub fn fetch_timeout(source: &ConfigSource) -> Duration {
     })
 }
 
-/// Refuses `dynamic_resources` that cannot be subscribed to, before anything is started.
+/// Refuses `dynamic_resources` that name clusters which are not there, before anything is started.
 ///
 /// # Errors
-/// The path of what is not supported, or of the name of a cluster that is not there.
-pub fn check(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
+/// The path of the name, or of what is not supported.
+pub fn check_bootstrap(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
     let Some(dynamic) = &bootstrap.dynamic_resources else {
         return Ok(());
     };
@@ -83,7 +72,6 @@ pub fn check(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
             {
                 Err(without_ads())
             }
-            Some(None) => Err(ConfigError::new("no configuration source is set")),
             _ => Ok(()),
         };
         checked.at(field).at("dynamic_resources")?;
@@ -95,11 +83,11 @@ fn without_ads() -> ConfigError {
     ConfigError::new("there is no dynamic_resources.ads_config").at("ads")
 }
 
-/// The settings of a gRPC stream, the name of its cluster, and the way there.
+/// The settings of a gRPC stream, and the way to its cluster.
 fn target(
     api: &ApiConfigSource,
     transports: &HashMap<String, Transport>,
-) -> Result<(String, Config, Transport), ConfigError> {
+) -> Result<(Config, Transport), ConfigError> {
     let (cluster, config) = stream_config(api)?;
     let transport = transports.get(&cluster).ok_or_else(|| {
         ConfigError::new(format!(
@@ -107,7 +95,7 @@ fn target(
         ))
         .at("grpc_services[0].envoy_grpc.cluster_name")
     })?;
-    Ok((cluster, config, transport.clone()))
+    Ok((config, transport.clone()))
 }
 
 impl Sources {
@@ -137,7 +125,7 @@ impl Sources {
     }
 
     fn open(&self, api: &ApiConfigSource, type_url: Option<&str>) -> Result<Handle, ConfigError> {
-        let (_, mut config, transport) = target(api, &self.transports)?;
+        let (mut config, transport) = target(api, &self.transports)?;
         if let Some(type_url) = type_url {
             config.method = ads::method(type_url, config.protocol)
                 .ok_or_else(|| ConfigError::new(format!("no service for {type_url}")))?;
@@ -153,6 +141,20 @@ impl Sources {
         Ok(handle)
     }
 
+    /// Whether a source can be subscribed to, without doing it.
+    ///
+    /// # Errors
+    /// An unsupported source, or a file that is not there.
+    pub fn check(&self, source: &ConfigSource) -> Result<(), ConfigError> {
+        match &source.config_source_specifier {
+            Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+                stream_config(api).at("api_config_source").map(drop)
+            }
+            Some(_) => file(source).map_or(Ok(()), |path| exists(path).at("path")),
+            None => Err(ConfigError::new("no configuration source is set")),
+        }
+    }
+
     /// Subscribes to names of a type, or to all of it if there are none.
     ///
     /// # Errors
@@ -163,80 +165,81 @@ impl Sources {
         type_url: &str,
         names: Vec<String>,
     ) -> Result<(), ConfigError> {
-        match self.handle(source, type_url)? {
-            Some(handle) => handle.subscribe(type_url, names, fetch_timeout(source)),
-            None => self.watch(path(source), type_url, names),
+        let timeout = fetch_timeout(source);
+        if let Some(path) = file(source) {
+            exists(path).at("path")?;
+            let (watch, wanted) = self.watch(path, type_url);
+            wanted.extend(names.iter().cloned());
+            watch.expect(names, timeout);
+        } else {
+            let handle = self.handle(source, type_url)?;
+            handle.subscribe(type_url, names, timeout);
         }
         Ok(())
     }
 
-    /// Gives names up.
+    /// Gives names up. A file of which nothing is wanted is watched no longer, and read anew when something is.
     pub fn unsubscribe(&mut self, source: &ConfigSource, type_url: &str, names: Vec<String>) {
-        match self.handle(source, type_url) {
-            Ok(Some(handle)) => handle.unsubscribe(type_url, names),
-            Ok(None) => self.unwatch(path(source), type_url, &names),
-            Err(_) => {} // and so there was no subscription
+        if let Some(path) = file(source) {
+            let key = (type_url.to_owned(), path.to_owned());
+            if let Some((_, wanted)) = self.files.get_mut(&key) {
+                wanted.retain(|n| !names.contains(n));
+                if wanted.is_empty() {
+                    self.files.remove(&key);
+                }
+            }
+        } else if let Ok(handle) = self.handle(source, type_url) {
+            handle.unsubscribe(type_url, names);
         }
     }
 
-    /// The stream of a source; `None` for a file.
-    fn handle(
-        &mut self,
-        source: &ConfigSource,
-        type_url: &str,
-    ) -> Result<Option<Handle>, ConfigError> {
+    /// The stream of a source that is no file.
+    fn handle(&mut self, source: &ConfigSource, type_url: &str) -> Result<Handle, ConfigError> {
         match &source.config_source_specifier {
             Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
-                self.ads.clone().map(Some).ok_or_else(without_ads)
-            }
-            Some(ConfigSourceSpecifier::Path(_) | ConfigSourceSpecifier::PathConfigSource(_)) => {
-                Ok(None)
+                self.ads.clone().ok_or_else(without_ads)
             }
             Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
                 let (cluster, _) = stream_config(api).at("api_config_source")?;
                 let key = (type_url.to_owned(), cluster);
                 if let Some(handle) = self.streams.get(&key) {
-                    return Ok(Some(handle.clone()));
+                    return Ok(handle.clone());
                 }
                 let handle = self.open(api, Some(type_url)).at("api_config_source")?;
                 self.streams.insert(key, handle.clone());
-                Ok(Some(handle))
+                Ok(handle)
             }
-            None => Err(ConfigError::new("no configuration source is set")),
+            Some(ConfigSourceSpecifier::Path(_) | ConfigSourceSpecifier::PathConfigSource(_))
+            | None => Err(ConfigError::new("no configuration source is set")),
         }
     }
 
-    /// Watches a file. One that is watched already is read anew, for the sake of the new names.
-    fn watch(&mut self, path: &str, type_url: &str, names: Vec<String>) {
+    /// The watch of a file, which begins with the first subscription.
+    fn watch(&mut self, path: &str, type_url: &str) -> &mut (Watch, BTreeSet<String>) {
         let key = (type_url.to_owned(), path.to_owned());
-        let old = self.files.remove(&key);
-        let mut wanted: BTreeSet<String> = names.into_iter().collect();
-        wanted.extend(old.iter().flat_map(|f| f.names.iter().cloned()));
-        let task = xds_client::filesystem::spawn(path.into(), type_url, (self.handler)());
-        let file = WatchedFile {
-            task,
-            names: wanted,
-        };
-        self.files.insert(key, file);
-    }
-
-    fn unwatch(&mut self, path: &str, type_url: &str, names: &[String]) {
-        let key = (type_url.to_owned(), path.to_owned());
-        if let Some(file) = self.files.get_mut(&key) {
-            file.names.retain(|n| !names.contains(n));
-            if file.names.is_empty() {
-                self.files.remove(&key);
-            }
-        }
+        let handler = &self.handler;
+        self.files.entry(key).or_insert_with(|| {
+            let watch = filesystem::spawn(path.into(), type_url, handler());
+            (watch, BTreeSet::new())
+        })
     }
 }
 
-/// The file of a source that has one.
-fn path(source: &ConfigSource) -> &str {
-    match &source.config_source_specifier {
-        Some(ConfigSourceSpecifier::Path(path)) => path,
-        Some(ConfigSourceSpecifier::PathConfigSource(file)) => &file.path,
-        _ => "",
+fn exists(path: &str) -> Result<(), ConfigError> {
+    match std::path::Path::new(path).exists() {
+        true => Ok(()),
+        false => Err(ConfigError::new(format!(
+            "paths must refer to an existing path in the system: '{path}' does not exist"
+        ))),
+    }
+}
+
+/// The file of a source that is one.
+fn file(source: &ConfigSource) -> Option<&str> {
+    match source.config_source_specifier.as_ref()? {
+        ConfigSourceSpecifier::Path(path) => Some(path),
+        ConfigSourceSpecifier::PathConfigSource(file) => Some(&file.path),
+        _ => None,
     }
 }
 

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
 use filters::body::{Body, BodyError};
@@ -43,6 +45,9 @@ pub trait HttpService {
     /// A message that was malformed, too large, or late, before it became a request: what to answer.
     /// The codec sends the answer where the protocol allows one and closes. Counts and logs.
     fn reject(&self, rejection: &Rejection, protocol: Protocol) -> Response;
+
+    /// A message that the codec refused without an answer, before it became a request. Counts and logs.
+    fn refuse(&self, _details: &'static str, _flags: ResponseFlags, _protocol: Protocol) {}
 }
 
 /// Why a codec refused a message.
@@ -54,10 +59,6 @@ pub struct Rejection {
     pub details: &'static str,
     /// Body text; empty for most.
     pub body: &'static str,
-    /// Method and path as far as they were readable, for the access log.
-    pub method: Option<Box<str>>,
-    /// See `method`.
-    pub path: Option<Box<str>>,
 }
 
 /// Carries 1xx responses from the service to the codec of one stream, and back what the codec knows of the
@@ -70,6 +71,7 @@ struct EarlyQueue {
     heads: RefCell<VecDeque<ResponseHead>>,
     waker: RefCell<Option<Waker>>,
     used: Cell<bool>,
+    closed: Cell<bool>,
     ended: Cell<Option<(&'static str, ResponseFlags)>>,
 }
 
@@ -80,13 +82,26 @@ impl EarlyResponses {
     /// Queues a 1xx response and wakes the codec.
     pub fn send(&self, head: ResponseHead) {
         let mut heads = self.0.heads.borrow_mut();
-        if heads.len() < Self::LIMIT {
+        if !self.0.closed.get() && heads.len() < Self::LIMIT {
             heads.push_back(head);
             self.0.used.set(true);
             if let Some(waker) = self.0.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
+    }
+
+    /// Passes an upstream's 1xx response on if it is 100 (Continue). As in Envoy, others end here: not every
+    /// client knows that a response may have several heads.
+    pub fn forward(&self, head: ResponseHead) {
+        if head.status == http::StatusCode::CONTINUE {
+            self.send(head);
+        }
+    }
+
+    /// Takes no more heads: what is sent from now on is dropped.
+    pub fn close(&self) {
+        self.0.closed.set(true);
     }
 
     /// The next 1xx head to write, if there is one. Codecs call this before they write a final head and
@@ -126,16 +141,51 @@ pub struct ConnectionControl(Rc<ControlState>);
 #[derive(Default)]
 struct ControlState {
     draining: Cell<bool>,
+    closes_idle: Cell<bool>,
+    /// Set while the server fails its health checks.
+    unhealthy: Option<Arc<AtomicBool>>,
     aborted: Cell<bool>,
     active: Cell<u32>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl ConnectionControl {
-    /// Asks the codec to finish: HTTP/1 closes when idle and says `connection: close` on the next
-    /// response; HTTP/2 sends GOAWAY twice. Streams in flight finish.
+    /// A control of a connection whose responses ask to close while `unhealthy` is set.
+    pub fn new(unhealthy: Arc<AtomicBool>) -> Self {
+        Self(Rc::new(ControlState {
+            unhealthy: Some(unhealthy),
+            ..ControlState::default()
+        }))
+    }
+
+    /// Asks the codec to finish: HTTP/1 says `connection: close` on the next response; HTTP/2 sends GOAWAY
+    /// twice. Streams in flight finish. An idle HTTP/1 connection stays open, because a request may be on its
+    /// way: see [`close_idle`](Self::close_idle).
     pub fn drain(&self) {
         self.0.draining.set(true);
+        self.wake();
+    }
+
+    /// Drains, and closes an HTTP/1 connection as soon as it is idle. To be called some time after
+    /// [`drain`](Self::drain): a client that is not idle learns by a response that it is to go elsewhere, and
+    /// loses no request.
+    pub fn close_idle(&self) {
+        self.0.closes_idle.set(true);
+        self.drain();
+    }
+
+    /// Whether [`close_idle`](Self::close_idle) was called.
+    pub fn closes_idle(&self) -> bool {
+        self.0.closes_idle.get()
+    }
+
+    /// Whether a response is to ask the client to go elsewhere.
+    pub fn asks_to_close(&self) -> bool {
+        let unhealthy = self.0.unhealthy.as_ref();
+        self.is_draining() || unhealthy.is_some_and(|u| u.load(Ordering::Relaxed))
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.0.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -144,7 +194,7 @@ impl ConnectionControl {
     /// Asks the codec to close at once: the peer is gone.
     pub fn abort(&self) {
         self.0.aborted.set(true);
-        self.drain();
+        self.close_idle();
     }
 
     /// Whether [`abort`](Self::abort) was called.

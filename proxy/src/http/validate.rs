@@ -33,15 +33,9 @@ pub fn is_token(value: &[u8]) -> bool {
 }
 
 /// Whether a request target is free of spaces, controls and bytes outside ASCII (RFC 9112 section 3.2,
-/// RFC 3986 section 2). A fragment is not judged here: see [`fragment`].
+/// RFC 3986 section 2). A fragment is the connection manager's to judge.
 pub fn is_target(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|b| matches!(b, 0x21..=0x7e))
-}
-
-/// Where the fragment of a path begins, if it has one. A fragment is never part of a request target
-/// (RFC 9110 section 7.1); Envoy rejects it by default and otherwise strips it.
-pub fn fragment(path: &[u8]) -> Option<usize> {
-    memchr::memchr(b'#', path)
 }
 
 /// Whether `value` can be an authority: `host[:port]`, no userinfo (RFC 9110 section 4.2.4), only the

@@ -121,7 +121,7 @@ impl Mirror {
         let (numerator, denominator) =
             fraction(proto.runtime_fraction.as_ref()).at("runtime_fraction")?;
         Ok(Self {
-            cluster: (cx.cluster)(&proto.cluster),
+            cluster: cx.cluster(&proto.cluster).at("cluster")?,
             numerator,
             denominator,
             append_host_suffix: !proto.disable_shadow_host_suffix_append,

@@ -12,17 +12,20 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
+use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
 use super::response_body::ResponseBody;
 use super::retry_state::{RetryState, Verdict};
 use super::route::Route;
 use super::timeout::{AfterRequest, Idle, Timeouts};
+use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::upstream::balance::LbContext;
@@ -39,10 +42,14 @@ pub(super) struct Upstreaming<'a> {
     pub(super) early: EarlyResponses,
     pub(super) random: u64,
     pub(super) timeouts: Timeouts,
+    /// For the choice of the host.
+    pub(super) hash: RequestHash,
     /// None once the request cannot be sent again.
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
     pub(super) buffer_limit: usize,
+    /// No `x-envoy-*` headers are added.
+    pub(super) suppress_envoy_headers: bool,
 }
 
 /// What one attempt came to.
@@ -86,15 +93,16 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                 .headers
                 .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
         }
+        let keep_original = !request.suppress_envoy_headers;
         request
             .route
-            .set_upstream_host(request.head, &host.hostname);
+            .set_upstream_host(request.head, &host.hostname, keep_original);
         let body = replay.body(&mut request.body);
         let outcome = one(&request, &host, body, &mut global).await;
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
-            if request.retries.take().is_some() {
+            if request.retries.take().is_some() && replay.is_overflowed() {
                 let stats = request.charge.cluster.stats();
                 stats.retry_or_shadow_abandoned.inc();
             }
@@ -126,6 +134,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     Verdict::Overflow => flag(&request, ResponseFlags::UPSTREAM_OVERFLOW),
                     _ => {}
                 }
+                replay.release();
                 return conclude(request, &host, outcome, global, attempt, started);
             }
         }
@@ -162,7 +171,7 @@ fn mirror(request: &mut Upstreaming<'_>) {
     let mirroring = Mirroring {
         head: request.head,
         attempt_count: request.route.include_request_attempt_count(),
-        protocol: request.info.borrow().protocol,
+        protocol: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         timeouts: request.timeouts,
         buffer_limit: request.buffer_limit,
         random: request.random,
@@ -193,10 +202,7 @@ enum Replay {
 impl Replay {
     fn new(request: &mut Upstreaming<'_>) -> Self {
         let retries = request.retries.as_ref();
-        if retries.is_some_and(RetryState::is_enabled)
-            && !request.body.is_end()
-            && !request.head.is_tunnel()
-        {
+        if retries.is_some_and(RetryState::is_enabled) && !request.body.is_end() {
             let body = std::mem::take(&mut request.body);
             Self::Buffer(ReplayBuffer::new(body, request.buffer_limit))
         } else {
@@ -208,6 +214,17 @@ impl Replay {
         match self {
             Self::Once => std::mem::take(once),
             Self::Buffer(buffer) => buffer.body(),
+        }
+    }
+
+    fn is_overflowed(&self) -> bool {
+        matches!(self, Self::Buffer(buffer) if buffer.is_overflowed())
+    }
+
+    /// There will be no other attempt.
+    fn release(&self) {
+        if let Self::Buffer(buffer) = self {
+            buffer.release();
         }
     }
 
@@ -231,7 +248,7 @@ fn choose(
         _ => SmallVec::new(),
     };
     request.charge.cluster.choose_host(&LbContext {
-        hash: None,
+        hash: request.hash.hash,
         excluded: &excluded,
         omit_canary: policy.is_some_and(|policy| policy.omit_canary),
         tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
@@ -247,7 +264,7 @@ async fn one(
     global: &mut AfterRequest,
 ) -> Outcome {
     let options = SendOptions {
-        downstream: request.info.borrow().protocol,
+        downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
     };
@@ -363,8 +380,13 @@ fn respond(
     let charge = request.charge;
     let at_hand = !matches!(body, Body::Stream(_));
     let kind = charge.response(host, head.status, &head.headers, at_hand);
+    if let Some(reply) = failed_handshake(request.head, &mut head, protocol) {
+        guard.ended(None);
+        charge.complete(kind, started);
+        return Forwarded::reply(reply);
+    }
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
-    if request.info.borrow().request_complete {
+    if request.info.borrow().request_complete && !request.suppress_envoy_headers {
         write_service_time(&mut head, started);
     }
     if request.route.include_attempt_count_in_response() {
@@ -374,6 +396,7 @@ fn respond(
     request
         .route
         .finish_response(&mut head, Some(request.head), &request.info.borrow());
+    request.hash.set_cookies(&mut head);
     if at_hand {
         guard.ended(None);
         charge.complete(kind, started);

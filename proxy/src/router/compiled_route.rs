@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route::Action as ProtoAction;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster as weighted;
+use filters::head::RequestHead;
 use filters::header_mutation::HeaderMutations;
 use filters::matcher::HeaderRef;
 use filters::matcher::metadata::struct_to_json;
@@ -25,6 +26,8 @@ pub enum CompiledRoute {
     Single(Arc<Route>),
     /// One by chance.
     Weighted {
+        /// The header that holds the number instead of chance.
+        header: Option<HeaderRef>,
         /// The sum of the weights; positive.
         total: u64,
         /// Each outcome with the sum of the weights up to and including its own.
@@ -112,16 +115,13 @@ impl CompiledRoute {
         cx: &CompileContext<'_>,
     ) -> Result<Self, ConfigError> {
         use weighted::RandomValueSpecifier as Random;
-        reject(&[
-            (
-                matches!(&proto.random_value_specifier, Some(Random::HeaderName(_))),
-                "header_name",
-            ),
-            (
-                matches!(&proto.random_value_specifier, Some(Random::UseHashPolicy(on)) if on.value),
-                "use_hash_policy",
-            ),
-        ])?;
+        let header = match &proto.random_value_specifier {
+            Some(Random::HeaderName(name)) => Some(HeaderRef::parse(name).at("header_name")?),
+            Some(Random::UseHashPolicy(on)) if on.value => {
+                return Err(ConfigError::unsupported("use_hash_policy"));
+            }
+            Some(Random::UseHashPolicy(_)) | None => None,
+        };
         let mut total = 0_u64;
         let mut entries = Vec::new();
         for (i, cluster) in proto.clusters.iter().enumerate() {
@@ -146,27 +146,36 @@ impl CompiledRoute {
         };
         let last = last.clone();
         Ok(Self::Weighted {
+            header,
             total,
             entries,
             last,
         })
     }
 
-    /// The outcome for a random number.
-    pub fn pick(&self, random: u64) -> &Arc<Route> {
+    /// The outcome for a request and a random number.
+    pub fn pick(&self, head: &RequestHead, random: u64) -> &Arc<Route> {
         match self {
             Self::Single(route) => route,
             Self::Weighted {
+                header,
                 total,
                 entries,
                 last,
             } => {
-                let point = random % (*total).max(1);
+                let given = header.as_ref().and_then(|header| number_in(header, head));
+                let point = given.unwrap_or(random) % (*total).max(1);
                 let at = entries.partition_point(|(up_to, _)| *up_to <= point);
                 entries.get(at).map_or(last, |(_, route)| route)
             }
         }
     }
+}
+
+/// The number that a header holds. Repeated, it holds none: which line counts would be chance.
+fn number_in(header: &HeaderRef, head: &RequestHead) -> Option<u64> {
+    let value = header.in_request(head)?;
+    std::str::from_utf8(&value).ok()?.trim().parse().ok()
 }
 
 /// Compiles what one weighted cluster is and adds.
@@ -178,7 +187,7 @@ fn entry(
     let action = match (proto.name.as_str(), proto.cluster_header.as_str()) {
         ("", "") => return Err(ConfigError::new("name or cluster_header is required")),
         ("", header) => by_header(header, cx)?,
-        (name, "") => Action::Cluster((cx.cluster)(name)),
+        (name, "") => Action::Cluster(cx.cluster(name).at("name")?),
         _ => return Err(ConfigError::new("name and cluster_header are both set")),
     };
     let host = match &proto.host_rewrite_specifier {
@@ -207,7 +216,7 @@ fn target(
     cx: &CompileContext<'_>,
 ) -> Result<Action, ConfigError> {
     Ok(match specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Action::Cluster((cx.cluster)(name)),
+        Some(ClusterSpecifier::Cluster(name)) => Action::Cluster(cx.cluster(name).at("cluster")?),
         Some(ClusterSpecifier::ClusterHeader(name)) => by_header(name, cx)?,
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             return Err(ConfigError::unsupported("cluster_specifier_plugin"));

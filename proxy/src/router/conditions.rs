@@ -167,7 +167,7 @@ fn each<P, T>(
 fn is_connect(head: &RequestHead) -> bool {
     match head.upgrade.as_deref() {
         None => head.method == Method::CONNECT,
-        Some(protocol) => protocol == "connect-udp",
+        Some(protocol) => protocol.eq_ignore_ascii_case("connect-udp"),
     }
 }
 

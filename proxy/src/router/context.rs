@@ -33,6 +33,8 @@ pub type CompileFilterConfig<'a> =
 pub struct CompileContext<'a> {
     /// The place of a cluster, by name.
     pub cluster: &'a dyn Fn(&str) -> ClusterRef,
+    /// Whether a cluster exists; None if routes may name ones that do not (`validate_clusters`).
+    pub known: Option<&'a dyn Fn(&str) -> bool>,
     /// The clusters that requests may name.
     pub directory: &'a ClusterDirectory<Cluster>,
     /// Compiles per-route filter configuration.
@@ -40,6 +42,17 @@ pub struct CompileContext<'a> {
 }
 
 impl CompileContext<'_> {
+    /// The place of a cluster.
+    ///
+    /// # Errors
+    /// It does not exist, and must.
+    pub(super) fn cluster(&self, name: &str) -> Result<ClusterRef, ConfigError> {
+        if self.known.is_some_and(|known| !known(name)) {
+            return Err(ConfigError::new(format!("unknown cluster '{name}'")));
+        }
+        Ok((self.cluster)(name))
+    }
+
     /// Compiles a `typed_per_filter_config`.
     pub(super) fn filter_configs(
         &self,

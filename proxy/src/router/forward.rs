@@ -14,6 +14,8 @@ use http::{HeaderValue, StatusCode, header};
 use super::action::Action;
 use super::attempt;
 use super::charge::Charge;
+use super::hash::RequestHash;
+use super::options::RouterOptions;
 use super::redirect::Redirect;
 use super::retry_state::RetryState;
 use super::route::Route;
@@ -21,6 +23,7 @@ use super::table::RouteOutcome;
 use super::timeout::Timeouts;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
+use crate::upstream::balance::LbPolicy;
 use std::sync::Arc;
 
 /// A request that is ready for its upstream.
@@ -39,6 +42,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) early: EarlyResponses,
     /// The stream's random number.
     pub(crate) random: u64,
+    /// The router's own options.
+    pub(crate) options: &'a RouterOptions,
 }
 
 /// What came of a request.
@@ -103,14 +108,25 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         internal,
         early,
         random,
+        options,
         ..
     } = exchange;
-    let timeouts = Timeouts::of(head, &route, internal);
+    if let Some(reply) = options.check(head) {
+        return Forwarded::reply(reply);
+    }
+    let timeouts = Timeouts::of(head, &route, internal, options);
     let retries = RetryState::new(&route, head);
     timeouts.write_expected(head, Duration::ZERO);
-    route.prepare_request(head, &info.borrow());
+    // Only policies that hash need it, and only they make cookies.
+    let hash = match cluster.config.lb {
+        LbPolicy::Hash(_) => RequestHash::of(route.hash_policies(), head, &info.borrow()),
+        _ => RequestHash::default(),
+    };
+    let keep_original = !options.suppress_envoy_headers;
+    route.prepare_request(head, &info.borrow(), keep_original);
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
-    attempt::run(attempt::Upstreaming {
+    let tell_attempts = route.include_attempt_count_in_response();
+    let mut forwarded = attempt::run(attempt::Upstreaming {
         charge: Charge {
             cluster,
             internal,
@@ -123,10 +139,23 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         early,
         random,
         timeouts,
+        hash,
         retries: Some(retries),
         buffer_limit: buffer_limit as usize,
+        suppress_envoy_headers: options.suppress_envoy_headers,
     })
-    .await
+    .await;
+    if let Forwarded::Reply(reply) = &mut forwarded {
+        let headers = &mut reply.headers;
+        if tell_attempts {
+            let attempts = info.borrow().upstream.attempts;
+            headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        if options.suppress_envoy_headers {
+            headers.remove(names::OVERLOADED);
+        }
+    }
+    forwarded
 }
 
 /// A direct response or redirect: the route's response header mutations apply to it.

@@ -14,6 +14,8 @@ use crate::router::retry_policy::RetryPolicy;
 use crate::router::rewrite::{HostRewrite, PathRewrite};
 use crate::upstream::circuit_breaker::Priority;
 
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// What a `RouteAction` says beside the cluster.
 pub(super) struct Forward {
     pub(super) timeout: Option<Duration>,
@@ -28,7 +30,6 @@ pub(super) struct Forward {
     pub(super) hash_policies: Vec<HashPolicy>,
     pub(super) cluster_not_found: StatusCode,
     pub(super) priority: Priority,
-    pub(super) has_max_stream_duration: bool,
     pub(super) upgrades: Vec<(ByteString, bool)>,
     pub(super) path: Option<PathRewrite>,
     pub(super) host: Option<HostRewrite>,
@@ -38,7 +39,7 @@ pub(super) struct Forward {
 impl Default for Forward {
     fn default() -> Self {
         Self {
-            timeout: Some(Duration::from_secs(15)),
+            timeout: Some(DEFAULT_TIMEOUT),
             idle_timeout: None,
             max_stream_duration: None,
             grpc_timeout_header_max: None,
@@ -50,7 +51,6 @@ impl Default for Forward {
             hash_policies: Vec::new(),
             cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
             priority: Priority::Default,
-            has_max_stream_duration: false,
             upgrades: Vec::new(),
             path: None,
             host: None,
@@ -115,6 +115,7 @@ impl Forward {
         let own = Mirror::compile_all(&proto.request_mirror_policies, cx)?;
         let mirrors = [&own, &scope.virtual_host.mirrors, &scope.config.mirrors];
         let mirrors = mirrors.into_iter().find(|m| !m.is_empty()).cloned();
+        // Whatever it says, its presence turns the older timeouts off.
         let max = proto.max_stream_duration.as_ref();
         let host = proto
             .host_rewrite_specifier
@@ -123,7 +124,10 @@ impl Forward {
         let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
         let timeout = duration(proto.timeout.as_ref(), "timeout")?;
         Ok(Self {
-            timeout: Some(timeout.unwrap_or(Duration::from_secs(15))).filter(|d| !d.is_zero()),
+            timeout: match max {
+                Some(_) => None,
+                None => timeout.or(Some(DEFAULT_TIMEOUT)).filter(|d| !d.is_zero()),
+            },
             idle_timeout: duration(proto.idle_timeout.as_ref(), "idle_timeout")?,
             max_stream_duration: duration(
                 max.and_then(|m| m.max_stream_duration.as_ref()),
@@ -137,7 +141,8 @@ impl Forward {
                 max.and_then(|m| m.grpc_timeout_header_offset.as_ref()),
                 "max_stream_duration.grpc_timeout_header_offset",
             )?,
-            max_grpc_timeout: duration(proto.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
+            max_grpc_timeout: duration(proto.max_grpc_timeout.as_ref(), "max_grpc_timeout")?
+                .filter(|_| max.is_none()),
             grpc_timeout_offset: duration(
                 proto.grpc_timeout_offset.as_ref(),
                 "grpc_timeout_offset",
@@ -151,7 +156,6 @@ impl Forward {
             } else {
                 Priority::Default
             },
-            has_max_stream_duration: max.is_some(),
             upgrades,
             path,
             host: host.transpose()?.flatten(),

@@ -8,7 +8,9 @@ mod conditions;
 pub mod context;
 pub(crate) mod forward;
 mod forwarding;
+mod hash;
 mod mirror;
+pub mod options;
 mod path_index;
 pub mod redirect;
 mod replay;
@@ -20,6 +22,7 @@ pub mod route;
 pub mod slot;
 pub mod table;
 pub(crate) mod timeout;
+mod upgrade;
 mod virtual_host;
 
 pub use slot::RouteSlot;

@@ -183,3 +183,152 @@ impl Redirect {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+    use http::Method;
+
+    use super::*;
+
+    struct Case {
+        proto: pb::RedirectAction,
+        host: &'static str,
+        forwarded: Option<&'static str>,
+    }
+
+    fn case(proto: pb::RedirectAction) -> Case {
+        Case {
+            proto,
+            host: "a.test:8080",
+            forwarded: None,
+        }
+    }
+
+    impl Case {
+        fn of(mut self, host: &'static str) -> Self {
+            self.host = host;
+            self
+        }
+
+        fn on(mut self, scheme: &'static str) -> Self {
+            self.forwarded = Some(scheme);
+            self
+        }
+
+        /// Where a request for `/p/x?q` under a route with the prefix `/p` is sent.
+        fn location(&self) -> String {
+            let redirect = Redirect::compile(&self.proto).unwrap();
+            let mut head = RequestHead::new(Method::GET, "/p/x?q");
+            head.authority = self.host.into();
+            if let Some(scheme) = self.forwarded {
+                head.scheme = scheme.into();
+                let value = HeaderValue::from_static(scheme);
+                head.headers.insert(FORWARDED_PROTO, value);
+            }
+            let location = redirect.location(&head, &MatchedPath::Prefix("/p".into()));
+            location.to_str().unwrap().to_owned()
+        }
+    }
+
+    fn base() -> pb::RedirectAction {
+        pb::RedirectAction::default()
+    }
+
+    #[test]
+    fn hosts_schemes_and_ports() {
+        use SchemeRewriteSpecifier as Scheme;
+        let https = || pb::RedirectAction {
+            scheme_rewrite_specifier: Some(Scheme::HttpsRedirect(true)),
+            ..base()
+        };
+        let http = || pb::RedirectAction {
+            scheme_rewrite_specifier: Some(Scheme::SchemeRedirect("HTTP".into())),
+            ..base()
+        };
+        let port = || pb::RedirectAction {
+            port_redirect: 9,
+            ..base()
+        };
+        let host = pb::RedirectAction {
+            host_redirect: "b.test:1".into(),
+            ..base()
+        };
+        for (case, want) in [
+            (case(base()), "http://a.test:8080/p/x?q"),
+            (case(host), "http://b.test:1/p/x?q"),
+            (case(https()), "https://a.test:8080/p/x?q"),
+            (
+                case(https()).of("a.test:80").on("http"),
+                "https://a.test/p/x?q",
+            ),
+            (
+                case(https()).of("a.test:443").on("http"),
+                "https://a.test:443/p/x?q",
+            ),
+            (
+                case(http()).of("a.test:443").on("https"),
+                "http://a.test/p/x?q",
+            ),
+            (case(port()), "http://a.test:9/p/x?q"),
+            (case(port()).of("[::1]:80"), "http://[::1]:9/p/x?q"),
+            (case(port()).of("[::1]"), "http://[::1]:9/p/x?q"),
+        ] {
+            assert_eq!(case.location(), want);
+        }
+    }
+
+    #[test]
+    fn paths_and_queries() {
+        use PathRewriteSpecifier as Path;
+        let path = |specifier, strip_query| {
+            case(pb::RedirectAction {
+                path_rewrite_specifier: Some(specifier),
+                strip_query,
+                ..base()
+            })
+        };
+        let regex = matcher::RegexMatchAndSubstitute {
+            pattern: Some(matcher::RegexMatcher {
+                regex: "^/p/(.*)$".into(),
+                ..Default::default()
+            }),
+            substitution: "/got/\\1".into(),
+        };
+        for (case, want) in [
+            (path(Path::PathRedirect("/n".into()), false), "/n?q"),
+            (path(Path::PathRedirect("/n".into()), true), "/n"),
+            (path(Path::PathRedirect("/n?own".into()), false), "/n?own"),
+            (path(Path::PathRedirect("/n?own".into()), true), "/n?own"),
+            (path(Path::PrefixRewrite("/n".into()), false), "/n/x?q"),
+            (path(Path::PrefixRewrite("/n".into()), true), "/n/x"),
+            (path(Path::RegexRewrite(regex), false), "/got/x?q"),
+            (path(Path::PathRedirect(String::new()), true), "/p/x"),
+        ] {
+            assert_eq!(case.location(), format!("http://a.test:8080{want}"));
+        }
+    }
+
+    #[test]
+    fn statuses_and_errors() {
+        for (code, status) in [(0, 301), (1, 302), (2, 303), (3, 307), (4, 308)] {
+            let proto = pb::RedirectAction {
+                response_code: code,
+                ..base()
+            };
+            assert_eq!(Redirect::compile(&proto).unwrap().status(), status);
+        }
+        let refused =
+            |proto: pb::RedirectAction| Redirect::compile(&proto).unwrap_err().to_string();
+        let port = pb::RedirectAction {
+            port_redirect: 70_000,
+            ..base()
+        };
+        assert!(refused(port).starts_with("port_redirect: "));
+        let host = pb::RedirectAction {
+            host_redirect: "a\r\nb".into(),
+            ..base()
+        };
+        assert!(refused(host).starts_with("host_redirect: "));
+    }
+}

@@ -14,6 +14,8 @@ struct Shared {
     kept: Vec<Frame>,
     bytes: usize,
     limit: usize,
+    /// Whether what goes out is kept.
+    keep: bool,
     overflowed: bool,
     failed: bool,
 }
@@ -26,6 +28,7 @@ impl ReplayBuffer {
             kept: Vec::new(),
             bytes: 0,
             limit,
+            keep: true,
             overflowed: false,
             failed: false,
         })))
@@ -35,6 +38,16 @@ impl ReplayBuffer {
     pub(super) fn can_replay(&self) -> bool {
         let shared = self.0.borrow();
         !shared.overflowed && !shared.failed
+    }
+
+    /// Whether the body was too long to be kept.
+    pub(super) fn is_overflowed(&self) -> bool {
+        self.0.borrow().overflowed
+    }
+
+    /// There will be no other attempt: nothing more is kept.
+    pub(super) fn release(&self) {
+        self.0.borrow_mut().keep = false;
     }
 
     /// The body from its beginning, for the next attempt. The previous attempt's must be gone.
@@ -61,14 +74,19 @@ impl BodyStream for Replay {
             self.next += 1;
             return Poll::Ready(Some(Ok(frame.clone())));
         }
+        if !shared.keep && !shared.kept.is_empty() {
+            shared.kept = Vec::new();
+            self.next = 0;
+        }
         let polled = shared.source.poll_frame(cx);
         match &polled {
-            Poll::Ready(Some(Ok(frame))) if !shared.overflowed => {
+            Poll::Ready(Some(Ok(frame))) if shared.keep => {
                 if let Frame::Data(data) = frame {
                     shared.bytes += data.len();
                 }
                 if shared.bytes > shared.limit {
                     shared.overflowed = true;
+                    shared.keep = false;
                     shared.kept = Vec::new();
                     self.next = 0;
                 } else {
@@ -143,5 +161,18 @@ mod tests {
         let buffer = ReplayBuffer::new(Body::stream(Pieces(vec!["aaa", "bbb", "ccc"])), 5);
         assert_eq!(collect(buffer.body()).data, "aaabbbccc");
         assert!(!buffer.can_replay());
+    }
+
+    #[test]
+    fn once_released_the_body_goes_on_and_what_was_kept_is_forgotten() {
+        let buffer = ReplayBuffer::new(Body::stream(Pieces(vec!["a", "b", "c"])), 10);
+        let next = |body: &mut Body| body.frame().now_or_never().unwrap();
+        let mut first = buffer.body();
+        assert!(next(&mut first).is_some());
+        drop(first);
+        let mut second = buffer.body();
+        buffer.release();
+        assert_eq!(collect(std::mem::take(&mut second)).data, "abc");
+        assert!(buffer.0.borrow().kept.is_empty());
     }
 }

@@ -71,6 +71,8 @@ impl BodyStream for ResponseBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = self.body.poll_frame(cx);
         match &polled {
+            // A tunnel also fails with its client's half, which is not the upstream's doing.
+            Poll::Ready(Some(Err(_))) if self.info.borrow().request_error.is_some() => {}
             Poll::Ready(Some(Err(error))) => self.failed(error.reason),
             Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.complete(Some(trailers)),
             Poll::Ready(Some(Ok(Frame::Data(_)))) if !self.body.is_end() => {}

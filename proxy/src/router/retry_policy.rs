@@ -79,6 +79,16 @@ impl RetryOn {
         Self(bits.fold(0, |all, bit| all | bit))
     }
 
+    /// Whether a comma-separated list holds only conditions that are known: those of gRPC, or the others.
+    pub fn all_known(text: &str, grpc: bool) -> bool {
+        let words = text.split(',').map(str::trim).filter(|w| !w.is_empty());
+        let first_grpc = Self::CANCELLED.0;
+        words.into_iter().all(|word| {
+            let mut rows = Self::WORDS.iter().filter(|row| row.0 == word);
+            rows.any(|row| (row.1.0 >= first_grpc) == grpc)
+        })
+    }
+
     /// Whether any condition of `other` is here.
     pub fn any(self, other: Self) -> bool {
         self.0 & other.0 != 0

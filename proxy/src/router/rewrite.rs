@@ -114,11 +114,13 @@ impl PathRewrite {
         }
     }
 
-    /// Rewrites a request's path and remembers the old one in `x-envoy-original-path`.
-    pub fn rewrite(&self, head: &mut RequestHead, matched: &MatchedPath) {
+    /// Rewrites a request's path and, if wanted, keeps the old one in `x-envoy-original-path`.
+    pub fn rewrite(&self, head: &mut RequestHead, matched: &MatchedPath, keep_original: bool) {
         let new = ByteString::from(self.apply(&head.path, matched).into_owned());
         let old = std::mem::replace(&mut head.path, new);
-        set(head, ORIGINAL_PATH, &old);
+        if keep_original {
+            set(head, ORIGINAL_PATH, &old);
+        }
     }
 }
 
@@ -167,7 +169,7 @@ impl HostRewrite {
     }
 
     /// Rewrites a request's host, unless this is [`Auto`](Self::Auto).
-    pub fn rewrite(&self, head: &mut RequestHead, append_forwarded: bool) {
+    pub fn rewrite(&self, head: &mut RequestHead, append_forwarded: bool, keep_original: bool) {
         let host = match self {
             Self::Literal(host) => host.clone(),
             Self::Auto => return,
@@ -177,13 +179,18 @@ impl HostRewrite {
             },
             Self::PathRegex(substitution) => substitution.apply(head.path_only()).as_ref().into(),
         };
-        replace_host(head, host, append_forwarded);
+        replace_host(head, host, append_forwarded, keep_original);
     }
 }
 
-/// Replaces a request's host. The old one goes to `x-envoy-original-host` and, if `append_forwarded`, to
-/// `x-forwarded-host`, unless it is that header's last value already.
-pub fn replace_host(head: &mut RequestHead, host: ByteString, append_forwarded: bool) {
+/// Replaces a request's host. The old one goes to `x-envoy-original-host` if `keep_original`, and to
+/// `x-forwarded-host` if `append_forwarded`, unless it is that header's last value already.
+pub fn replace_host(
+    head: &mut RequestHead,
+    host: ByteString,
+    append_forwarded: bool,
+    keep_original: bool,
+) {
     let old = std::mem::replace(&mut head.authority, host);
     if append_forwarded && !old.is_empty() {
         let before = head.headers.get_all(FORWARDED_HOST).iter();
@@ -195,11 +202,139 @@ pub fn replace_host(head: &mut RequestHead, host: ByteString, append_forwarded: 
             set(head, FORWARDED_HOST, &format!("{before},{old}"));
         }
     }
-    set(head, ORIGINAL_HOST, &old);
+    if keep_original {
+        set(head, ORIGINAL_HOST, &old);
+    }
 }
 
 fn set(head: &mut RequestHead, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         head.headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
+    use envoy_types::pb::google::protobuf::BoolValue;
+    use http::Method;
+
+    use super::*;
+
+    fn regex(pattern: &str, substitution: &str) -> RegexMatchAndSubstitute {
+        RegexMatchAndSubstitute {
+            pattern: Some(RegexMatcher {
+                regex: pattern.into(),
+                ..RegexMatcher::default()
+            }),
+            substitution: substitution.into(),
+        }
+    }
+
+    #[test]
+    fn what_was_matched_is_replaced() {
+        let to = |text| PathRewrite::prefix(text).unwrap();
+        for (matched, rewrite, path, want) in [
+            (
+                MatchedPath::Prefix("/a".into()),
+                to("/b"),
+                "/a/x?y",
+                "/b/x?y",
+            ),
+            (MatchedPath::Prefix("/a/".into()), to("/"), "/a/", "/"),
+            (
+                MatchedPath::PathSeparatedPrefix("/a".into()),
+                to("/b"),
+                "/a",
+                "/b",
+            ),
+            (
+                MatchedPath::Exact("/a".into()),
+                to("/b"),
+                "/a?q=/a",
+                "/b?q=/a",
+            ),
+            (MatchedPath::Regex, to("/b"), "/a/c?q", "/b?q"),
+            (MatchedPath::Connect, to("/b"), "", "/b"),
+            // A filter made the path shorter than what the route had matched.
+            (MatchedPath::Prefix("/long".into()), to("/b"), "/a", "/b"),
+        ] {
+            assert_eq!(rewrite.apply(path, &matched), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_regex_sees_no_query() {
+        let rewrite = PathRewrite::regex(&regex("a", "b")).unwrap();
+        let matched = MatchedPath::Prefix("/".into());
+        assert_eq!(rewrite.apply("/banana?a", &matched), "/bbnbnb?a");
+        assert_eq!(rewrite.apply("/x?a", &matched), "/x?a");
+        let groups = PathRewrite::regex(&regex("^/([^/]+)/(.*)$", "/\\2/\\1")).unwrap();
+        assert_eq!(groups.apply("/a/b/c?d", &matched), "/b/c/a?d");
+    }
+
+    #[test]
+    fn the_original_path_is_kept_if_wanted() {
+        let rewrite = PathRewrite::prefix("/b").unwrap();
+        let matched = MatchedPath::Prefix("/a".into());
+        for keep in [true, false] {
+            let mut head = RequestHead::new(Method::GET, "/a/x");
+            rewrite.rewrite(&mut head, &matched, keep);
+            assert_eq!(&*head.path, "/b/x");
+            let original = head.headers.get(ORIGINAL_PATH);
+            assert_eq!(original.map(|v| v.as_bytes()), keep.then_some(&b"/a/x"[..]));
+        }
+    }
+
+    fn host_after(spec: &HostRewriteSpecifier, header: Option<&'static str>) -> String {
+        let rewrite = HostRewrite::compile(spec).unwrap().unwrap();
+        let mut head = RequestHead::new(Method::GET, "/one/two?three");
+        head.authority = "old.test".into();
+        if let Some(value) = header {
+            let name = HeaderName::from_static("x-host");
+            head.headers.insert(name, HeaderValue::from_static(value));
+        }
+        rewrite.rewrite(&mut head, false, true);
+        head.authority.to_string()
+    }
+
+    #[test]
+    fn hosts_come_from_literals_headers_and_paths() {
+        use HostRewriteSpecifier as Spec;
+        let literal = Spec::HostRewriteLiteral("new.test".into());
+        assert_eq!(host_after(&literal, None), "new.test");
+        let header = Spec::HostRewriteHeader("x-host".into());
+        assert_eq!(host_after(&header, Some("from.test")), "from.test");
+        assert_eq!(host_after(&header, Some("")), "old.test");
+        assert_eq!(host_after(&header, None), "old.test");
+        let path = Spec::HostRewritePathRegex(regex("^/([^/]+)/.*$", "\\1.test"));
+        assert_eq!(host_after(&path, None), "one.test");
+        // The chosen host's name is not known yet.
+        let auto = Spec::AutoHostRewrite(BoolValue { value: true });
+        assert_eq!(host_after(&auto, None), "old.test");
+        let off = Spec::AutoHostRewrite(BoolValue { value: false });
+        assert!(HostRewrite::compile(&off).unwrap().is_none());
+        let bad = HostRewrite::compile(&Spec::HostRewriteLiteral("a\nb".into()));
+        assert!(
+            bad.unwrap_err()
+                .to_string()
+                .starts_with("host_rewrite_literal")
+        );
+    }
+
+    #[test]
+    fn the_forwarded_host_grows_once_for_each_host() {
+        let mut head = RequestHead::new(Method::GET, "/");
+        for (from, to, want) in [
+            ("a.test", "b.test", "a.test"),
+            ("a.test", "b.test", "a.test"),
+            ("b.test", "c.test", "a.test,b.test"),
+        ] {
+            head.authority = from.into();
+            replace_host(&mut head, to.into(), true, true);
+            assert_eq!(&*head.authority, to);
+            assert_eq!(head.headers[FORWARDED_HOST], want);
+            assert_eq!(head.headers[ORIGINAL_HOST], from);
+        }
     }
 }

@@ -84,7 +84,8 @@ impl Route {
         &self.shared.matched
     }
 
-    /// The limit of the whole response, retries included; 15 s by default, None is none.
+    /// The limit of the whole response, retries included; 15 s by default, None is none. A route with
+    /// `max_stream_duration` has none.
     pub fn timeout(&self) -> Option<Duration> {
         self.shared.forward.timeout
     }
@@ -147,12 +148,6 @@ impl Route {
         self.shared.forward.priority
     }
 
-    /// Whether a limit of the stream's life takes the place of the response's
-    /// (`RouteAction.max_stream_duration`).
-    pub fn has_max_stream_duration(&self) -> bool {
-        self.shared.forward.has_max_stream_duration
-    }
-
     /// Whether requests carry `x-envoy-attempt-count`.
     pub fn include_request_attempt_count(&self) -> bool {
         self.shared.virtual_host.include_request_attempt_count
@@ -183,15 +178,17 @@ impl Route {
     }
 
     /// Replaces the request's host by the upstream host's name, if the route wants that.
-    pub fn set_upstream_host(&self, head: &mut RequestHead, name: &str) {
+    pub fn set_upstream_host(&self, head: &mut RequestHead, name: &str, keep_original: bool) {
         if self.auto_host_rewrite() && !name.is_empty() {
-            replace_host(head, name.into(), self.shared.forward.append_forwarded_host);
+            let append_forwarded = self.shared.forward.append_forwarded_host;
+            replace_host(head, name.into(), append_forwarded, keep_original);
         }
     }
 
     /// Changes a request on its way to the upstream: header mutations, then host, then path. To be called
-    /// once for each request, before the first attempt.
-    pub fn prepare_request(&self, head: &mut RequestHead, info: &StreamInfo) {
+    /// once for each request, before the first attempt. `keep_original` is whether the old host and path go
+    /// along in `x-envoy-original-*`.
+    pub fn prepare_request(&self, head: &mut RequestHead, info: &StreamInfo, keep_original: bool) {
         for mutations in self.order([
             self.weighted.as_ref().map(|w| &w.request),
             Some(&self.shared.request),
@@ -209,12 +206,13 @@ impl Route {
             mutations.write(values, &mut head.headers);
         }
         let forward = &self.shared.forward;
+        // The route's word is the last, as in Envoy.
         let weighted = self.weighted.as_ref().and_then(|w| w.host.as_ref());
-        if let Some(host) = weighted.or(forward.host.as_ref()) {
-            host.rewrite(head, forward.append_forwarded_host);
+        for host in [weighted, forward.host.as_ref()].into_iter().flatten() {
+            host.rewrite(head, forward.append_forwarded_host, keep_original);
         }
         if let Some(path) = &forward.path {
-            path.rewrite(head, &self.shared.matched);
+            path.rewrite(head, &self.shared.matched, keep_original);
         }
     }
 

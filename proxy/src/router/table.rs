@@ -1,5 +1,6 @@
 //! A compiled route configuration.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytestring::ByteString;
@@ -39,8 +40,8 @@ pub enum RouteOutcome {
 }
 
 impl RouteTable {
-    /// Compiles the message. `validate_clusters` is the caller's to see to; here a route whose cluster is missing
-    /// answers as its `cluster_not_found_response_code` says.
+    /// Compiles the message. Whether its routes may name clusters that do not exist is the context's say
+    /// (`validate_clusters`); one that does answers as its `cluster_not_found_response_code` says.
     ///
     /// # Errors
     /// The first bad or unsupported field, with its path.
@@ -94,8 +95,15 @@ impl RouteTable {
     /// Chooses the route of a request. `random` decides runtime fractions and weighted clusters: the
     /// same number gives the same answer.
     pub fn route(&self, head: &RequestHead, info: &StreamInfo, random: u64) -> RouteOutcome {
-        // Borrowed for a header on one line, and always for the authority.
-        let host = self.host.in_request(head).unwrap_or_default();
+        // Borrowed for a header on one line, and always for the authority. Without the header that names
+        // the virtual host there is none, not even `*`.
+        let host = match &self.host {
+            HeaderRef::Authority => Cow::Borrowed(&**head.authority.as_bytes()),
+            header => match header.in_request(head) {
+                Some(host) => host,
+                None => return RouteOutcome::NotFound,
+            },
+        };
         let host = match self.ignore_port {
             true => without_port(&host),
             false => &host,
@@ -104,11 +112,11 @@ impl RouteTable {
         let Some(virtual_host) = number.and_then(|n| self.virtual_hosts.get(n)) else {
             return RouteOutcome::NotFound;
         };
-        let mut path = head.path_only();
-        if self.ignore_path_parameters {
-            path = path.split(';').next().unwrap_or(path);
-        }
-        virtual_host.route(head, path, info, random)
+        let path = match self.ignore_path_parameters {
+            true => without_parameters(head.path_only()),
+            false => Cow::Borrowed(head.path_only()),
+        };
+        virtual_host.route(head, &path, info, random)
     }
 }
 
@@ -128,6 +136,15 @@ impl RouteOutcome {
             Self::HttpsRedirect(_) | Self::NotFound => false,
         }
     }
+}
+
+/// A path without the parameters of its segments (RFC 3986, 3.3): what follows a `;`.
+fn without_parameters(path: &str) -> Cow<'_, str> {
+    if !path.contains(';') {
+        return Cow::Borrowed(path);
+    }
+    let segments = path.split('/').map(|s| s.split(';').next().unwrap_or(s));
+    Cow::Owned(segments.collect::<Vec<_>>().join("/"))
 }
 
 #[cfg(test)]

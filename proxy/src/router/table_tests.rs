@@ -17,6 +17,7 @@ fn test_context() -> CompileContext<'static> {
     CompileContext {
         directory: Box::leak(Box::default()),
         cluster: &|name| Arc::new(ClusterSlot::new(name.into())),
+        known: None,
         filter_config: &|_, _| Ok(None),
     }
 }
@@ -202,6 +203,73 @@ fn path_parameters_can_be_ignored() {
         config.ignore_path_parameters_in_path_matching = ignore;
         let table = RouteTable::compile(&config, &test_context()).unwrap();
         assert_eq!(chosen(&table, &get("x", "/a;b?c")).as_deref(), expected);
+    }
+    for (path, bare) in [
+        ("/a/b", "/a/b"),
+        ("/a;x/b", "/a/b"),
+        ("/a;/;b;c", "/a/"),
+        (";", ""),
+    ] {
+        assert_eq!(without_parameters(path), bare);
+    }
+}
+
+#[test]
+fn without_the_header_that_names_it_there_is_no_virtual_host() {
+    let config = pb::RouteConfiguration {
+        virtual_hosts: vec![host("*", vec![route("a".into(), prefix("/"))])],
+        vhost_header: "x-host".into(),
+        ..Default::default()
+    };
+    let table = RouteTable::compile(&config, &test_context()).unwrap();
+    let mut head = get("x", "/");
+    assert_eq!(chosen(&table, &head), None);
+    let name = HeaderName::from_static("x-host");
+    head.headers.insert(name, HeaderValue::from_static("any"));
+    assert_eq!(chosen(&table, &head).as_deref(), Some("a"));
+}
+
+#[test]
+fn a_header_can_choose_among_weighted_clusters() {
+    use pb::weighted_cluster::{ClusterWeight, RandomValueSpecifier};
+    let cluster = |name: &str, weight| ClusterWeight {
+        name: name.into(),
+        weight: Some(envoy_types::pb::google::protobuf::UInt32Value { value: weight }),
+        ..Default::default()
+    };
+    let clusters = pb::WeightedCluster {
+        clusters: vec![cluster("a", 30), cluster("b", 0), cluster("c", 70)],
+        random_value_specifier: Some(RandomValueSpecifier::HeaderName("x-n".into())),
+        ..Default::default()
+    };
+    let mut proto = route("r".into(), prefix("/"));
+    proto.action = Some(pb::route::Action::Route(pb::RouteAction {
+        cluster_specifier: Some(pb::route_action::ClusterSpecifier::WeightedClusters(
+            clusters,
+        )),
+        ..Default::default()
+    }));
+    let table = table(vec![host("*", vec![proto])]);
+    let mut head = get("x", "/");
+    for (number, random, want) in [
+        (Some("29"), 99, "a"),
+        (Some("30"), 0, "c"),
+        (Some("129"), 99, "a"),
+        (Some("many"), 50, "c"),
+        (None, 0, "a"),
+    ] {
+        let name = HeaderName::from_static("x-n");
+        head.headers.remove(&name);
+        if let Some(number) = number {
+            head.headers.insert(name, HeaderValue::from_static(number));
+        }
+        let RouteOutcome::Matched(route) = table.route(&head, &info(), random) else {
+            panic!("no route");
+        };
+        let crate::router::action::Action::Cluster(slot) = route.action() else {
+            panic!("no cluster");
+        };
+        assert_eq!(&**slot.name(), want, "{number:?}");
     }
 }
 

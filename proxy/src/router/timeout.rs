@@ -10,6 +10,7 @@ use http::HeaderValue;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::milliseconds;
+use super::options::RouterOptions;
 use super::route::Route;
 use crate::http::conn_manager::names;
 
@@ -22,7 +23,9 @@ pub(super) struct Timeouts {
     pub(super) per_try: Option<Duration>,
     /// How long one attempt may be silent.
     pub(super) per_try_idle: Option<Duration>,
-    /// Whether the upstream learns its deadline by `grpc-timeout` too.
+    /// Whether the upstream learns its deadline by `x-envoy-expected-rq-timeout-ms`.
+    tell: bool,
+    /// Whether it learns it by `grpc-timeout` too.
     grpc: bool,
     /// Answer 204 instead of 504 (`x-envoy-upstream-rq-timeout-alt-response`).
     pub(super) alternative: bool,
@@ -30,13 +33,15 @@ pub(super) struct Timeouts {
 
 impl Timeouts {
     /// From the route, the retry policy and, if the sender may, the request's headers.
-    pub(super) fn of(head: &mut RequestHead, route: &Route, internal: bool) -> Self {
+    pub(super) fn of(
+        head: &mut RequestHead,
+        route: &Route,
+        internal: bool,
+        options: &RouterOptions,
+    ) -> Self {
         let mut global = route.timeout();
         let grpc = head.is_grpc() && route.max_grpc_timeout().is_some();
-        if route.has_max_stream_duration() {
-            // The stream's own limit takes the place of the response's.
-            global = None;
-        } else if head.is_grpc()
+        if head.is_grpc()
             && let Some(max) = route.max_grpc_timeout()
         {
             // Zero is "no limit" both in the header's absence and as a maximum.
@@ -52,15 +57,25 @@ impl Timeouts {
         let mut per_try = policy.and_then(|policy| policy.per_try_timeout);
         let mut alternative = false;
         if internal {
-            if let Some(asked) = milliseconds(head, &names::UPSTREAM_TIMEOUT) {
-                global = (!asked.is_zero()).then_some(asked);
+            let expected = &names::EXPECTED_TIMEOUT;
+            if options.respect_expected_timeout && head.headers.contains_key(expected) {
+                // Another Envoy's deadline goes before what its client asked for, which goes on.
+                if let Some(asked) = milliseconds(head, expected) {
+                    global = (!asked.is_zero()).then_some(asked);
+                }
+            } else {
+                if let Some(asked) = milliseconds(head, &names::UPSTREAM_TIMEOUT) {
+                    global = (!asked.is_zero()).then_some(asked);
+                }
+                head.headers.remove(names::UPSTREAM_TIMEOUT);
             }
             if let Some(asked) = milliseconds(head, &names::PER_TRY_TIMEOUT) {
                 per_try = (!asked.is_zero()).then_some(asked);
             }
             alternative = head.headers.remove(names::TIMEOUT_ALT_RESPONSE).is_some();
             head.headers.remove(names::ALT_STAT_NAME);
-            head.headers.remove(names::UPSTREAM_TIMEOUT);
+            head.headers.remove(names::HEDGE);
+            head.headers.remove(names::STREAM_DURATION);
             head.headers.remove(names::PER_TRY_TIMEOUT);
         }
         if let (Some(one), Some(all)) = (per_try, global)
@@ -72,6 +87,7 @@ impl Timeouts {
             global,
             per_try,
             per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
+            tell: !options.suppress_envoy_headers,
             grpc,
             alternative,
         }
@@ -88,8 +104,10 @@ impl Timeouts {
             expected = expected.min(left);
         }
         let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
-        head.headers
-            .insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+        if self.tell {
+            head.headers
+                .insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+        }
         if self.grpc
             && let Ok(value) = HeaderValue::try_from(grpc_timeout_text(millis))
         {

@@ -88,7 +88,7 @@ impl VirtualHost {
             .filter_map(|number| self.routes.get(usize::try_from(number).ok()?))
             .find(|(rule, _)| rule.matches(head, path, info, random))
             .map_or(RouteOutcome::NotFound, |(_, route)| {
-                RouteOutcome::Matched(route.pick(random).clone())
+                RouteOutcome::Matched(route.pick(head, random).clone())
             })
     }
 

@@ -1,26 +1,25 @@
 //! What the admin interface shows and does, over the running process.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use envoy_types::pb::envoy::admin::v3::{CommandLineOptions, ServerInfo, server_info};
-use serde_json::json;
-use xds_client::json::{Pool, PrintOptions};
+use serde_json::{Value, json};
 
 use super::admin::config_dump::ConfigStore;
 use super::admin::{
-    AdminBackend, AdminError, ClusterStatus, DrainRequest, DumpRequest, HostStatus, LogChange,
-    ServerState,
+    AdminBackend, AdminError, ClusterStatus, DrainRequest, DumpRequest, HostStatus, ListenerStatus,
+    LogChange, ServerState,
 };
-use super::drain::DrainManager;
+use super::drain::{DrainEnd, DrainManager};
+use super::listener_manager::ListenerManager;
 use super::server_stats::ServerStats;
 use crate::bootstrap::command_line::CommandLine;
 use crate::bootstrap::logging::{Level, LogHandle};
 use crate::bootstrap::settings::Settings;
 use crate::config::context::ChainContext;
 use crate::config::resources::Resources;
+use crate::config::runtime::NoAdminLayer;
 use crate::upstream::cluster::Discovery;
 use crate::upstream::host::Health;
 
@@ -44,17 +43,25 @@ pub struct Backend {
     pub quit: Arc<tokio::sync::Notify>,
     /// When the process started.
     pub started: Instant,
-    /// `/healthcheck/fail` was called.
-    pub failed: AtomicBool,
+    /// A graceful `/drain_listeners` has begun.
+    pub listeners_drain: AtomicBool,
     /// `server.*`
     pub stats: ServerStats,
+}
+
+impl Backend {
+    /// The flag that connections see while health checks are failed.
+    fn unhealthy(&self) -> Arc<AtomicBool> {
+        let unhealthy = |l: &mut ListenerManager| l.context().unhealthy.clone();
+        self.resources.with_listeners(unhealthy)
+    }
 }
 
 impl AdminBackend for Backend {
     fn state(&self) -> ServerState {
         match self.resources.server_state() {
             ServerState::Live
-                if self.failed.load(Ordering::Acquire) || self.drain.is_draining() =>
+                if self.unhealthy().load(Ordering::Relaxed) || self.drain.is_draining() =>
             {
                 ServerState::Draining
             }
@@ -66,51 +73,11 @@ impl AdminBackend for Backend {
         self.stats.update(self);
     }
 
-    fn server_info(&self) -> String {
-        let state = match self.state() {
-            ServerState::Live => server_info::State::Live,
-            ServerState::Draining => server_info::State::Draining,
-            ServerState::PreInitializing => server_info::State::PreInitializing,
-            ServerState::Initializing => server_info::State::Initializing,
-        };
-        let up = self.started.elapsed().as_secs().cast_signed();
-        let up = envoy_types::pb::google::protobuf::Duration {
-            seconds: up,
-            nanos: 0,
-        };
-        let line = &self.line;
-        let text = |o: &Option<String>| o.clone().unwrap_or_default();
-        let info = ServerInfo {
-            version: CommandLine::version_text()
-                .trim()
-                .trim_start_matches("fairway  version: ")
-                .to_owned(),
-            state: state.into(),
-            uptime_current_epoch: Some(up),
-            uptime_all_epochs: Some(up),
-            hot_restart_version: "disabled".to_owned(),
-            command_line_options: Some(CommandLineOptions {
-                concurrency: u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX),
-                config_path: text(&line.config_path),
-                config_yaml: text(&line.config_yaml),
-                log_level: line.log_level.clone(),
-                component_log_level: text(&line.component_log_level),
-                service_cluster: text(&line.service_cluster),
-                service_node: text(&line.service_node),
-                service_zone: text(&line.service_zone),
-                disable_hot_restart: true,
-                ..Default::default()
-            }),
-            node: Some(self.settings.node.clone()),
-            ..Default::default()
-        };
-        Pool::load().map_or_else(
-            |_| "{}".to_owned(),
-            |p| p.print_message(&info, PrintOptions::default()).to_string(),
-        )
+    fn server_info(&self) -> Value {
+        super::server_info::server_info(self)
     }
 
-    fn config_dump(&self, request: &DumpRequest) -> Result<String, AdminError> {
+    fn config_dump(&self, request: &DumpRequest) -> Result<Value, AdminError> {
         self.config.dump(request)
     }
 
@@ -155,36 +122,39 @@ impl AdminBackend for Backend {
             .collect()
     }
 
-    fn listeners(&self) -> Vec<(String, Vec<String>)> {
+    fn listeners(&self) -> Vec<ListenerStatus> {
         self.resources.with_listeners(|listeners| {
-            let one = |name: &str, bound: &[super::socket::BindAddress]| {
-                (
-                    name.to_owned(),
-                    bound.iter().map(ToString::to_string).collect(),
-                )
-            };
-            listeners
-                .listeners()
-                .map(|(c, b, _)| one(&c.name, b))
-                .collect()
+            let all = listeners.listeners();
+            all.map(|(config, bound, _)| ListenerStatus {
+                name: config.name.to_string(),
+                addresses: bound.iter().map(ToString::to_string).collect(),
+            })
+            .collect()
         })
     }
 
     fn drain_listeners(&self, request: DrainRequest) {
         // The server itself stays LIVE: only its listeners drain.
-        let mut plan = self.drain.plan();
-        if !request.graceful {
-            plan.time = std::time::Duration::ZERO;
+        let inbound_only = request.inbound_only;
+        if !request.graceful && !request.skip_exit {
+            self.resources.with_listeners(|l| l.stop_all(inbound_only));
+            return;
         }
+        if self.listeners_drain.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let end = match request.skip_exit {
+            true => DrainEnd::Never,
+            false => DrainEnd::Deadline,
+        };
+        let plan = self.drain.plan();
+        let listeners = &self.resources;
         // Nobody waits for the end.
-        drop(
-            self.resources
-                .with_listeners(|listeners| listeners.drain_all(plan, request.inbound_only, false)),
-        );
+        drop(listeners.with_listeners(|l| l.drain_all(plan, inbound_only, end)));
     }
 
     fn health_check(&self, ok: bool) {
-        self.failed.store(!ok, Ordering::Release);
+        self.unhealthy().store(!ok, Ordering::Relaxed);
     }
 
     fn quit(&self) {
@@ -210,33 +180,34 @@ impl AdminBackend for Backend {
         Ok(())
     }
 
-    fn memory(&self) -> String {
-        let resident = resident_bytes();
-        json!({ "allocated": resident.to_string(), "heap_size": resident.to_string() }).to_string()
+    fn memory(&self) -> Value {
+        // The allocator has no numbers of its own: what the process has in memory stands for its heap.
+        let resident = resident_bytes().to_string();
+        json!({
+            "allocated": resident, "heap_size": resident, "pageheap_unmapped": "0",
+            "pageheap_free": "0", "total_thread_cache": "0", "total_physical_bytes": resident,
+        })
     }
 
-    fn init_dump(&self) -> String {
+    fn init_dump(&self) -> Value {
         let names = self.resources.warming();
+        if names.is_empty() {
+            return json!({});
+        }
         json!({ "unready_targets_dumps": [{ "name": "init manager Server", "target_names": names }] })
-            .to_string()
     }
 
-    fn certs(&self) -> String {
-        json!({ "certificates": [] }).to_string()
+    fn certs(&self) -> Value {
+        json!({ "certificates": [] })
     }
 
-    fn runtime(&self) -> String {
-        let entries: BTreeMap<_, _> = self
-            .settings
-            .runtime
-            .iter()
-            .map(|(k, v)| (k, json!({ "layer_values": [v], "final_value": v })))
-            .collect();
-        json!({ "layers": ["static"], "entries": entries }).to_string()
+    fn runtime(&self) -> Value {
+        self.settings.runtime.dump()
     }
 
-    fn runtime_modify(&self, _: &[(String, String)]) -> Result<(), AdminError> {
-        Err(AdminError {
+    fn runtime_modify(&self, changes: &[(String, String)]) -> Result<(), AdminError> {
+        let modified = self.settings.runtime.modify(changes);
+        modified.map_err(|NoAdminLayer| AdminError {
             status: 503,
             message: "No admin layer specified".to_owned(),
         })

@@ -15,6 +15,7 @@ use xds_client::error::{At, ConfigError};
 use super::filter_chain_match::FilterChainIndex;
 use super::socket::{BindAddress, SocketOptions};
 use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
 
 /// Serves the connections of one filter chain: transport socket, network filters.
 pub trait FilterChainHandler: Send + Sync {
@@ -40,6 +41,12 @@ pub trait FilterChainCompiler: Send + Sync {
         listener: &Listener,
         chain: &pb::FilterChain,
     ) -> Result<Arc<dyn FilterChainHandler>, ConfigError>;
+
+    /// Compiles the logs of `listener` itself.
+    ///
+    /// # Errors
+    /// What is wrong with a log, by its path inside the listener.
+    fn access_logs(&self, listener: &Listener) -> Result<Vec<AccessLog>, ConfigError>;
 }
 
 /// A compiled chain.
@@ -111,6 +118,8 @@ pub struct CompiledListener {
     pub inbound: bool,
     /// `stat_prefix`, or the main address with `:` as `_`.
     pub stat_name: String,
+    /// Told of connections that no chain takes.
+    pub access_logs: Vec<AccessLog>,
     /// The configuration it came from.
     pub source: Arc<Listener>,
     /// Its version, as the control plane calls it.
@@ -157,6 +166,7 @@ impl CompiledListener {
             ignore_global_limit: source.ignore_global_conn_limit,
             inbound: source.traffic_direction == 1,
             stat_name: String::new(),
+            access_logs: compiler.access_logs(source)?,
             source: source.clone(),
             version: version.to_owned(),
         };

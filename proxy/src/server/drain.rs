@@ -13,6 +13,17 @@ pub enum DrainStrategy {
     Immediate,
 }
 
+/// When a listener that drains while it serves stops listening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// Never; connections are asked to end for as long as the process lives.
+    Never,
+    /// When the drain time is over. Connections that are left then stay.
+    Deadline,
+    /// When no worker has a connection of it, or the drain time is over. What is left then is closed.
+    Idle,
+}
+
 /// One drain, as the workers are told it.
 #[derive(Debug, Clone, Copy)]
 pub struct DrainPlan {

@@ -5,24 +5,28 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use filters::stream::ConnectionInfo;
+use filters::flags::ResponseFlags;
+use filters::stream::{ConnectionInfo, StreamInfo};
 use futures_util::FutureExt;
 use rustc_hash::FxHashMap;
 use socket2::Socket;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::task::AbortHandle;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::accepted::{Accepted, Sniffed};
+use super::acceptor::Acceptor;
 use super::compiled::{CompiledListener, FilterChainHandler};
-use super::drain::DrainPlan;
+use super::connection_drain::ConnectionDrain;
+use super::drain::{DrainEnd, DrainPlan};
 use super::filter_chain_match::MatchInput;
 use super::listener_stats::{Count, Inspectors, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
@@ -78,6 +82,8 @@ pub struct ListenerContext {
     pub connection_panics: Counter,
     /// Where listeners make their stats.
     pub scope: Scope,
+    /// Set while health checks are failed: every response asks to close, as Envoy's do.
+    pub unhealthy: Arc<AtomicBool>,
     /// The numbers of the listener filters.
     pub inspectors: Inspectors,
     next_connection: AtomicU64,
@@ -91,15 +97,11 @@ impl ListenerContext {
             stats: ManagerStats::new(&stats.scope("listener_manager.")),
             connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
+            unhealthy: Arc::default(),
             inspectors: Inspectors::default(),
             next_connection: AtomicU64::new(1),
         }
     }
-}
-
-/// How often a drain looks whether it is done.
-fn tick(plan: DrainPlan) -> Duration {
-    (plan.time / 20).clamp(Duration::from_millis(5), Duration::from_millis(250))
 }
 
 struct Entry {
@@ -115,25 +117,10 @@ pub(super) struct WorkerListener {
     shared: Arc<ListenerShared>,
     stats: WorkerStats,
     config: RefCell<Arc<CompiledListener>>,
-    accepts: RefCell<Vec<AbortHandle>>,
+    accepts: RefCell<Vec<JoinHandle<()>>>,
+    stopping: Cell<bool>,
+    stop: Notify,
     connections: RefCell<FxHashMap<u64, Entry>>,
-}
-
-enum Acceptor {
-    Tcp(TcpListener),
-    Unix(UnixListener, Arc<str>),
-}
-
-impl Acceptor {
-    async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(l) => l.accept().await.map(|(s, _)| Accepted::Tcp(s)),
-            Self::Unix(l, path) => {
-                let accepted = l.accept().await;
-                accepted.map(|(s, _)| Accepted::Unix(s, path.clone()))
-            }
-        }
-    }
 }
 
 impl WorkerListener {
@@ -152,19 +139,16 @@ impl WorkerListener {
             shared,
             config: RefCell::new(config),
             accepts: RefCell::default(),
+            stopping: Cell::new(false),
+            stop: Notify::new(),
             connections: RefCell::default(),
         });
+        let own = listener.config.borrow().socket.reuse_port;
         for (socket, address) in sockets {
-            let acceptor = match &address {
-                BindAddress::Tcp { .. } => TcpListener::from_std(socket.into()).map(Acceptor::Tcp),
-                BindAddress::Pipe { path, .. } => {
-                    UnixListener::from_std(socket.into()).map(|l| Acceptor::Unix(l, path.clone()))
-                }
-            };
-            match acceptor {
+            match Acceptor::new(socket, &address, own) {
                 Ok(acceptor) => {
                     let task = tokio::task::spawn_local(listener.clone().accept_loop(acceptor));
-                    listener.accepts.borrow_mut().push(task.abort_handle());
+                    listener.accepts.borrow_mut().push(task);
                 }
                 Err(e) => tracing::error!("cannot poll listening socket {address}: {e}"),
             }
@@ -195,51 +179,54 @@ impl WorkerListener {
         if !gone.is_empty() {
             let listener = self.clone();
             tokio::task::spawn_local(async move {
-                listener.drain_connections(gone.clone(), plan).await;
+                listener.drain_connections(&gone, plan).await;
                 listener.close(&gone);
                 drop(done);
             });
         }
     }
 
-    /// Takes no more connections. The sockets close once the worker has run on.
-    pub(super) fn stop_accepting(&self) {
-        for task in self.accepts.borrow_mut().drain(..) {
-            task.abort();
+    /// Takes no more connections than have begun, and returns when the sockets are closed.
+    pub(super) async fn stop_accepting(&self) {
+        self.stopping.set(true);
+        self.stop.notify_waiters();
+        let accepts = std::mem::take(&mut *self.accepts.borrow_mut());
+        for task in accepts {
+            // It ends by itself; if it panicked, its socket is closed all the same.
+            let _ = task.await;
         }
     }
 
-    /// Asks every connection to end, waits for them, closes the rest at the deadline.
+    /// Stops accepting, asks every connection to end, waits for them, closes the rest at the deadline.
     pub(super) async fn drain(&self, plan: DrainPlan) {
-        self.drain_connections(self.ids(|_| true), plan).await;
+        self.stop_accepting().await;
+        self.drain_connections(&self.ids(|_| true), plan).await;
         self.close(&self.ids(|_| true));
     }
 
-    /// Drains while it goes on accepting; newcomers are asked to end too. Stops accepting and closes what
-    /// is left at the deadline, or once idle with `until_idle`.
-    pub(super) async fn drain_serving(self: &Rc<Self>, plan: DrainPlan, until_idle: bool) {
-        let present = self.ids(|_| true);
-        let newest = present.iter().copied().max().unwrap_or(0);
-        let listener = self.clone();
-        let asking = tokio::task::spawn_local(async move {
-            listener.drain_connections(present, plan).await;
-        });
-        while std::time::Instant::now() < plan.deadline() {
-            if until_idle && self.connections.borrow().is_empty() {
+    /// Drains while it goes on accepting; newcomers are asked to end too.
+    pub(super) async fn drain_serving(&self, plan: DrainPlan, end: DrainEnd) {
+        let mut drain = ConnectionDrain::new(plan, self.ids(|_| true));
+        loop {
+            let over = Instant::now() >= plan.deadline();
+            let stops = match end {
+                DrainEnd::Never => false,
+                DrainEnd::Deadline => over,
+                // Not only here: a worker that closed its socket alone would leave its share of the newcomers
+                // without an answer.
+                DrainEnd::Idle => over || self.shared.active.get() == 0,
+            };
+            if stops {
                 break;
             }
-            // A newcomer gets a tick to send its first request before it is asked.
-            tokio::time::sleep(tick(plan)).await;
-            let newcomers: Vec<ConnectionControl> = {
-                let connections = self.connections.borrow();
-                let new = connections.iter().filter(|(id, _)| **id > newest);
-                new.map(|(_, e)| e.control.clone()).collect()
-            };
-            newcomers.iter().for_each(ConnectionControl::drain);
+            drain.step(|id| self.control(id));
+            drain.add(self.ids(|_| true));
+            tokio::time::sleep(drain.tick()).await;
         }
-        asking.abort();
-        self.stop_accepting();
-        self.close(&self.ids(|_| true));
+        match end {
+            DrainEnd::Idle => self.drain(plan).await,
+            DrainEnd::Never | DrainEnd::Deadline => self.stop_accepting().await,
+        }
     }
 
     fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<u64> {
@@ -248,30 +235,16 @@ impl WorkerListener {
         wanted.map(|(id, _)| *id).collect()
     }
 
-    async fn drain_connections(&self, ids: Vec<u64>, plan: DrainPlan) {
-        let mut order: Vec<(Duration, u64)> = ids.iter().map(|id| (plan.delay(), *id)).collect();
-        order.sort_unstable();
-        for (delay, id) in order {
-            tokio::time::sleep_until((plan.start + delay).into()).await;
-            let control = self
-                .connections
-                .borrow()
-                .get(&id)
-                .map(|e| e.control.clone());
-            if let Some(control) = control {
-                control.drain();
-            }
-        }
-        let deadline = plan.deadline();
-        while std::time::Instant::now() < deadline {
-            let left = {
-                let connections = self.connections.borrow();
-                ids.iter().any(|id| connections.contains_key(id))
-            };
-            if !left {
-                return;
-            }
-            tokio::time::sleep(tick(plan)).await;
+    fn control(&self, id: u64) -> Option<ConnectionControl> {
+        let connections = self.connections.borrow();
+        connections.get(&id).map(|entry| entry.control.clone())
+    }
+
+    /// Returns when they are gone, or the drain time is over.
+    async fn drain_connections(&self, ids: &[u64], plan: DrainPlan) {
+        let mut drain = ConnectionDrain::new(plan, ids.iter().copied());
+        while drain.step(|id| self.control(id)) && Instant::now() < plan.deadline() {
+            tokio::time::sleep(drain.tick()).await;
         }
     }
 
@@ -287,8 +260,13 @@ impl WorkerListener {
 
     async fn accept_loop(self: Rc<Self>, acceptor: Acceptor) {
         let mut back_off = Duration::from_millis(10);
-        loop {
-            let mut next = Some(acceptor.accept().await);
+        // Nothing runs between the look and the wait that could set it: one thread.
+        while !self.stopping.get() {
+            let mut next = tokio::select! {
+                biased;
+                () = self.stop.notified() => break,
+                accepted = acceptor.accept() => Some(accepted),
+            };
             let most = self.config.borrow().accepts_per_event;
             let mut taken = 0_usize;
             // What is queued is taken in one go; tokio's budget ends that even where nothing else does.
@@ -319,6 +297,7 @@ impl WorkerListener {
             }
             tokio::task::yield_now().await;
         }
+        acceptor.finish(|io| self.admit(io)).await;
     }
 
     /// Counts a socket in, or drops it at a limit, and starts its task.
@@ -338,7 +317,7 @@ impl WorkerListener {
             return;
         }
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
-        let control = ConnectionControl::default();
+        let control = ConnectionControl::new(self.context.unhealthy.clone());
         let guard = ConnectionGuard {
             listener: self.clone(),
             id,
@@ -402,6 +381,19 @@ impl Drop for ConnectionGuard {
         }
         let entry = self.listener.connections.borrow_mut().remove(&self.id);
         drop(entry);
+    }
+}
+
+/// Logs a connection that no filter chain takes.
+fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
+    if logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::for_connection(connection);
+    info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+    info.details = Some("filter_chain_not_found".into());
+    for log in logs {
+        log.record(&info, None, None, None);
     }
 }
 
@@ -480,11 +472,6 @@ impl ConnectionGuard {
         let chain = found
             .or(config.default_chain)
             .and_then(|position| config.chains.get(position));
-        let Some(chain) = chain else {
-            stats.no_filter_chain_match.inc();
-            return io.abandon(&sniffed);
-        };
-        self.matched(&chain.handler);
         let info = Rc::new(ConnectionInfo {
             id: self.id,
             remote: direct_remote.clone(),
@@ -497,8 +484,14 @@ impl ConnectionGuard {
             secure: false,
             tls: None,
             listener: config.name.clone(),
-            filter_chain: chain.name.clone(),
+            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
         });
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            log_refused(&config.access_logs, info);
+            return io.abandon(&sniffed);
+        };
+        self.matched(&chain.handler);
         let prefix: Bytes = sniffed.prefix.freeze();
         let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
         // An old configuration must not live as long as its last idle connection.

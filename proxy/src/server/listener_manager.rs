@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use xds_client::error::{At, ConfigError};
 
 use super::compiled::{CompiledListener, FilterChainCompiler};
-use super::drain::{DrainManager, DrainPlan};
+use super::drain::{DrainEnd, DrainManager, DrainPlan};
 use super::listener::{ListenerContext, ListenerShared};
 use super::listener_stats::{Count, ListenerStats};
 use super::socket::{self, BindAddress};
@@ -321,9 +321,8 @@ impl ListenerManager {
         true
     }
 
-    /// Drains every listener by `plan` while they go on accepting. They stop at the deadline, or with
-    /// `until_idle` as soon as one has no connection on a worker.
-    pub fn drain_all(&self, plan: DrainPlan, inbound_only: bool, until_idle: bool) -> Drained {
+    /// Drains every listener by `plan` while they go on accepting, until `end`.
+    pub fn drain_all(&self, plan: DrainPlan, inbound_only: bool, end: DrainEnd) -> Drained {
         let (done, wait) = oneshot::channel::<()>();
         // A lock only because a sender cannot be shared; it is never taken.
         let done: Arc<dyn Send + Sync> = Arc::new(std::sync::Mutex::new(done));
@@ -331,11 +330,18 @@ impl ListenerManager {
             worker.send(Command::DrainAll {
                 plan,
                 inbound_only,
-                until_idle,
+                end,
                 done: done.clone(),
             });
         }
         Drained(wait)
+    }
+
+    /// Lets every listener take no more connections; the open ones are left alone.
+    pub fn stop_all(&self, inbound_only: bool) {
+        for worker in &self.workers {
+            worker.send(Command::StopAll { inbound_only });
+        }
     }
 
     /// Every listener in the order they came: its configuration, the addresses really bound, its numbers.

@@ -18,6 +18,7 @@ use super::super::compiled::FilterChainHandler;
 use super::super::drain::DrainStrategy;
 use super::*;
 use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Stats;
 
 struct Echo;
@@ -83,6 +84,10 @@ impl FilterChainCompiler for Compiler {
             return Err(ConfigError::unsupported("filters[0]"));
         }
         Ok(Arc::new(Echo))
+    }
+
+    fn access_logs(&self, _: &Listener) -> Result<Vec<AccessLog>, ConfigError> {
+        Ok(Vec::new())
     }
 }
 
@@ -235,13 +240,88 @@ async fn removal_stops_accepting_drains_and_closes_the_rest() {
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
 }
 
+/// Every connection that was made is served, whenever its listener is taken away; closing a socket resets those
+/// that wait in its queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn removal_resets_no_connection_that_was_made() {
+    for _ in 0..10 {
+        let mut manager = manager(LONG, 0, u64::MAX);
+        manager.apply(&listener("l", &["one"]), "1").unwrap();
+        let port = port(&manager, "l");
+        let gone = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                let gone = gone.clone();
+                tokio::spawn(async move {
+                    let mut served = 0;
+                    loop {
+                        let connect = TcpStream::connect(("127.0.0.1", port));
+                        // A handshake that begins now is not answered: as good as refused.
+                        let wait = Duration::from_millis(if gone.load(Ordering::SeqCst) {
+                            200
+                        } else {
+                            20_000
+                        });
+                        match tokio::time::timeout(wait, connect).await {
+                            Ok(Ok(mut io)) => expect(&mut io, "one:").await,
+                            _ if gone.load(Ordering::SeqCst) => return served,
+                            other => panic!("{other:?} while it listens"),
+                        }
+                        served += 1;
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        gone.store(true, Ordering::SeqCst);
+        manager.remove("l");
+        for client in clients {
+            assert!(client.await.unwrap() > 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn stopping_leaves_the_open_connections_alone() {
+    let mut manager = manager(LONG, 0, u64::MAX);
+    manager.apply(&listener("l", &["one"]), "1").unwrap();
+    let port = port(&manager, "l");
+    let mut io = connect(&manager, "l").await;
+    expect(&mut io, "one:").await;
+    manager.stop_all(true);
+    manager.flush().await;
+    let mut other = connect(&manager, "l").await;
+    expect(&mut other, "one:").await;
+    manager.stop_all(false);
+    let refused = async { while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {} };
+    let most = Duration::from_secs(20);
+    tokio::time::timeout(most, refused).await.unwrap();
+    for io in [&mut io, &mut other] {
+        io.write_all(b"still here").await.unwrap();
+        expect(io, "still here").await;
+    }
+}
+
+#[tokio::test]
+async fn a_drain_without_end_asks_newcomers_too() {
+    let mut manager = manager(Duration::from_millis(100), 0, u64::MAX);
+    manager.apply(&listener("l", &["one"]), "1").unwrap();
+    drop(manager.drain_all(manager.drain.plan(), false, DrainEnd::Never));
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    for _ in 0..2 {
+        let mut io = connect(&manager, "l").await;
+        expect(&mut io, "one:").await;
+        expect(&mut io, "drained").await;
+    }
+}
+
 #[tokio::test]
 async fn a_server_drain_ends_when_the_last_connection_does() {
     let mut manager = manager(LONG, 0, u64::MAX);
     manager.apply(&listener("l", &["one"]), "1").unwrap();
     let mut io = connect(&manager, "l").await;
     expect(&mut io, "one:").await;
-    let drained = manager.drain_all(manager.drain.start(true), false, true);
+    let drained = manager.drain_all(manager.drain.start(true), false, DrainEnd::Idle);
     expect(&mut io, "drained").await;
     tokio::time::timeout(Duration::from_secs(20), drained.wait())
         .await

@@ -4,9 +4,11 @@
 //! that chain's handler. What a chain does with it (TLS, network filters, HTTP) is not decided here.
 
 mod accepted;
+mod acceptor;
 pub mod admin;
 pub mod admin_backend;
 pub mod compiled;
+mod connection_drain;
 pub mod drain;
 pub mod echo;
 pub mod filter_chain_match;
@@ -15,6 +17,7 @@ pub mod listener;
 pub mod listener_manager;
 pub mod listener_stats;
 pub mod process;
+mod server_info;
 pub mod server_stats;
 pub mod sniff;
 pub mod socket;

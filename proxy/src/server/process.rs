@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use envoy_types::pb::envoy::config::core::v3::GrpcService;
-use filters::registry::{GrpcConnector, Registry};
+use filters::registry::Registry;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
-use tonic::transport::Channel;
+
 use xds_client::error::ConfigError;
 
 use super::admin::{self, AdminListener};
 use super::admin_backend::Backend;
-use super::drain::DrainManager;
+use super::drain::{DrainEnd, DrainManager};
 use super::lifecycle::Lifecycle;
 use super::listener::ListenerContext;
 use super::listener_manager::ListenerManager;
@@ -29,26 +28,21 @@ use crate::config::context::{AccessLogs, ChainContext};
 use crate::config::fields;
 use crate::config::resources::Resources;
 use crate::config::routes::RouteStore;
+use crate::config::runtime;
 use crate::config::sources::{self, Sources};
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
 use crate::transport::tls::secrets::SecretStore;
+use crate::upstream::grpc::{ClusterGrpc, FindCluster};
 use crate::upstream::manager::ClusterManager;
-
-/// Refuses: filters cannot call gRPC services through clusters yet.
-struct NoGrpc;
-
-impl GrpcConnector for NoGrpc {
-    fn channel(&self, _: &GrpcService) -> Result<Channel, ConfigError> {
-        Err(ConfigError::unsupported("grpc_service"))
-    }
-}
 
 struct Control {
     backend: Arc<Backend>,
     bootstrap: Bootstrap,
     stats: Arc<Stats>,
     echo: bool,
+    /// Why the process had to end.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 /// Runs the process; returns when it has ended.
@@ -63,6 +57,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         escaped: line.log_format_escaped,
         path: line.log_path.clone(),
     })?;
+    if !line.ignored.is_empty() {
+        tracing::info!("without a meaning here: {}", line.ignored.join(", "));
+    }
+    let tags = line.stats_tags()?;
     let echo = line.config_path.is_none() && line.config_yaml.is_none();
     let yaml = if echo {
         Some(DEFAULT_BOOTSTRAP)
@@ -76,62 +74,77 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     })
     .map_err(|e| e.to_string())?;
     // Whatever is wrong in a bootstrap is said with the name of its file.
-    let origin = line.config_path.as_deref().unwrap_or("--config-yaml");
+    let origin = line.config_path.clone();
+    let origin = origin.unwrap_or_else(|| "--config-yaml".to_owned());
     let invalid = |e: ConfigError| format!("{origin}: {e}");
     let settings = Settings::new(&line, &bootstrap).map_err(invalid)?;
-    sources::check(&bootstrap).map_err(invalid)?;
+    sources::check_bootstrap(&bootstrap).map_err(invalid)?;
     fields::check_bootstrap(&bootstrap).map_err(invalid)?;
-    let stats = Stats::with_settings(
-        bootstrap
-            .stats_config
-            .as_ref()
-            .map(StatsSettings::from_proto)
-            .unwrap_or_default(),
-    );
+    let stats = bootstrap.stats_config.as_ref();
+    let mut stats = stats.map(StatsSettings::from_proto).unwrap_or_default();
+    stats.add_tags(&tags);
+    let stats = Stats::with_settings(stats);
+    let secrets = Arc::new(SecretStore::default());
     let mut clusters = ClusterManager::new();
+    clusters.set_secrets(secrets.clone());
     clusters.set_scope(stats.scope(""));
     let directory = clusters.directory();
     let clusters = Arc::new(Mutex::new(clusters));
-    let (slots, there) = (clusters.clone(), clusters.clone());
+    let (slots, known) = (clusters.clone(), clusters.clone());
+    let find: FindCluster = Arc::new(move |name: &str| {
+        slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .slot(name)
+    });
     let context = Arc::new(ChainContext {
         routes: Arc::new(RouteStore::default()),
-        secrets: Arc::new(SecretStore::default()),
-        clusters: Arc::new(move |name: &str| {
-            slots
+        secrets,
+        clusters: find.clone(),
+        known_cluster: Arc::new(move |name: &str| {
+            known
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .slot(name)
-        }),
-        has_cluster: Arc::new(move |name: &str| {
-            there
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains(name)
+                .has(name)
         }),
         directory,
         stats: stats.clone(),
         registry: Arc::new(Registry::default()),
         filter_names: Mutex::default(),
-        grpc: Arc::new(NoGrpc),
+        grpc: Arc::new(ClusterGrpc::new(find)),
         access_logs: AccessLogs::new(Duration::from_millis(line.file_flush_interval_msec.into())),
         reject_fragment: settings.reject_path_with_fragment,
         node: Arc::new(settings.node.clone()),
-        runtime: Arc::new(settings.runtime.clone()),
     });
     let drain = Arc::new(DrainManager::new(
         settings.drain_time,
         settings.drain_strategy,
     ));
-    let runtime = context.runtime.clone();
+    let runtime = settings.runtime.clone();
+    runtime.count_in(&stats);
+    let shared = Arc::new(ListenerContext::new(u64::MAX, &stats));
+    let limited = shared.clone();
+    let monitored = settings.max_connections;
+    runtime.observe(move |runtime| {
+        let key = "overload.global_downstream_max_connections";
+        let limit = monitored.or_else(|| runtime.integer(key));
+        limited.global.set_max(limit.unwrap_or(u64::MAX));
+    });
     let listeners = ListenerManager::new(
         settings.concurrency,
-        Arc::new(ListenerContext::new(settings.max_connections, &stats)),
+        shared,
         drain.clone(),
         Arc::new(ChainCompiler(context.clone())),
         Arc::new(move |key| runtime.integer(key)),
     );
     let config = Arc::new(ConfigStore::default());
-    let resources = Resources::new(clusters, context.clone(), config.clone(), listeners);
+    let resources = Resources::new(
+        clusters,
+        context.clone(),
+        config.clone(),
+        settings.runtime.clone(),
+        listeners,
+    );
     if line.mode == Mode::Validate {
         resources.validate(&bootstrap).map_err(invalid)?;
         println!(
@@ -147,7 +160,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     let lifecycle = Lifecycle::new(
         Arc::new(move || {
             let plan = draining.start(true);
-            let drained = ending.with_listeners(|l| l.drain_all(plan, false, true));
+            let drained = ending.with_listeners(|l| l.drain_all(plan, false, DrainEnd::Idle));
             Box::pin(drained.wait())
         }),
         Arc::new(move || {
@@ -155,6 +168,10 @@ pub fn run(line: CommandLine) -> Result<(), String> {
             let _ = reopen_log.reopen();
         }),
     );
+    if line.mode == Mode::InitOnly {
+        resources.stop_at_start(lifecycle.quit());
+    }
+    let access_logs = context.clone();
     let backend = Arc::new(Backend {
         resources,
         context,
@@ -165,11 +182,13 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         log,
         quit: lifecycle.quit(),
         started: Instant::now(),
-        failed: AtomicBool::new(false),
+        listeners_drain: AtomicBool::new(false),
         stats: super::server_stats::ServerStats::new(&stats),
     });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
+    let failure = Arc::new(Mutex::default());
     let control = Control {
+        failure: failure.clone(),
         backend,
         bootstrap,
         stats,
@@ -179,14 +198,30 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     server.run(RunArgs {
         shutdown_signal: Box::new(lifecycle),
     });
-    Ok(())
+    // The connections are gone, and their tasks with them; their last lines may still be queued.
+    access_logs.access_logs.flush();
+    let failure = failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    failure.map_or(Ok(()), Err)
+}
+
+/// `--admin-address-path`. In one step: a reader never sees half an address.
+fn write_address(path: &str, address: &BindAddress) {
+    let new = format!("{path}.new");
+    let written = std::fs::write(&new, address.to_string());
+    if let Err(e) = written.and_then(|()| std::fs::rename(&new, path)) {
+        tracing::error!("cannot open admin address output file {path} for writing: {e}");
+    }
 }
 
 #[async_trait]
 impl BackgroundService for Control {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         if let Err(e) = self.serve().await {
-            tracing::error!("{e}");
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *failure = Some(e);
             self.backend.quit.notify_one();
         }
         let _ = shutdown.changed().await;
@@ -197,17 +232,11 @@ impl Control {
     async fn serve(&self) -> Result<(), String> {
         let backend = &self.backend;
         if let Some(address) = &backend.settings.admin {
-            let failed = |e: std::io::Error| format!("admin {address}: {e}");
-            let listener = match address {
-                BindAddress::Tcp { address, .. } => AdminListener::Tcp(
-                    tokio::net::TcpListener::bind(address)
-                        .await
-                        .map_err(failed)?,
-                ),
-                BindAddress::Pipe { path, .. } => {
-                    AdminListener::Unix(tokio::net::UnixListener::bind(&**path).map_err(failed)?)
-                }
-            };
+            let (listener, bound) =
+                AdminListener::bind(address).map_err(|e| format!("admin.address: {e}"))?;
+            if let Some(path) = &backend.line.admin_address_path {
+                write_address(path, &bound);
+            }
             tokio::spawn(admin::serve(listener, backend.clone(), self.stats.clone()));
         }
         if self.echo {
@@ -233,6 +262,7 @@ impl Control {
         subscribed.map_err(|e| e.to_string())?;
         crate::upstream::dns::spawn(backend.resources.clone());
         tokio::spawn(super::server_stats::flush(self.stats.clone()));
+        tokio::spawn(runtime::watch_disk(backend.settings.runtime.clone()));
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use super::compiled::CompiledListener;
-use super::drain::DrainPlan;
+use super::drain::{DrainEnd, DrainPlan};
 use super::listener::{ListenerContext, ListenerShared, WorkerListener};
 use super::socket::BindAddress;
 
@@ -35,14 +35,15 @@ pub(super) enum Command {
         plan: DrainPlan,
         done: Arc<dyn Send + Sync>,
     },
-    /// Drain every connection while new ones are still taken; stop accepting at the deadline, or with
-    /// `until_idle` as soon as a listener has no connection left.
+    /// Drain every connection while new ones are still taken.
     DrainAll {
         plan: DrainPlan,
         inbound_only: bool,
-        until_idle: bool,
+        end: DrainEnd,
         done: Arc<dyn Send + Sync>,
     },
+    /// Take no more connections; the open ones stay.
+    StopAll { inbound_only: bool },
     /// Close everything and end the thread.
     Stop,
     /// Runs on the worker, inside its `LocalSet`.
@@ -141,7 +142,6 @@ async fn run(
             }
             Command::Remove { id, plan, done } => {
                 if let Some(listener) = listeners.remove(&id) {
-                    listener.stop_accepting();
                     tokio::task::spawn_local(async move {
                         listener.drain(plan).await;
                         drop(done);
@@ -151,16 +151,24 @@ async fn run(
             Command::DrainAll {
                 plan,
                 inbound_only,
-                until_idle,
+                end,
                 done,
             } => {
                 for listener in listeners.values() {
                     if !inbound_only || listener.is_inbound() {
                         let (listener, done) = (listener.clone(), done.clone());
                         tokio::task::spawn_local(async move {
-                            listener.drain_serving(plan, until_idle).await;
+                            listener.drain_serving(plan, end).await;
                             drop(done);
                         });
+                    }
+                }
+            }
+            Command::StopAll { inbound_only } => {
+                for listener in listeners.values() {
+                    if !inbound_only || listener.is_inbound() {
+                        let listener = listener.clone();
+                        tokio::task::spawn_local(async move { listener.stop_accepting().await });
                     }
                 }
             }

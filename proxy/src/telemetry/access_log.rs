@@ -20,10 +20,16 @@ struct Shared {
     reopen: AtomicBool,
 }
 
+enum Message {
+    Line(Vec<u8>),
+    /// Write everything out, then answer.
+    Flush(SyncSender<()>),
+}
+
 /// A file (or `/dev/stdout`, `/dev/stderr`) that lines are appended to. Dropping it writes what is queued.
 pub struct AccessLogFile {
     shared: Arc<Shared>,
-    sender: Option<SyncSender<Vec<u8>>>,
+    sender: Option<SyncSender<Message>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -62,9 +68,21 @@ impl AccessLogFile {
         let sent = self
             .sender
             .as_ref()
-            .is_some_and(|s| s.try_send(line).is_ok());
+            .is_some_and(|s| s.try_send(Message::Line(line)).is_ok());
         if !sent {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes out what is queued, and waits for it, at most for `most`. For the end of the process.
+    pub fn flush(&self, most: Duration) {
+        let (done, wait) = sync_channel(1);
+        let sent = self
+            .sender
+            .as_ref()
+            .is_some_and(|s| s.try_send(Message::Flush(done)).is_ok());
+        if sent {
+            let _ = wait.recv_timeout(most);
         }
     }
 
@@ -95,7 +113,7 @@ impl Drop for AccessLogFile {
 }
 
 fn write(
-    lines: &Receiver<Vec<u8>>,
+    lines: &Receiver<Message>,
     shared: &Shared,
     path: &Path,
     out: Box<dyn Write + Send>,
@@ -118,7 +136,11 @@ fn write(
             }
         }
         match received {
-            Ok(line) => {
+            Ok(Message::Flush(done)) => {
+                let _ = out.flush();
+                let _ = done.send(());
+            }
+            Ok(Message::Line(line)) => {
                 if out.write_all(&line).is_err() {
                     shared.dropped.fetch_add(1, Ordering::Relaxed);
                 }
@@ -149,8 +171,12 @@ mod tests {
         log.reopen();
         log.write(b"one\n".to_vec());
         log.write(b"two\n".to_vec());
-        drop(log);
+        log.flush(Duration::from_secs(20));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        log.write(b"three\n".to_vec());
+        drop(log);
+        let all = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(all, "one\ntwo\nthree\n");
         std::fs::remove_file(&path).unwrap();
         std::fs::remove_file(&moved).unwrap();
     }

@@ -3,3 +3,11 @@
 pub mod downstream;
 pub mod prefixed;
 pub mod tls;
+pub mod upstream;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection, whatever it is made of.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> ByteStream for T {}

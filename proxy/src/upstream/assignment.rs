@@ -9,18 +9,20 @@ use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::google::protobuf::value::Kind;
 use xds_client::error::{At, ConfigError};
 
+use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster_config::ClusterConfig;
-use crate::upstream::host::{Health, HostTransport, Target};
+use crate::upstream::host::{Health, Target};
 
 /// One endpoint of an assignment, compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     pub(crate) target: Target,
     pub(crate) hostname: ByteString,
-    pub(crate) transport: HostTransport,
+    pub(crate) transport: UpstreamTransport,
     pub(crate) weight: u32,
     pub(crate) health: Health,
     pub(crate) canary: bool,
+    pub(crate) hash_key: Option<String>,
 }
 
 /// One locality of an assignment, compiled.
@@ -64,15 +66,20 @@ pub(crate) fn compile_assignment(
                 }
                 None => return Err(ConfigError::new("is required").at("endpoint").at(at())),
             };
+            let metadata = entry.metadata.as_ref();
             endpoints.push(Endpoint {
                 target: Target::compile(endpoint.address.as_ref())
                     .at("endpoint")
                     .at(at())?,
                 hostname: endpoint.hostname.as_str().into(),
-                transport: config.transport_for(entry.metadata.as_ref()).clone(),
+                transport: config.transport_for(metadata).clone(),
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),
                 health: Health::from_proto(entry.health_status),
-                canary: is_canary(entry.metadata.as_ref()),
+                canary: matches!(label(metadata, "canary"), Some(Kind::BoolValue(true))),
+                hash_key: match label(metadata, "hash_key") {
+                    Some(Kind::StringValue(key)) if !key.is_empty() => Some(key.clone()),
+                    _ => None,
+                },
             });
         }
         let locality = group.locality.clone().unwrap_or_default();
@@ -95,9 +102,8 @@ pub(crate) fn compile_assignment(
     Ok((localities, factor))
 }
 
-/// `envoy.lb`, `canary`: as in Envoy, only the boolean counts.
-fn is_canary(metadata: Option<&core::Metadata>) -> bool {
-    let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.lb"));
-    let value = labels.and_then(|l| l.fields.get("canary")?.kind.as_ref());
-    matches!(value, Some(Kind::BoolValue(true)))
+/// A label of `envoy.lb`.
+fn label<'a>(metadata: Option<&'a core::Metadata>, name: &str) -> Option<&'a Kind> {
+    let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.lb"))?;
+    labels.fields.get(name)?.kind.as_ref()
 }

@@ -2,23 +2,12 @@
 //! is computed when the hosts change; a choice is O(1) and allocates nothing.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::upstream::hash_table::{HashTable, HashTableConfig, Share};
 use crate::upstream::host::{Health, Host};
-
-/// How hosts are picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// Weighted round robin, per worker.
-    RoundRobin,
-    /// The least loaded of this many random picks.
-    LeastRequest {
-        /// At least 2.
-        choices: u32,
-    },
-    /// Random, weights ignored as Envoy does.
-    Random,
-}
+pub use crate::upstream::lb_policy::LbPolicy;
+use crate::upstream::lb_policy::SlowStart;
 
 /// What a choice may depend on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,6 +46,8 @@ pub struct SetOptions {
     pub overprovisioning: u32,
     /// Whether localities are picked by their weights.
     pub locality_weighted: bool,
+    /// How new hosts come into use.
+    pub slow_start: Option<SlowStart>,
 }
 
 impl Default for SetOptions {
@@ -65,6 +56,7 @@ impl Default for SetOptions {
             panic_threshold: 50.0,
             overprovisioning: 140,
             locality_weighted: false,
+            slow_start: None,
         }
     }
 }
@@ -139,42 +131,64 @@ fn schedule(weights: &[u64]) -> Vec<u32> {
 struct Tier {
     /// One for all, or one per locality.
     groups: Vec<Picks>,
+    /// The groups' weights, as configured.
+    weights: Vec<u32>,
     /// Which group, by locality weight; empty if there is one.
     by_weight: Vec<u32>,
+    /// For policies that hash: the hosts of all groups, and the table of them.
+    hashed: OnceLock<(Vec<Share>, HashTable)>,
 }
 
 impl Tier {
-    fn new(localities: &[&LocalityHosts], weighted: bool, keep: &dyn Fn(&Host) -> bool) -> Self {
+    fn new(
+        localities: &[&LocalityHosts],
+        options: &SetOptions,
+        keep: &dyn Fn(&Host) -> bool,
+    ) -> Self {
         let filtered = |l: &LocalityHosts| -> Vec<Arc<Host>> {
             l.hosts.iter().filter(|h| keep(h)).cloned().collect()
         };
-        if !weighted {
-            let hosts: Vec<_> = localities.iter().flat_map(|l| filtered(l)).collect();
-            return Self {
-                groups: vec![Picks::new(hosts)],
-                by_weight: Vec::new(),
-            };
-        }
-        let mut groups = Vec::new();
-        let mut weights = Vec::new();
-        for locality in localities.iter().filter(|l| l.weight > 0) {
-            let hosts = filtered(locality);
-            if hosts.is_empty() {
-                continue;
+        let mut tier = Self::default();
+        if options.locality_weighted {
+            let mut effective = Vec::new();
+            for locality in localities.iter().filter(|l| l.weight > 0) {
+                let hosts = filtered(locality);
+                if hosts.is_empty() {
+                    continue;
+                }
+                // A locality that lost hosts gives load away, after the overprovisioning factor.
+                let scaled = u64::from(options.overprovisioning) * hosts.len() as u64;
+                let share = scaled.checked_div(locality.hosts.len() as u64);
+                effective.push(u64::from(locality.weight) * share.unwrap_or(0).min(100));
+                tier.weights.push(locality.weight);
+                tier.groups.push(Picks::new(hosts));
             }
-            // A locality that lost hosts gives load away, after the overprovisioning factor of 1.4.
-            let share = (140 * hosts.len() / locality.hosts.len().max(1)).min(100) as u64;
-            weights.push(u64::from(locality.weight) * share);
-            groups.push(Picks::new(hosts));
+            tier.by_weight = schedule(&effective);
         }
-        if groups.is_empty() {
-            // No locality has a weight and hosts: weights say nothing, and Envoy too takes all hosts.
-            return Self::new(localities, false, keep);
+        if tier.groups.is_empty() {
+            // Also if no locality has a weight and hosts: weights say nothing then, and Envoy too takes all hosts.
+            let hosts: Vec<_> = localities.iter().flat_map(|l| filtered(l)).collect();
+            tier.groups.push(Picks::new(hosts));
+            tier.weights.push(1);
         }
-        Self {
-            by_weight: schedule(&weights),
-            groups,
-        }
+        tier
+    }
+
+    /// The hosts by hash. The first request of a new host set waits for the table, so that sets that nobody uses
+    /// cost nothing.
+    fn hashed(&self, config: &HashTableConfig) -> &(Vec<Share>, HashTable) {
+        self.hashed.get_or_init(|| {
+            let all: f64 = self.weights.iter().map(|w| f64::from(*w)).sum();
+            let mut shares = Vec::new();
+            for (group, weight) in self.groups.iter().zip(&self.weights) {
+                let sum: f64 = group.hosts.iter().map(|h| f64::from(h.weight())).sum();
+                let part = f64::from(*weight) / all;
+                let share = |host: &Arc<Host>| f64::from(host.weight()) * part / sum;
+                shares.extend(group.hosts.iter().map(|h| (h.clone(), share(h))));
+            }
+            let table = HashTable::build(config, &shares);
+            (shares, table)
+        })
     }
 
     fn group(&self, random: u64) -> Option<&Picks> {
@@ -200,6 +214,7 @@ pub struct HostSet {
     healthy: usize,
     total: usize,
     panic: bool,
+    slow_start: Option<SlowStart>,
 }
 
 impl HostSet {
@@ -245,51 +260,44 @@ impl HostSet {
         let normal = sum.min(100);
         let in_panic = |l: &Level<'_>| normal < 100 && l.available < options.panic_threshold;
         let total: usize = levels.iter().map(|l| l.total).sum();
-        let weighted = options.locality_weighted;
         let mut loads = Vec::new();
-        let mut used = 0u32;
         if levels.iter().all(in_panic) {
             // Total panic: health says nothing any more, so hosts count.
-            let mut seen = 0u64;
             for level in levels.iter().filter(|l| l.total > 0) {
-                seen += level.total as u64;
-                let share = (seen * 100).checked_div(total as u64).unwrap_or(100) as u32;
-                loads.push((share, Tier::new(&level.localities, weighted, &|_| true)));
+                let share = (level.total * 100).checked_div(total).unwrap_or(0) as u32;
+                loads.push((share, Tier::new(&level.localities, options, &|_| true)));
             }
         } else {
-            for degraded in [false, true] {
+            let mut left = 100u32;
+            for (degraded, wanted) in [(false, Health::Healthy), (true, Health::Degraded)] {
                 for level in &levels {
                     let health = if degraded {
                         level.degraded
                     } else {
                         level.healthy
                     };
-                    let load = (health * 100).checked_div(normal).unwrap_or(0);
-                    let load = load.min(100 - used);
+                    let load = (health * 100).checked_div(normal).unwrap_or(0).min(left);
                     if load == 0 {
                         continue;
                     }
-                    used += load;
-                    let wanted = if degraded {
-                        Health::Degraded
-                    } else {
-                        Health::Healthy
-                    };
+                    left -= load;
                     let all = in_panic(level);
-                    let tier = Tier::new(&level.localities, weighted, &|h| {
-                        all || h.health() == wanted
-                    });
-                    loads.push((used, tier));
+                    let tier =
+                        Tier::new(&level.localities, options, &|h| all || h.health() == wanted);
+                    loads.push((load, tier));
                 }
             }
+        }
+        // What rounding lost goes to the first level in use. From here on the loads are cumulative.
+        let used: u32 = loads.iter().map(|load| load.0).sum();
+        let mut until = 100u32.saturating_sub(used);
+        for load in &mut loads {
+            until += load.0;
+            load.0 = until;
         }
         // No hosts at all is panic too.
         let panic =
             levels.iter().any(in_panic) || levels.is_empty() && options.panic_threshold > 0.0;
-        // What rounding lost goes to the last level in use.
-        if let Some(last) = loads.last_mut() {
-            last.0 = 100;
-        }
         let healthy = localities
             .iter()
             .flat_map(|l| &l.hosts)
@@ -301,6 +309,7 @@ impl HostSet {
             healthy,
             total,
             panic,
+            slow_start: options.slow_start,
         }
     }
 
@@ -336,10 +345,19 @@ impl HostSet {
         turn: impl Fn() -> u64,
         cx: &LbContext<'_>,
     ) -> Option<Arc<Host>> {
+        let by_hash = match &policy {
+            LbPolicy::Hash(config) => Some((config, cx.hash.unwrap_or_else(|| mix(cx.random)))),
+            _ => None,
+        };
         let mut last = None;
         for attempt in 0..cx.tries.max(1) {
-            let random = mix(cx.random.wrapping_add(attempt.into()));
-            let host = self.choose_once(policy, &turn, random)?;
+            let host = match by_hash {
+                Some((config, hash)) => self.choose_by_hash(config, hash, attempt)?,
+                None => {
+                    let random = mix(cx.random.wrapping_add(attempt.into()));
+                    self.choose_started(policy, &turn, random)?
+                }
+            };
             let avoid = cx.excluded.iter().any(|e| Arc::ptr_eq(e, host))
                 || cx.omit_canary && host.is_canary();
             if !avoid {
@@ -350,21 +368,65 @@ impl HostSet {
         last.cloned()
     }
 
+    /// The tier that a number from 0 to 99 falls to.
+    fn tier(&self, point: u64) -> Option<&Tier> {
+        let mut loads = self.loads.iter();
+        let (_, tier) = loads.find(|(until, _)| point < u64::from(*until))?;
+        Some(tier)
+    }
+
+    fn choose_by_hash(
+        &self,
+        config: &HashTableConfig,
+        hash: u64,
+        attempt: u32,
+    ) -> Option<&Arc<Host>> {
+        let (shares, table) = self.tier(hash % 100)?.hashed(config);
+        let index = table.find(hash, attempt)?;
+        shares.get(index as usize).map(|(host, _)| host)
+    }
+
+    /// Chooses again if a host that is new is not yet up to it, so that its share of the picks grows.
+    fn choose_started(
+        &self,
+        policy: LbPolicy,
+        turn: &impl Fn() -> u64,
+        random: u64,
+    ) -> Option<&Arc<Host>> {
+        /// Picks at most; if all hosts are new, that is as good as any.
+        const PICKS: u64 = 16;
+        let mut host = self.choose_once(policy, turn, random)?;
+        let Some(slow) = self.slow_start else {
+            return Some(host);
+        };
+        for pick in 1..PICKS {
+            let dice = (mix(random ^ pick) >> 11) as f64 / (1u64 << 53) as f64;
+            if dice < slow.share(host.age()) {
+                break;
+            }
+            host = self.choose_once(policy, turn, mix(random.wrapping_add(pick << 32)))?;
+        }
+        Some(host)
+    }
+
     fn choose_once(
         &self,
         policy: LbPolicy,
         turn: &impl Fn() -> u64,
         random: u64,
     ) -> Option<&Arc<Host>> {
-        let point = (random >> 40) % 100;
-        let (_, tier) = self
-            .loads
-            .iter()
-            .find(|(until, _)| point < u64::from(*until))?;
+        let tier = self.tier((random >> 40) % 100)?;
         let picks = tier.group(mix(random ^ 0x5bd1_e995))?;
         match policy {
             LbPolicy::RoundRobin => picks.at(turn()),
-            LbPolicy::Random => picks.even(random),
+            LbPolicy::Random | LbPolicy::Hash(_) => picks.even(random),
+            LbPolicy::LeastRequest { choices: u32::MAX } => {
+                // From a random place on, so that equally loaded hosts share.
+                let count = picks.hosts.len();
+                let start = usize::try_from(random.checked_rem(count as u64)?).ok()?;
+                let (before, from) = picks.hosts.split_at_checked(start)?;
+                from.iter().chain(before).min_by_key(|host| host.active())
+            }
             LbPolicy::LeastRequest { choices } => {
                 let mut best = picks.at(random)?;
                 let mut next = random;

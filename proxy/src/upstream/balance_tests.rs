@@ -3,11 +3,11 @@ use std::cell::Cell;
 use filters::stream::Address;
 
 use super::*;
-use crate::upstream::host::HostTransport;
+use crate::transport::upstream::UpstreamTransport;
 
 fn host(port: u16, weight: u32, health: Health) -> Arc<Host> {
     let address = Address::Ip(([127, 0, 0, 1], port).into());
-    Host::new(address, "".into(), HostTransport::Raw, weight, health)
+    Host::new(address, "".into(), UpstreamTransport::Raw, weight, health)
 }
 
 fn level(priority: u32, weight: u32, hosts: Vec<Arc<Host>>) -> LocalityHosts {
@@ -158,4 +158,60 @@ fn excluded_hosts_are_avoided_if_possible() {
     let next = || turn.replace(turn.get() + 1);
     let chosen = set.choose(LbPolicy::RoundRobin, next, &cx).unwrap();
     assert!(Arc::ptr_eq(&chosen, &hosts[1]));
+}
+
+#[test]
+fn a_full_scan_takes_the_least_loaded_of_all() {
+    let hosts: Vec<_> = (1..20).map(|n| host(n, 1, Health::Healthy)).collect();
+    for (n, host) in hosts.iter().enumerate() {
+        let load = if n == 7 { 1 } else { 2 };
+        host.stats
+            .rq_active
+            .store(load, std::sync::atomic::Ordering::Relaxed);
+    }
+    let set = HostSet::new(vec![level(0, 1, hosts)], &SetOptions::default());
+    let policy = LbPolicy::LeastRequest { choices: u32::MAX };
+    assert_eq!(spread(&set, policy, 100), [(8, 100)].into());
+}
+
+#[test]
+fn new_hosts_start_slowly() {
+    let hosts = vec![host(1, 1, Health::Healthy), host(2, 1, Health::Healthy)];
+    let options = SetOptions {
+        slow_start: Some(crate::upstream::lb_policy::SlowStart {
+            window: std::time::Duration::from_secs(3600),
+            aggression: 1.0,
+            min_share: 0.1,
+        }),
+        ..SetOptions::default()
+    };
+    let mut old = host(3, 1, Health::Healthy);
+    Arc::get_mut(&mut old).unwrap().make_old();
+    let all = [hosts, vec![old]].concat();
+    let set = HostSet::new(vec![level(0, 1, all)], &options);
+    let counts = spread(&set, LbPolicy::RoundRobin, 12_000);
+    // 0.1 and 0.1 beside 1.
+    let share = counts[&3] as f64 / 12_000.0;
+    assert!(share > 0.7, "{counts:?}");
+    assert!(counts[&1] > 300 && counts[&2] > 300, "{counts:?}");
+}
+
+#[test]
+fn requests_without_a_hash_are_spread_and_those_with_one_stay() {
+    let hosts: Vec<_> = (1..5).map(|n| host(n, 1, Health::Healthy)).collect();
+    let set = HostSet::new(vec![level(0, 1, hosts)], &SetOptions::default());
+    let policy = LbPolicy::Hash(crate::upstream::hash_table::HashTableConfig {
+        kind: crate::upstream::hash_table::HashTableKind::Maglev { size: 101 },
+        use_hostname: false,
+    });
+    assert_eq!(spread(&set, policy, 200).len(), 4);
+    let chosen = |random| {
+        let cx = LbContext {
+            hash: Some(12345),
+            random,
+            ..LbContext::default()
+        };
+        set.choose(policy, || 0, &cx).unwrap().id
+    };
+    assert_eq!(chosen(1), chosen(2));
 }

@@ -1,24 +1,34 @@
 //! The settings of a cluster, compiled from `envoy.config.cluster.v3.Cluster`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, LbConfig, common_lb_config::LocalityConfigSpecifier,
-};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
 use prost::Message;
 use xds_client::error::{At, ConfigError};
 
+use crate::http::h1::Http1Settings;
+use crate::telemetry::stats::Scope;
+use crate::transport::tls::secrets::SecretStore;
+use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
-use crate::upstream::host::HostTransport;
+use crate::upstream::lb_policy::Balancing;
+
+/// What compiling a cluster takes from the process.
+#[derive(Default)]
+pub struct Stores {
+    /// Secrets by name.
+    pub secrets: Arc<SecretStore>,
+    /// The scope without a prefix, in which clusters make their stats.
+    pub scope: Option<Scope>,
+}
 
 /// Where a cluster's endpoints come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,10 +101,14 @@ pub struct ClusterConfig {
     pub set: SetOptions,
     /// The HTTP version.
     pub protocol: UpstreamProtocol,
+    /// HTTP/1 settings.
+    pub http1: Http1Settings,
     /// HTTP/2 settings.
     pub http2: Http2Options,
     /// After how many requests a connection is not reused; none: no limit.
     pub max_requests: Option<u32>,
+    /// After how long a connection takes no more requests; none: never.
+    pub max_connection_age: Option<Duration>,
     /// After how long an unused connection is closed; none: never. 1 h by default.
     pub idle_timeout: Option<Duration>,
     /// `dns_refresh_rate`; 5 s by default.
@@ -106,10 +120,10 @@ pub struct ClusterConfig {
     /// `upstream_bind_config.source_address`.
     pub bind: Option<std::net::SocketAddr>,
     /// The default transport.
-    pub transport: HostTransport,
+    pub transport: UpstreamTransport,
     /// `transport_socket_matches`: labels that must all be in the endpoint's
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
-    pub transport_matches: Vec<(wkt::Struct, HostTransport)>,
+    pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
     /// `load_assignment`, for all but EDS.
     pub assignment: Option<eds::ClusterLoadAssignment>,
     /// `metadata`, for formatters and matchers.
@@ -118,7 +132,10 @@ pub struct ClusterConfig {
     pub limits: [Limits; 2],
 }
 
-fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
+pub(super) fn duration(
+    d: Option<&wkt::Duration>,
+    field: &str,
+) -> Result<Option<Duration>, ConfigError> {
     let Some(d) = d else { return Ok(None) };
     match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
         (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Some(Duration::new(s, n))),
@@ -128,24 +145,6 @@ fn duration(d: Option<&wkt::Duration>, field: &str) -> Result<Option<Duration>, 
 
 fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
     M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
-}
-
-/// The transport that a socket's configuration asks for.
-fn transport(socket: Option<&core::TransportSocket>) -> HostTransport {
-    use core::transport_socket::ConfigType;
-    let Some(socket) = socket else {
-        return HostTransport::Raw;
-    };
-    let url = match &socket.config_type {
-        Some(ConfigType::TypedConfig(any)) => any.type_url.as_str(),
-        None => "",
-    };
-    let raw = url.ends_with("transport_sockets.raw_buffer.v3.RawBuffer")
-        || (url.is_empty() && socket.name == "envoy.transport_sockets.raw_buffer");
-    if raw {
-        return HostTransport::Raw;
-    }
-    HostTransport::Unavailable(format!("transport socket {} is not supported", socket.name).into())
 }
 
 fn window(value: Option<&wkt::UInt32Value>, default: u32, field: &str) -> Result<u32, ConfigError> {
@@ -176,63 +175,6 @@ fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, C
         )?,
         max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
     })
-}
-
-fn extension_policy(policy: &pb::LoadBalancingPolicy) -> Result<LbPolicy, ConfigError> {
-    // Envoy takes the first policy that it knows.
-    for entry in &policy.policies {
-        let Some(any) = entry
-            .typed_extension_config
-            .as_ref()
-            .and_then(|e| e.typed_config.as_ref())
-        else {
-            continue;
-        };
-        match any.type_url.rsplit('.').nth(2).unwrap_or_default() {
-            "round_robin" => return Ok(LbPolicy::RoundRobin),
-            "random" => return Ok(LbPolicy::Random),
-            "least_request" => {
-                let config: LeastRequest = decode(any)?;
-                return Ok(LbPolicy::LeastRequest {
-                    choices: config.choice_count.map_or(2, |c| c.value).clamp(2, 64),
-                });
-            }
-            "override_host" => {
-                let config: OverrideHost = decode(any)?;
-                let fallback = config.fallback_policy.as_ref();
-                return extension_policy(
-                    fallback
-                        .ok_or_else(|| ConfigError::new("is required").at("fallback_policy"))?,
-                );
-            }
-            _ => {}
-        }
-    }
-    Err(ConfigError::unsupported("policies"))
-}
-
-fn lb_policy(proto: &pb::Cluster) -> Result<LbPolicy, ConfigError> {
-    use pb::cluster::LbPolicy as P;
-    if let Some(policy) = &proto.load_balancing_policy {
-        return extension_policy(policy).at("load_balancing_policy");
-    }
-    match P::try_from(proto.lb_policy) {
-        // CLUSTER_PROVIDED belongs to ORIGINAL_DST, which has no hosts to choose from here.
-        Ok(P::RoundRobin | P::ClusterProvided) => Ok(LbPolicy::RoundRobin),
-        Ok(P::Random) => Ok(LbPolicy::Random),
-        Ok(P::LeastRequest) => {
-            let choices = match &proto.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(c)) => {
-                    c.choice_count.as_ref().map_or(2, |c| c.value)
-                }
-                _ => 2,
-            };
-            Ok(LbPolicy::LeastRequest {
-                choices: choices.clamp(2, 64),
-            })
-        }
-        _ => Err(ConfigError::unsupported("lb_policy")),
-    }
 }
 
 fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
@@ -267,8 +209,7 @@ impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
     /// Refused, because ignoring them would change which host a request reaches, or when it fails:
-    /// `health_checks`, subsets, `per_host_thresholds`, and the options
-    /// `max_connection_duration` and `max_stream_duration`.
+    /// `health_checks`, subsets, `per_host_thresholds`, and `max_stream_duration`.
     ///
     /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
     /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
@@ -278,7 +219,7 @@ impl ClusterConfig {
     /// The path of the field that is missing, invalid, or not supported.
     // Control planes still send the deprecated fields, and Envoy still reads them.
     #[allow(deprecated)]
-    pub fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
+    pub fn compile(proto: &pb::Cluster, stores: &Stores) -> Result<Self, ConfigError> {
         if proto.name.is_empty() {
             return Err(ConfigError::new("must not be empty").at("name"));
         }
@@ -293,15 +234,15 @@ impl ClusterConfig {
                 "connection_pool_per_downstream_connection",
             ));
         }
-        let mut set = SetOptions::default();
-        if let Some(common) = &proto.common_lb_config {
-            if let Some(threshold) = &common.healthy_panic_threshold {
-                set.panic_threshold = threshold.value;
-            }
-            set.locality_weighted = matches!(
-                common.locality_config_specifier,
-                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
-            );
+        let balancing = Balancing::compile(proto)?;
+        let mut set = SetOptions {
+            locality_weighted: balancing.locality_weighted,
+            slow_start: balancing.slow_start,
+            ..SetOptions::default()
+        };
+        let common = proto.common_lb_config.as_ref();
+        if let Some(threshold) = common.and_then(|c| c.healthy_panic_threshold.as_ref()) {
+            set.panic_threshold = threshold.value;
         }
         let limits = Limits::compile(proto.circuit_breakers.as_ref()).at("circuit_breakers")?;
         let (mut protocol, mut h2) = match &proto.http2_protocol_options {
@@ -314,6 +255,10 @@ impl ClusterConfig {
         if proto.protocol_selection == 1 {
             protocol = UpstreamProtocol::Downstream;
         }
+        let mut http1 = Http1Settings::upstream();
+        if let Some(options) = &proto.http_protocol_options {
+            http1 = http1.with_options(options).at("http_protocol_options")?;
+        }
         let mut common = proto.common_http_protocol_options;
         if let Some(any) = proto
             .typed_extension_protocol_options
@@ -322,6 +267,7 @@ impl ClusterConfig {
             let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
             let options: http::HttpProtocolOptions = decode(any).at(step)?;
             (protocol, h2) = http_protocol(&options).at(step)?;
+            http1 = http1_settings(&options).at(step)?;
             if !options.http_filters.is_empty() {
                 return Err(ConfigError::unsupported("http_filters").at(step));
             }
@@ -330,18 +276,15 @@ impl ClusterConfig {
             }
         }
         let common = common.unwrap_or_default();
-        let refused = [
-            (
-                common.max_connection_duration.is_some(),
-                "max_connection_duration",
-            ),
-            (common.max_stream_duration.is_some(), "max_stream_duration"),
-        ];
-        for (set, field) in refused {
-            if set {
-                return Err(ConfigError::unsupported(field).at("common_http_protocol_options"));
-            }
+        if let Some(max) = &common.max_headers_count {
+            http1.max_headers = max.value as usize;
         }
+        let path = "common_http_protocol_options";
+        if common.max_stream_duration.is_some() {
+            return Err(ConfigError::unsupported("max_stream_duration").at(path));
+        }
+        let max_age = common.max_connection_duration.as_ref();
+        let max_age = duration(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
             .max_requests_per_connection
             .as_ref()
@@ -373,6 +316,24 @@ impl ClusterConfig {
             "" => proto.name.replace(':', "_"),
             alt => alt.replace(':', "_"),
         };
+        let sockets = UpstreamContext {
+            secrets: &stores.secrets,
+            scope: stores
+                .scope
+                .as_ref()
+                .map(|root| root.scope(&format!("cluster.{stat_name}."))),
+            protocols: match protocol {
+                UpstreamProtocol::Http1 => &["http/1.1"],
+                UpstreamProtocol::Http2 => &["h2"],
+                UpstreamProtocol::Downstream => &[],
+            },
+        };
+        let mut transport_matches = Vec::with_capacity(proto.transport_socket_matches.len());
+        for (i, m) in proto.transport_socket_matches.iter().enumerate() {
+            let transport = UpstreamTransport::compile(m.transport_socket.as_ref(), &sockets)
+                .at(format!("transport_socket_matches[{i}].transport_socket"))?;
+            transport_matches.push((m.r#match.clone().unwrap_or_default(), transport));
+        }
         Ok(Self {
             name: proto.name.as_str().into(),
             stat_name: stat_name.into(),
@@ -382,11 +343,13 @@ impl ClusterConfig {
                 .per_connection_buffer_limit_bytes
                 .as_ref()
                 .map_or(1 << 20, |v| v.value),
-            lb: lb_policy(proto)?,
+            lb: balancing.policy,
             set,
             protocol,
+            http1,
             http2: h2,
             max_requests,
+            max_connection_age: max_age.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
             dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))
@@ -395,15 +358,9 @@ impl ClusterConfig {
                 .map_err(|_| ConfigError::unsupported("dns_lookup_family"))?,
             respect_dns_ttl: proto.respect_dns_ttl,
             bind,
-            transport: transport(proto.transport_socket.as_ref()),
-            transport_matches: proto
-                .transport_socket_matches
-                .iter()
-                .map(|m| {
-                    let labels = m.r#match.clone().unwrap_or_default();
-                    (labels, transport(m.transport_socket.as_ref()))
-                })
-                .collect(),
+            transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
+                .at("transport_socket")?,
+            transport_matches,
             assignment: proto.load_assignment.clone(),
             metadata: proto.metadata.clone(),
             limits,
@@ -420,7 +377,7 @@ impl ClusterConfig {
     }
 
     /// The transport for an endpoint with this metadata.
-    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &HostTransport {
+    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &UpstreamTransport {
         let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
         self.transport_matches
             .iter()
@@ -464,5 +421,32 @@ fn http_protocol(
             // ALPN decides, and plain bytes have none.
             Ok((UpstreamProtocol::Http1, h2))
         }
+    }
+}
+
+fn http1_settings(options: &http::HttpProtocolOptions) -> Result<Http1Settings, ConfigError> {
+    use http::http_protocol_options::UpstreamProtocolOptions as U;
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    let (http1, step) = match &options.upstream_protocol_options {
+        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
+            Some(P::HttpProtocolOptions(o)) => {
+                (Some(o), "explicit_http_config.http_protocol_options")
+            }
+            _ => (None, ""),
+        },
+        Some(U::UseDownstreamProtocolConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "use_downstream_protocol_config.http_protocol_options",
+        ),
+        Some(U::AutoConfig(c)) => (
+            c.http_protocol_options.as_ref(),
+            "auto_config.http_protocol_options",
+        ),
+        None => (None, ""),
+    };
+    let settings = Http1Settings::upstream();
+    match http1 {
+        Some(options) => settings.with_options(options).at(step),
+        None => Ok(settings),
     }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use bytestring::ByteString;
 use filters::body::ResetReason;
 use filters::stream::Address;
-use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use tokio::net::{TcpSocket, UnixStream};
 
+use crate::transport::ByteStream;
+use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
-use crate::upstream::host::{Host, HostTransport};
+use crate::upstream::host::Host;
 
 /// A connection that could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub struct ConnectError {
 /// A fresh connection.
 pub struct Connected {
     /// The bytes.
-    pub io: Stream,
+    pub io: Box<dyn ByteStream>,
     /// Its local end, for `%UPSTREAM_LOCAL_ADDRESS%`.
     pub local: Option<Address>,
 }
@@ -34,7 +35,7 @@ pub struct Connected {
 /// # Errors
 /// A timeout, a refusal, or a transport that this version cannot speak.
 pub async fn connect(config: &ClusterConfig, host: &Host) -> Result<Connected, ConnectError> {
-    if let HostTransport::Unavailable(text) = &host.transport {
+    if let UpstreamTransport::Unavailable(text) = &host.transport {
         return Err(local(text.as_ref()));
     }
     let attempt = async {
@@ -63,15 +64,37 @@ pub async fn connect(config: &ClusterConfig, host: &Host) -> Result<Connected, C
             }
         }
     };
-    match within(config.connect_timeout, attempt).await {
-        Some(done) => done.map(|(io, local)| Connected {
-            io: Box::new(io),
-            local,
-        }),
-        None => Err(ConnectError {
+    let whole = async {
+        let (io, local) = attempt.await?;
+        let io: Box<dyn ByteStream> = match &host.transport {
+            UpstreamTransport::Raw => Box::new(io),
+            UpstreamTransport::Tls(tls) => {
+                let ip = host.address.ip().map(|address| address.ip());
+                let (io, _) = tls.connect(io, ip).await.map_err(|e| tls_failure(&e))?;
+                Box::new(io)
+            }
+            UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),
+        };
+        Ok(Connected { io, local })
+    };
+    within(config.connect_timeout, whole)
+        .await
+        .unwrap_or(Err(ConnectError {
             reason: ResetReason::ConnectionTimeout,
             transport_failure: None,
-        }),
+        }))
+}
+
+/// A handshake that failed is a connection failure, as in Envoy; the text is rustls's.
+fn tls_failure(error: &std::io::Error) -> ConnectError {
+    let text = describe(error);
+    let text = match text.starts_with("TLS error") {
+        true => text,
+        false => format!("TLS error: {text}"),
+    };
+    ConnectError {
+        reason: ResetReason::RemoteConnectionFailure,
+        transport_failure: Some(text.into()),
     }
 }
 
@@ -112,14 +135,17 @@ mod tests {
     use crate::upstream::host::Health;
 
     fn config() -> ClusterConfig {
-        ClusterConfig::compile(&pb::Cluster {
-            name: "a".into(),
-            ..Default::default()
-        })
+        ClusterConfig::compile(
+            &pb::Cluster {
+                name: "a".into(),
+                ..Default::default()
+            },
+            &Default::default(),
+        )
         .unwrap()
     }
 
-    fn host(address: Address, transport: HostTransport) -> Arc<Host> {
+    fn host(address: Address, transport: UpstreamTransport) -> Arc<Host> {
         Host::new(address, "".into(), transport, 1, Health::Healthy)
     }
 
@@ -127,13 +153,13 @@ mod tests {
     async fn refusals_and_unavailable_transports_say_why() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Ip(listener.local_addr().unwrap());
-        let tls = HostTransport::Unavailable("no tls".into());
+        let tls = UpstreamTransport::Unavailable("no tls".into());
         let error = connect(&config(), &host(address.clone(), tls)).await.err();
         assert_eq!(error, Some(local("no tls")));
-        let up = connect(&config(), &host(address.clone(), HostTransport::Raw)).await;
+        let up = connect(&config(), &host(address.clone(), UpstreamTransport::Raw)).await;
         assert!(up.ok().unwrap().local.is_some());
         drop(listener);
-        let error = connect(&config(), &host(address, HostTransport::Raw)).await;
+        let error = connect(&config(), &host(address, UpstreamTransport::Raw)).await;
         let error = error.err().unwrap();
         assert_eq!(error.reason, ResetReason::RemoteConnectionFailure);
         assert_eq!(

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::address::Address as Which;
@@ -10,6 +12,8 @@ use envoy_types::pb::envoy::config::core::v3::envoy_internal_address::AddressNam
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use filters::stream::Address;
 use xds_client::error::ConfigError;
+
+use crate::transport::upstream::UpstreamTransport;
 
 /// How a host may be used, from `LbEndpoint.health_status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,16 +42,6 @@ impl Health {
     }
 }
 
-/// The transport that a host's connections use.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostTransport {
-    /// Plain bytes.
-    Raw,
-    /// A transport socket that this version cannot speak. Connecting fails with this text; the host is
-    /// never spoken to in plaintext instead.
-    Unavailable(Arc<str>),
-}
-
 static NEXT_HOST: AtomicU64 = AtomicU64::new(1);
 
 /// One endpoint. It survives updates of its cluster as long as its address and transport stay.
@@ -60,11 +54,13 @@ pub struct Host {
     /// `Endpoint.hostname`, or the DNS name that it was resolved from; may be empty.
     pub hostname: ByteString,
     /// How to speak to it.
-    pub transport: HostTransport,
+    pub transport: UpstreamTransport,
     weight: AtomicU32,
     health: AtomicU8,
     removed: AtomicBool,
     canary: AtomicBool,
+    hash_key: ArcSwapOption<String>,
+    born: Instant,
     /// What the admin interface shows.
     pub(crate) stats: HostStats,
 }
@@ -74,7 +70,7 @@ impl Host {
     pub fn new(
         address: Address,
         hostname: ByteString,
-        transport: HostTransport,
+        transport: UpstreamTransport,
         weight: u32,
         health: Health,
     ) -> Arc<Self> {
@@ -87,6 +83,8 @@ impl Host {
             health: AtomicU8::new(health as u8),
             removed: AtomicBool::new(false),
             canary: AtomicBool::new(false),
+            hash_key: ArcSwapOption::empty(),
+            born: Instant::now(),
             stats: HostStats::default(),
         })
     }
@@ -140,8 +138,29 @@ impl Host {
         self.removed.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn update(&self, weight: u32, health: Health, canary: bool) {
+    /// What stands for the host in hash tables in place of its address (`envoy.lb`, `hash_key`).
+    pub fn hash_key(&self) -> Option<Arc<String>> {
+        self.hash_key.load_full()
+    }
+
+    /// How long it has been known.
+    pub fn age(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    /// Makes it older than any slow start.
+    #[cfg(test)]
+    pub(crate) fn make_old(&mut self) {
+        self.born -= Duration::from_secs(1 << 20);
+    }
+
+    pub(crate) fn set_labels(&self, canary: bool, hash_key: Option<&str>) {
         self.canary.store(canary, Ordering::Relaxed);
+        self.hash_key
+            .store(hash_key.map(|key| Arc::new(key.to_owned())));
+    }
+
+    pub(crate) fn update(&self, weight: u32, health: Health) {
         self.weight.store(weight.max(1), Ordering::Relaxed);
         self.health.store(health as u8, Ordering::Relaxed);
     }

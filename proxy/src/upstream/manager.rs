@@ -14,10 +14,12 @@ use tokio::sync::Notify;
 use xds_client::error::{At, ConfigError};
 
 use crate::telemetry::stats::Scope;
+use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::assignment::{Locality, compile_assignment};
 use crate::upstream::balance::{HostSet, LocalityHosts};
 use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery};
-use crate::upstream::host::{Host, HostTransport, Target};
+use crate::upstream::cluster_config::Stores;
+use crate::upstream::host::{Host, Target};
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 use crate::upstream::stats::{LazyStats, Update};
 
@@ -69,7 +71,7 @@ pub struct ClusterManager {
     /// Told when the names that are wanted may have changed.
     dns_changed: Arc<Notify>,
     /// The root scope; none: stats record nothing.
-    scope: Option<Scope>,
+    stores: Stores,
     next_index: usize,
 }
 
@@ -79,10 +81,15 @@ impl ClusterManager {
         Self::default()
     }
 
+    /// Where contexts of clusters find their secrets. To be set before the first cluster is applied.
+    pub fn set_secrets(&mut self, secrets: Arc<SecretStore>) {
+        self.stores.secrets = secrets;
+    }
+
     /// Where clusters make their stats when they are first used: `cluster.<name>.` below `root`, which is the
     /// scope without a prefix. To be set before the first cluster is applied.
     pub fn set_scope(&mut self, root: Scope) {
-        self.scope = Some(root);
+        self.stores.scope = Some(root);
     }
 
     /// Notified when [`dns_names_wanted`](Self::dns_names_wanted) may have changed.
@@ -117,9 +124,11 @@ impl ClusterManager {
         self.entry(name).slot.clone()
     }
 
-    /// Whether there is a cluster of this name, be it warm or not.
-    pub fn contains(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|e| e.active.is_some())
+    /// Whether there is a cluster of this name, warm or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries
+            .get(name)
+            .is_some_and(|entry| entry.active.is_some())
     }
 
     /// Adds or updates a cluster. Its slot is filled once its endpoints are known.
@@ -131,7 +140,7 @@ impl ClusterManager {
         proto: &pb::Cluster,
         version: &str,
     ) -> Result<ClusterChange, ConfigError> {
-        let config = ClusterConfig::compile(proto)?;
+        let config = ClusterConfig::compile(proto, &self.stores)?;
         let empty = ClusterLoadAssignment::default();
         let (assignment, known) = match &config.discovery {
             Discovery::Eds { name, .. } => match self.assignments.get(name) {
@@ -178,6 +187,7 @@ impl ClusterManager {
                 && before.bind == config.bind
                 && before.idle_timeout == config.idle_timeout
                 && before.max_requests == config.max_requests
+                && before.max_connection_age == config.max_connection_age
         });
         let hosts = old.as_ref().map(|a| a.cluster.hosts());
         if let Some(Discovery::Eds { name: eds, .. }) =
@@ -207,7 +217,8 @@ impl ClusterManager {
         let stats = match stats {
             Some(cluster) => cluster.lazy_stats().clone(),
             None => LazyStats::new(
-                self.scope
+                self.stores
+                    .scope
                     .as_ref()
                     .map(|s| s.scope(&format!("cluster.{}.", config.stat_name))),
             ),
@@ -411,10 +422,11 @@ impl ClusterManager {
         let config = &active.cluster.config;
         let before = active.cluster.hosts();
         // A static cluster may list an address twice, and then has two hosts, as in Envoy.
-        let mut old: HashMap<(Address, HostTransport), Vec<Arc<Host>>> = HashMap::new();
+        let mut old: HashMap<Address, Vec<Arc<Host>>> = HashMap::new();
         for host in before.hosts() {
-            let key = (host.address.clone(), host.transport.clone());
-            old.entry(key).or_default().push(host.clone());
+            old.entry(host.address.clone())
+                .or_default()
+                .push(host.clone());
         }
         old.values_mut().for_each(|same| same.reverse());
         let eds = matches!(config.discovery, Discovery::Eds { .. });
@@ -455,8 +467,12 @@ impl ClusterManager {
                     if eds && !seen.insert(address.clone()) {
                         continue;
                     }
-                    let key = (address.clone(), endpoint.transport.clone());
-                    let kept = old.get_mut(&key).and_then(Vec::pop);
+                    let kept = old.get_mut(&address).and_then(|same| {
+                        let at = same
+                            .iter()
+                            .rposition(|h| h.transport == endpoint.transport)?;
+                        Some(same.remove(at))
+                    });
                     added |= kept.is_none();
                     let host = kept.unwrap_or_else(|| {
                         Host::new(
@@ -467,7 +483,8 @@ impl ClusterManager {
                             endpoint.health,
                         )
                     });
-                    host.update(endpoint.weight, endpoint.health, endpoint.canary);
+                    host.update(endpoint.weight, endpoint.health);
+                    host.set_labels(endpoint.canary, endpoint.hash_key.as_deref());
                     hosts.push(host);
                 }
             }

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 
 use super::*;
+use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::balance::LbContext;
 
 fn cluster(name: &str, kind: DiscoveryType) -> pb::Cluster {
@@ -157,13 +158,16 @@ fn refusals_name_the_field_and_leave_the_last_good_version() {
 fn other_transports_are_accepted_but_never_plaintext() {
     let mut proto = cluster("a", DiscoveryType::Static);
     proto.transport_socket = Some(core::TransportSocket {
-        name: "envoy.transport_sockets.tls".into(),
-        config_type: None,
+        name: "quic".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(envoy_types::pb::google::protobuf::Any {
+            type_url: "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport".into(),
+            value: Vec::new(),
+        })),
     });
-    let config = ClusterConfig::compile(&proto).unwrap();
+    let config = ClusterConfig::compile(&proto, &Default::default()).unwrap();
     assert!(matches!(
         config.transport_for(None),
-        HostTransport::Unavailable(_)
+        UpstreamTransport::Unavailable(_)
     ));
 }
 

@@ -208,3 +208,7 @@ async fn over_http2(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -75,6 +75,8 @@ stats! {
     upstream_cx_idle_timeout: Counter counter;
     /// Milliseconds.
     upstream_cx_length_ms: Histogram histogram;
+    /// Connections that were too old for another request.
+    upstream_cx_max_duration_reached: Counter counter;
     upstream_cx_max_requests: Counter counter;
     upstream_cx_none_healthy: Counter counter;
     upstream_cx_overflow: Counter counter;

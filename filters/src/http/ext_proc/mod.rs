@@ -19,7 +19,6 @@ use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use pb::processing_request::Request;
 use pb::processing_response::Response;
-use tonic::transport::Channel;
 use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 
@@ -29,6 +28,7 @@ use super::wire::{self, Target, Unset};
 use crate::body::Body;
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
+use crate::grpc::GrpcChannel;
 use crate::head::{RequestHead, ResponseHead};
 use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::stream::{FilterId, RouteFilterConfig};
@@ -92,7 +92,7 @@ enum Clear {
 
 struct ExtProcFilter {
     id: FilterId,
-    channel: Channel,
+    channel: GrpcChannel,
     mode: Mode,
     failure_mode_allow: bool,
     settings: Arc<Settings>,
@@ -101,7 +101,7 @@ struct ExtProcFilter {
 /// A route's overrides.
 struct PerRoute {
     mode: Option<Mode>,
-    channel: Option<Channel>,
+    channel: Option<GrpcChannel>,
     failure_mode_allow: Option<bool>,
 }
 

@@ -12,14 +12,15 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
     processing_response::Response,
 };
 use futures_util::Stream;
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 use futures_util::task::AtomicWaker;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::PollSender;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
+
+use crate::grpc::GrpcChannel;
 
 /// Answers that wait for one side while the other side reads, in messages and bytes (Envoy's default
 /// buffer limit). At either, reading stops for both: one gRPC stream has one order.
@@ -46,7 +47,7 @@ pub(super) enum Closed {
 
 enum Incoming {
     /// The processor has not answered the call yet; it may wait for our first message.
-    Connecting(BoxFuture<'static, Result<Streaming<ProcessingResponse>, Status>>),
+    Connecting(LocalBoxFuture<'static, Result<Streaming<ProcessingResponse>, Status>>),
     Open(Box<Streaming<ProcessingResponse>>),
     Closed(Closed),
 }
@@ -88,7 +89,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Begins a call. Nothing is sent before the session is polled.
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(super) fn new(channel: GrpcChannel) -> Self {
         // One message waits for gRPC's flow control; what a side has read beyond that it holds itself.
         let (sender, receiver) = mpsc::channel(1);
         let connecting = Box::pin(async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http2ProtocolOptions, HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
+    HttpProtocolOptions, Node, TypedExtensionConfig, http_protocol_options,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager as hcm,
@@ -20,6 +20,7 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::client_address::ClientAddress;
+use super::client_certificate::ClientCertificates;
 use super::host::HostRules;
 use super::local_reply_config::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathRules};
@@ -29,6 +30,7 @@ use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
 use crate::http::h2::Http2Settings;
 use crate::router::RouteSlot;
+use crate::router::options::RouterOptions;
 use crate::telemetry::http_log::AccessLog;
 
 /// Which codec a connection gets.
@@ -55,6 +57,7 @@ pub struct HcmConfig {
     pub(super) stats: ConnectionManagerStats,
     pub(super) routes: Arc<RouteSlot>,
     pub(super) chain: FilterChain,
+    pub(super) router: RouterOptions,
     pub(super) access_logs: Vec<AccessLog>,
     /// The codec choice.
     pub codec: Codec,
@@ -75,7 +78,7 @@ pub struct HcmConfig {
     /// The scheme of all requests: whether it is `https`.
     pub(super) overwrite_scheme: Option<bool>,
     pub(super) user_agent: Option<UserAgent>,
-    pub(super) forward_client_cert: bool,
+    pub(super) client_certificates: ClientCertificates,
     pub(super) via: Option<HeaderValue>,
     pub(super) server_name: HeaderValue,
     pub(super) server_header: ServerHeader,
@@ -99,6 +102,8 @@ pub struct HcmParts {
     pub routes: Arc<RouteSlot>,
     /// Its filters.
     pub chain: FilterChain,
+    /// Its router.
+    pub router: RouterOptions,
     /// Its access logs.
     pub access_logs: Vec<AccessLog>,
     /// Its stats.
@@ -118,11 +123,10 @@ impl HcmConfig {
         refuse_unsupported(proto)?;
         let common = proto.common_http_protocol_options.unwrap_or_default();
         let http1 = proto.http_protocol_options.clone().unwrap_or_default();
-        let max_head_kb = proto
-            .max_request_headers_kb
-            .as_ref()
-            .map_or(60, |v| v.value);
-        let max_headers = common.max_headers_count.as_ref().map_or(100, |v| v.value);
+        let max_head_kb = proto.max_request_headers_kb.as_ref();
+        let max_head_bytes = (max_head_kb.map_or(60, |v| v.value) as usize) << 10;
+        let max_headers = common.max_headers_count.as_ref();
+        let max_headers = max_headers.map_or(100, |v| v.value) as usize;
         let idle_timeout = duration_or(&common.idle_timeout, Some(Duration::from_secs(3600)))
             .at("common_http_protocol_options.idle_timeout")?;
         let head_timeout =
@@ -131,16 +135,18 @@ impl HcmConfig {
         Ok(Self {
             codec: codec(proto)?,
             http1: Http1Settings {
-                max_head_bytes: (max_head_kb as usize) << 10,
-                max_headers: max_headers as usize,
-                accept_http_10: http1.accept_http_10,
-                enable_trailers: http1.enable_trailers,
-                reject_fragment: parts.reject_fragment,
+                max_head_bytes,
+                max_headers,
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
-            },
-            http2: http2(proto.http2_protocol_options.as_ref(), max_head_kb)?,
+                linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
+                    .at("delayed_close_timeout")?,
+                ..Http1Settings::default()
+            }
+            .with_options(&http1)
+            .at("http_protocol_options")?,
+            http2: http2(proto, max_head_bytes, max_headers, underscores)?,
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
                 .at("common_http_protocol_options.max_connection_duration")?,
@@ -157,10 +163,7 @@ impl HcmConfig {
                 true => Some(user_agent(&parts.node)?),
                 false => None,
             },
-            // Without TLS to the client there is no certificate to speak of: only the mode that trusts
-            // whatever comes keeps the header.
-            forward_client_cert: proto.forward_client_cert_details()
-                == hcm::ForwardClientCertDetails::AlwaysForwardOnly,
+            client_certificates: ClientCertificates::compile(proto),
             via: match proto.via.as_str() {
                 "" => None,
                 via => Some(header_value(via).at("via")?),
@@ -176,7 +179,7 @@ impl HcmConfig {
             },
             request_ids: RequestIds::compile(proto)?,
             host: HostRules::compile(proto)?,
-            path: path_rules(proto),
+            path: path_rules(proto, parts.reject_fragment),
             upgrades: upgrades(proto)?,
             proxy_100_continue: proto.proxy_100_continue,
             default_host: http1.default_host_for_http_10.into(),
@@ -202,6 +205,7 @@ impl HcmConfig {
             stats: parts.stats,
             routes: parts.routes,
             chain: parts.chain,
+            router: parts.router,
             access_logs: parts.access_logs,
         })
     }
@@ -213,7 +217,11 @@ impl HcmConfig {
 }
 
 fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> {
-    let http1 = proto.http_protocol_options.clone().unwrap_or_default();
+    #[allow(deprecated)] // still sent
+    let (flush_interval, flush_early) = (
+        proto.access_log_flush_interval.is_some(),
+        proto.flush_access_log_on_new_request,
+    );
     let refused = [
         (
             proto.path_normalization_options.is_some(),
@@ -235,23 +243,20 @@ fn refuse_unsupported(proto: &HttpConnectionManager) -> Result<(), ConfigError> 
             proto.forward_client_cert_matcher.is_some(),
             "forward_client_cert_matcher",
         ),
+        (proto.stream_flush_timeout.is_some(), "stream_flush_timeout"),
+        (flush_interval, "access_log_flush_interval"),
+        (flush_early, "flush_access_log_on_new_request"),
+        (
+            proto
+                .access_log_options
+                .is_some_and(|o| o != hcm::HcmAccessLogOptions::default()),
+            "access_log_options",
+        ),
         (
             proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
         ),
         (proto.forward_proto_config.is_some(), "forward_proto_config"),
-        (
-            http1.header_key_format.is_some(),
-            "http_protocol_options.header_key_format",
-        ),
-        (
-            http1.allow_chunked_length,
-            "http_protocol_options.allow_chunked_length",
-        ),
-        (
-            http1.allow_custom_methods,
-            "http_protocol_options.allow_custom_methods",
-        ),
     ];
     match refused.iter().find(|(set, _)| *set) {
         Some((_, field)) => Err(ConfigError::unsupported(field)),
@@ -278,37 +283,20 @@ fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigE
 }
 
 fn http2(
-    proto: Option<&Http2ProtocolOptions>,
-    max_head_kb: u32,
+    proto: &HttpConnectionManager,
+    max_header_bytes: usize,
+    max_headers: usize,
+    underscores: UnderscoreAction,
 ) -> Result<Http2Settings, ConfigError> {
     let mut settings = Http2Settings {
-        max_header_list: max_head_kb << 10,
+        max_header_bytes,
+        max_headers,
+        underscores,
+        keep_connection_on_bad_message: is_true(&proto.stream_error_on_invalid_http_message),
         ..Http2Settings::default()
     };
-    let Some(proto) = proto else {
-        return Ok(settings);
-    };
-    if proto.allow_metadata {
-        return Err(ConfigError::unsupported(
-            "http2_protocol_options.allow_metadata",
-        ));
-    }
-    settings.allow_connect = proto.allow_connect;
-    if let Some(streams) = &proto.max_concurrent_streams {
-        settings.max_concurrent_streams = streams.value;
-    }
-    if let Some(window) = &proto.initial_stream_window_size {
-        settings.initial_stream_window = window.value;
-    }
-    if let Some(window) = &proto.initial_connection_window_size {
-        settings.initial_connection_window = window.value;
-    }
-    if let Some(keepalive) = &proto.connection_keepalive {
-        let timeout = duration_or(&keepalive.timeout, Some(Duration::from_secs(10)))
-            .at("http2_protocol_options.connection_keepalive.timeout")?;
-        let interval = duration_or(&keepalive.interval, None)
-            .at("http2_protocol_options.connection_keepalive.interval")?;
-        settings.keepalive = interval.zip(timeout);
+    if let Some(options) = &proto.http2_protocol_options {
+        settings.apply(options).at("http2_protocol_options")?;
     }
     Ok(settings)
 }
@@ -359,10 +347,11 @@ fn user_agent(node: &Node) -> Result<UserAgent, ConfigError> {
     })
 }
 
-fn path_rules(proto: &HttpConnectionManager) -> PathRules {
+fn path_rules(proto: &HttpConnectionManager, reject_fragment: bool) -> PathRules {
     use hcm::PathWithEscapedSlashesAction as Action;
     PathRules {
         normalize: is_true(&proto.normalize_path),
+        reject_fragment,
         merge_slashes: proto.merge_slashes,
         escaped_slashes: match proto.path_with_escaped_slashes_action() {
             Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,

@@ -19,6 +19,8 @@ use super::stats::ConnectionManagerStats;
 use crate::router::route::Route;
 use crate::router::timeout::grpc_timeout;
 
+const GRPC_DEADLINE_EXCEEDED: u8 = 4;
+
 /// The limits of a stream. None is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -107,19 +109,15 @@ impl Struck {
 
     /// Counts and flags it.
     pub(super) fn note(self, stats: &ConnectionManagerStats, info: &SharedInfo) {
-        let (counter, flag) = match self {
-            Self::Request => (&stats.downstream_rq_timeout, ResponseFlags::default()),
-            Self::Whole => (
-                &stats.downstream_rq_max_duration_reached,
-                ResponseFlags::DURATION_TIMEOUT,
-            ),
-            Self::Idle => (
-                &stats.downstream_rq_idle_timeout,
-                ResponseFlags::STREAM_IDLE_TIMEOUT,
-            ),
-        };
-        counter.inc();
-        info.borrow_mut().flags.insert(flag);
+        match self {
+            Self::Request => stats.downstream_rq_timeout.inc(),
+            Self::Whole => stats.downstream_rq_max_duration_reached.inc(),
+            Self::Idle => {
+                stats.downstream_rq_idle_timeout.inc();
+                let mut info = info.borrow_mut();
+                info.flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
+            }
+        }
     }
 
     /// Envoy answers 408 to a request that is still coming in and 504 to one that waits for its upstream.
@@ -134,7 +132,11 @@ impl Struck {
             Self::Whole => "downstream duration timeout",
             Self::Idle => "stream timeout",
         };
-        Stop::Reply(reply(status, body, self.details()))
+        let mut reply = reply(status, body, self.details());
+        if self == Self::Whole {
+            reply.grpc_status = Some(GRPC_DEADLINE_EXCEEDED);
+        }
+        Stop::Reply(reply)
     }
 }
 

@@ -73,10 +73,8 @@ impl LocalReplyConfig {
             info.details = Some(reply.details.clone());
             info.response_code = Some(reply.status.as_u16());
         }
-        let mut response = ResponseHead {
-            status: reply.status,
-            headers: std::mem::take(&mut reply.headers),
-        };
+        let headers = std::mem::take(&mut reply.headers);
+        let mut response = ResponseHead::with_headers(reply.status, headers);
         let content_type = response.headers.get(CONTENT_TYPE).cloned();
         let body_before = reply.body.clone();
         let mapper = self

@@ -4,6 +4,7 @@
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
 mod client_address;
+mod client_certificate;
 pub mod config;
 mod deadline;
 mod host;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use filters::body::BodyError;
 use filters::filter::LocalReply;
+use filters::flags::ResponseFlags;
 use filters::local_reply::{ReplyShape, render};
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
@@ -53,6 +55,10 @@ impl ConnectionManager {
         let stats = &config.stats;
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
+        if connection.tls.is_some() {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
         let (total, active) = if http2 {
             (
                 &stats.downstream_cx_http2_total,
@@ -86,6 +92,9 @@ impl Drop for CountedManager {
     fn drop(&mut self) {
         let stats = &self.manager.config.stats;
         stats.downstream_cx_active.dec();
+        if self.manager.connection.tls.is_some() {
+            stats.downstream_cx_ssl_active.dec();
+        }
         if self.http2 {
             stats.downstream_cx_http2_active.dec();
         } else {
@@ -116,7 +125,9 @@ impl HttpService for CountedManager {
         let manager = &self.manager;
         let stats = &manager.config.stats;
         stats.downstream_rq_total.inc();
-        stats.downstream_cx_protocol_error.inc();
+        if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
+            stats.downstream_cx_protocol_error.inc();
+        }
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = bytes::Bytes::from_static(rejection.body.as_bytes());
         let mut reply = LocalReply::new(status, body, rejection.details);
@@ -135,5 +146,16 @@ impl HttpService for CountedManager {
             body,
             close: true,
         }
+    }
+
+    fn refuse(&self, details: &'static str, flags: ResponseFlags, protocol: Protocol) {
+        let manager = &self.manager;
+        reply::log_refusal(
+            &manager.config,
+            &manager.connection,
+            details,
+            flags,
+            protocol,
+        );
     }
 }

@@ -18,6 +18,7 @@ names! {
     FORWARDED_PORT = "x-forwarded-port";
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
+    HEDGE = "x-envoy-hedge-on-per-try-timeout";
     ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
     STREAM_DURATION = "x-envoy-upstream-stream-duration-ms";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
@@ -52,7 +53,7 @@ pub(super) const INTERNAL_ONLY: [HeaderName; 15] = [
     FORCE_TRACE,
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
-    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    HEDGE,
     STREAM_DURATION,
 ];
 

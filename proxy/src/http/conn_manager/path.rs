@@ -23,6 +23,9 @@ pub(super) struct PathRules {
     pub(super) normalize: bool,
     pub(super) merge_slashes: bool,
     pub(super) escaped_slashes: EscapedSlashes,
+    /// Answer 400 to a fragment instead of cutting it off: none is ever part of a request target
+    /// (RFC 9110, 7.1; the runtime feature `http_reject_path_with_fragment`).
+    pub(super) reject_fragment: bool,
 }
 
 /// What became of a path.
@@ -41,10 +44,25 @@ pub(super) enum Outcome {
 impl PathRules {
     /// Applies the rules to a path with its query.
     pub(super) fn apply(self, full: &str) -> Outcome {
-        if self == Self::default() || !full.starts_with('/') {
+        let Some((kept, _)) = full.split_once('#') else {
+            return self.apply_to_path(full);
+        };
+        if self.reject_fragment {
+            return Outcome::Reject;
+        }
+        match self.apply_to_path(kept) {
+            Outcome::Unchanged => Outcome::Changed(kept.into()),
+            outcome => outcome,
+        }
+    }
+
+    fn apply_to_path(self, full: &str) -> Outcome {
+        let idle =
+            !self.normalize && !self.merge_slashes && self.escaped_slashes == EscapedSlashes::Keep;
+        if idle || !full.starts_with('/') {
             return Outcome::Unchanged;
         }
-        let end = full.find(['?', '#']).unwrap_or(full.len());
+        let end = full.find('?').unwrap_or(full.len());
         let (path, rest) = full.split_at(end);
         // Most paths need nothing, and say so in one scan.
         if !path.bytes().any(|b| b == b'%' || b == b'\\' || b >= 0x7f)
@@ -218,6 +236,16 @@ mod tests {
             assert_eq!(changed(rules, from), to, "{from}");
         }
         assert_eq!(rules.apply("/a%00b"), Outcome::Reject);
+    }
+
+    #[test]
+    fn fragments_are_cut_off_or_refused() {
+        let mut rules = PathRules::default();
+        assert_eq!(changed(rules, "/a?b#c?d"), "/a?b");
+        assert_eq!(changed(rules, "/#"), "/");
+        rules.reject_fragment = true;
+        assert_eq!(rules.apply("/a?b#c"), Outcome::Reject);
+        assert_eq!(rules.apply("/a?b"), Outcome::Unchanged);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
-use http::{Method, StatusCode};
+use http::StatusCode;
 
 use super::config::HcmConfig;
 use crate::http::service::Rejection;
@@ -45,10 +45,8 @@ pub(super) fn shape(
     info: &SharedInfo,
 ) -> LocalReply {
     if let Some(route) = route {
-        let mut response = ResponseHead {
-            status: reply.status,
-            headers: std::mem::take(&mut reply.headers),
-        };
+        let headers = std::mem::take(&mut reply.headers);
+        let mut response = ResponseHead::with_headers(reply.status, headers);
         route.finish_response(&mut response, Some(request), &info.borrow());
         reply.headers = response.headers;
     }
@@ -93,19 +91,47 @@ pub(super) fn finish_rejection(
     }
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(rejection.details.into());
-    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    // Being late is no error of the protocol.
+    if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
+        info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    }
     let info = Rc::new(RefCell::new(info));
-    let request = rejection.path.as_deref().map(|path| {
-        let method = rejection.method.as_deref().and_then(|m| m.parse().ok());
-        RequestHead::new(method.unwrap_or(Method::GET), path.to_owned())
-    });
-    rewrite(config, reply, request.as_ref(), &info);
+    // As in Envoy, nothing of a head that was not understood is told.
+    rewrite(config, reply, None, &info);
     {
         let mut info = info.borrow_mut();
         info.response_code = Some(reply.status.as_u16());
         info.bytes_sent = reply.body.len() as u64;
     }
     for log in &config.access_logs {
-        log.record(&info.borrow(), request.as_ref(), None, None);
+        log.record(&info.borrow(), None, None, None);
+    }
+}
+
+/// Counts and logs a message that was refused without an answer.
+pub(super) fn log_refusal(
+    config: &HcmConfig,
+    connection: &Rc<ConnectionInfo>,
+    details: &'static str,
+    flags: ResponseFlags,
+    protocol: Protocol,
+) {
+    let stats = &config.stats;
+    stats.downstream_rq_total.inc();
+    if protocol == Protocol::Http2 {
+        stats.downstream_rq_http2_total.inc();
+    }
+    stats.downstream_rq_rx_reset.inc();
+    if flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
+        stats.downstream_cx_protocol_error.inc();
+    }
+    if config.access_logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::new(connection.clone(), protocol);
+    info.details = Some(details.into());
+    info.flags.insert(flags);
+    for log in &config.access_logs {
+        log.record(&info, None, None, None);
     }
 }

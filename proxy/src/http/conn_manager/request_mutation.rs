@@ -7,7 +7,7 @@ use bytestring::ByteString;
 use filters::head::RequestHead;
 use filters::stream::ConnectionInfo;
 use http::header::{self, HeaderValue};
-use http::{HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::client_address::{Client, append_to_line};
 use super::config::HcmConfig;
@@ -50,9 +50,8 @@ pub(super) fn mutate(
         }
     }
     config.request_ids.set(&mut head.headers, edge);
-    if !config.forward_client_cert {
-        head.headers.remove(names::XFCC);
-    }
+    let tls = connection.tls.as_deref();
+    config.client_certificates.apply(&mut head.headers, tls);
     Ok(client)
 }
 
@@ -117,12 +116,21 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
     ] {
         headers.remove(name);
     }
-    if let Some(te) = headers.get(header::TE)
-        && !te.as_bytes().eq_ignore_ascii_case(b"trailers")
-    {
-        headers.remove(header::TE);
+    if headers.contains_key(header::TE) {
+        if takes_trailers(headers) {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
     }
     headers.remove(names::INTERNAL);
+}
+
+/// Whether `te` lists `trailers`: the only part of it that concerns more than one hop (RFC 9110, 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::TE).iter();
+    let mut options = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// The headers that only an internal sender may set.
@@ -148,4 +156,56 @@ fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
 
 fn scheme_value(secure: bool) -> HeaderValue {
     HeaderValue::from_static(if secure { "https" } else { "http" })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    #[test]
+    fn only_trailers_is_left_of_te() {
+        for (lines, want) in [
+            (&["trailers"][..], Some("trailers")),
+            (&["gzip, Trailers "], Some("trailers")),
+            (&["gzip", "trailers"], Some("trailers")),
+            (&["trailers;q=0.5"], None),
+            (&["gzip"], None),
+            (&[], None),
+        ] {
+            let mut head = RequestHead::new(Method::GET, "/");
+            for line in lines {
+                head.headers.append(header::TE, line.parse().unwrap());
+            }
+            remove_hop_by_hop(&mut head);
+            let te = head.headers.get(header::TE);
+            assert_eq!(te.map(|v| v.to_str().unwrap()), want, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn strangers_cannot_steer_us() {
+        let mut head = RequestHead::new(Method::GET, "/");
+        for name in [
+            "x-envoy-retry-on",
+            "x-envoy-decorator-operation",
+            "x-envoy-other",
+        ] {
+            let name = HeaderName::from_static(name);
+            head.headers.insert(name, HeaderValue::from_static("v"));
+        }
+        let names = |head: &RequestHead| {
+            let mut names: Vec<_> = head.headers.keys().map(|n| n.as_str().to_owned()).collect();
+            names.sort();
+            names
+        };
+        remove_internal_headers(&mut head, false);
+        assert_eq!(
+            names(&head),
+            ["x-envoy-decorator-operation", "x-envoy-other"]
+        );
+        remove_internal_headers(&mut head, true);
+        assert_eq!(names(&head), ["x-envoy-other"]);
+    }
 }

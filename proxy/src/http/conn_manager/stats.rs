@@ -21,6 +21,8 @@ macro_rules! stats {
 stats! {
     downstream_cx_total: Counter counter;
     downstream_cx_active: Gauge gauge;
+    downstream_cx_ssl_total: Counter counter;
+    downstream_cx_ssl_active: Gauge gauge;
     downstream_cx_http1_total: Counter counter;
     downstream_cx_http1_active: Gauge gauge;
     downstream_cx_http2_total: Counter counter;

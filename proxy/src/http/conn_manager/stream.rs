@@ -1,6 +1,8 @@
 //! One request and its response, from the codec to the codec.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -35,7 +37,7 @@ pub(super) async fn serve(
 ) -> Result<Response, BodyError> {
     let Request {
         mut head,
-        mut body,
+        body,
         protocol,
         early,
     } = request;
@@ -43,13 +45,19 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
+    let mut body = observe_request(body, &info);
     let clock = Clock::new(Limits::of(&config, None, &head));
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
+    let at_hand = match &body {
+        Body::Full(bytes) => Some(bytes.len() as u64),
+        _ => None,
+    };
+    body = observe_request(body, &info);
+    let mut waited = false;
     let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
         Ok(client) => {
             end.remember(&head);
-            body = observe_request(body, &info);
             let stream = Stream {
                 config: &config,
                 info: &info,
@@ -59,11 +67,23 @@ pub(super) async fn serve(
                 internal: client.internal,
             };
             let running = stream.run(&mut head, &mut body, &mut end);
-            clock.race(running, &config.stats, &info).await
+            let mut running = pin!(clock.race(running, &config.stats, &info));
+            poll_fn(|cx| {
+                let polled = running.as_mut().poll(cx);
+                waited |= polled.is_pending();
+                polled
+            })
+            .await
         }
         Err(reply) => Err(Stop::Reply(reply)),
     };
     shape.head = head.method == Method::HEAD || shape.head;
+    if waited && let Some(length) = at_hand {
+        // Envoy reads on while it waits: a body that was here all the time is received, used or not.
+        let mut info = info.borrow_mut();
+        info.request_complete = true;
+        info.bytes_received = length;
+    }
     let mut close = false;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
@@ -94,7 +114,9 @@ pub(super) async fn serve(
     }
     let request_id = config.request_ids.for_response(&head.headers);
     response::finish(&mut response_head, &config, request_id);
-    close |= control.is_draining();
+    close |= control.asks_to_close();
+    // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
+    close |= protocol != Protocol::Http2 && !info.borrow().request_complete;
     Ok(Response {
         body: end.attach(&response_head, response_body, clock),
         head: response_head,
@@ -111,7 +133,7 @@ fn prepare(
     routes: Option<&RouteTable>,
 ) -> Result<Client, Box<LocalReply>> {
     if head.authority.is_empty() {
-        if config.default_host.is_empty() || info.borrow().protocol != Protocol::Http10 {
+        if config.default_host.is_empty() || info.borrow().protocol != Some(Protocol::Http10) {
             return Err(reply(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }
         head.authority = config.default_host.clone();
@@ -119,6 +141,14 @@ fn prepare(
     if !head.path.starts_with('/') && head.method != Method::CONNECT {
         config.stats.downstream_rq_non_relative_path.inc();
         return Err(reply(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
+    }
+    if head.method.as_str() == "QUERY" && !head.headers.contains_key(header::CONTENT_TYPE) {
+        // Its content is its meaning, and without a type has none (RFC 10008, section 2).
+        return Err(reply(
+            StatusCode::BAD_REQUEST,
+            "",
+            "query_missing_content_type",
+        ));
     }
     match config.path.apply(&head.path) {
         Outcome::Unchanged => {}
@@ -198,14 +228,15 @@ impl Stream<'_> {
                 "upgrade_failed",
             )));
         }
-        if !config.proxy_100_continue
-            && head
-                .headers
-                .get(header::EXPECT)
-                .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
-            head.headers.remove(header::EXPECT);
-            early.send(ResponseHead::new(StatusCode::CONTINUE));
+        if !config.proxy_100_continue {
+            let expect = head.headers.get(header::EXPECT);
+            if expect.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+                head.headers.remove(header::EXPECT);
+                early.send(ResponseHead::new(StatusCode::CONTINUE));
+            }
+            // Whatever the upstream sends before its response stays here: to the client it could be a
+            // second answer to what we have answered.
+            early.close();
         }
         let rerouted = std::cell::Cell::new(false);
         let filters = end
@@ -231,7 +262,9 @@ impl Stream<'_> {
         }
         match flow {
             Flow::Continue => {}
-            Flow::Reply(reply) => return Err(Stop::Reply(reply)),
+            Flow::Reply(reply) => {
+                return Err(body_failed(info).unwrap_or(Stop::Reply(reply)));
+            }
             Flow::Reset(error) => return Err(body_failed(info).unwrap_or(Stop::Reset(error))),
         }
         let exchange = Exchange {
@@ -242,6 +275,7 @@ impl Stream<'_> {
             internal,
             early,
             random,
+            options: &config.router,
         };
         match forward(exchange).await {
             Forwarded::Response(head, body) => Ok((head, body)),
@@ -256,10 +290,14 @@ impl Stream<'_> {
     }
 }
 
-/// The answer that a filter left when it ended the request's body.
+/// What a failed request body makes of the stream: the answer that a filter left when it ended the body, or no
+/// answer if the client did.
 fn body_failed(info: &SharedInfo) -> Option<Stop> {
-    let reply = info.borrow_mut().body_reply.take()?;
-    Some(Stop::Reply(reply))
+    let mut info = info.borrow_mut();
+    match info.body_reply.take() {
+        Some(reply) => Some(Stop::Reply(reply)),
+        None => info.request_error.clone().map(Stop::Reset),
+    }
 }
 
 /// Keeps what filters, logs and local replies want of the chosen route.
@@ -297,7 +335,7 @@ fn allows_upgrade(config: &HcmConfig, head: &RequestHead, chosen: Option<&RouteO
         _ if head.upgrade.is_none() => Some(true),
         _ => None,
     }
-    .unwrap_or_else(|| config.upgrades.iter().any(|u| &**u == name))
+    .unwrap_or_else(|| config.upgrades.iter().any(|u| u.eq_ignore_ascii_case(name)))
 }
 
 fn count_request(config: &HcmConfig, protocol: Protocol) {

@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::chain::StreamFilters;
-use filters::filter::SharedInfo;
+use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use http::StatusCode;
 use tokio::time::{Sleep, sleep_until};
 
 use super::config::HcmConfig;
@@ -39,8 +40,20 @@ impl BodyStream for RequestBody {
         if let Poll::Ready(frame) = &polled {
             let mut info = self.info.borrow_mut();
             info.touch();
-            if let Some(Ok(Frame::Data(data))) = frame {
-                info.bytes_received += data.len() as u64;
+            match frame {
+                Some(Ok(Frame::Data(data))) => info.bytes_received += data.len() as u64,
+                Some(Err(error)) => {
+                    // The client's fault, whatever becomes of the upstream's request by it.
+                    if error.reason == ResetReason::ProtocolError {
+                        let details = error.details.unwrap_or(error.reason.as_str());
+                        let reply =
+                            LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", details)
+                                .with_flags(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+                        info.body_reply = Some(Box::new(reply));
+                    }
+                    info.request_error = Some(error.clone());
+                }
+                _ => {}
             }
             if self.body.is_end() || !matches!(frame, Some(Ok(Frame::Data(_)))) {
                 info.request_complete = true;
@@ -102,8 +115,12 @@ impl StreamEnd {
     }
 
     pub(super) fn reset(&mut self, error: &BodyError) {
-        self.config.stats.downstream_rq_tx_reset.inc();
         let mut info = self.info.borrow_mut();
+        if info.request_error.is_some() {
+            // The client's doing: told as such when this is dropped.
+            return;
+        }
+        self.config.stats.downstream_rq_tx_reset.inc();
         if info.details.is_none() {
             info.details = Some(error.details.unwrap_or(error.reason.as_str()).into());
         }
@@ -225,13 +242,15 @@ impl BodyStream for ResponseBody {
                             self.end.trailers = Some(trailers.clone());
                         }
                     }
+                    // The end of the request took the response with it: told when this is dropped.
+                    None | Some(Err(_)) if info.request_error.is_some() => {}
                     None => self.end.complete = true,
                     Some(Err(_)) => {
                         self.end.complete = true;
                         self.end.config.stats.downstream_rq_tx_reset.inc();
                     }
                 }
-                self.end.complete |= self.body.is_end();
+                self.end.complete |= self.body.is_end() && info.request_error.is_none();
             }
             Poll::Pending => {
                 if let Poll::Ready(error) = self.poll_limits(cx) {

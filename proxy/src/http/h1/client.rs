@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Http1Settings;
 use super::encode;
 use super::parse::{self, Framing, HeadScanner};
-use super::wire::{self, BodyDecoder, WriteBuf};
+use super::wire::{self, BodyDecoder, BodyFault, WriteBuf};
 use crate::http::service::EarlyResponses;
 
 /// Most 1xx responses before a final one; more is a protocol error.
@@ -122,7 +122,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientConnection<IO> {
         // One allocation for the whole exchange; it becomes the response's body as it is.
         let mut exchange = Box::new(Exchange::new(self, head, body, options));
         let begun = if encode::is_sendable(head) {
-            encode::request(&mut exchange.out.head, head, exchange.request_framing);
+            let e = &mut *exchange;
+            encode::request(&mut e.out.head, head, e.request_framing, &e.settings);
             poll_fn(|cx| exchange.poll_head(cx)).await
         } else {
             Err(BodyError {
@@ -316,7 +317,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                             return protocol("http1.codec_error");
                         }
                         if let Some(early) = &self.options.early {
-                            early.send(parsed.head);
+                            early.forward(parsed.head);
                         }
                         continue;
                     }
@@ -397,6 +398,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
     }
 }
 
+/// As in Envoy, a body that ends early is a broken message, not a broken connection.
+fn body_error(fault: BodyFault) -> BodyError {
+    match fault {
+        BodyFault::Malformed | BodyFault::Short => BodyError {
+            reason: ResetReason::ProtocolError,
+            details: Some("http1.codec_error"),
+        },
+        BodyFault::Broken => BodyError::new(ResetReason::ConnectionTermination),
+    }
+}
+
 struct ResponseBody<IO>(Option<Box<Exchange<IO>>>);
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<IO> {
@@ -410,21 +422,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
             return Poll::Ready(Some(Err(error)));
         }
         let e = &mut **exchange;
-        let mut polled = e.decoder.poll(&mut e.io, &mut e.buf, &mut e.eof, cx);
+        let polled = e.decoder.poll(&mut e.io, &mut e.buf, &mut e.eof, cx);
+        let mut polled = polled.map(|frame| frame.map(|frame| frame.map_err(body_error)));
         if matches!(polled, Poll::Ready(Some(Ok(Frame::Trailers(_)))))
             && !e.settings.enable_trailers
         {
             polled = Poll::Ready(None);
         }
-        // In a tunnel the server may end first: what is left to send goes out before the end is told.
-        if e.tunnel && matches!(polled, Poll::Ready(None)) && !e.sent && !e.send_failed {
-            return Poll::Pending;
+        // As in Envoy, a tunnel has no halves: whoever ends its own ends the whole.
+        if e.tunnel && matches!(polled, Poll::Ready(None)) {
+            let reason = ResetReason::ConnectionTermination;
+            polled = Poll::Ready(Some(Err(BodyError::new(reason))));
         }
         let failed = matches!(polled, Poll::Ready(Some(Err(_))));
         if failed {
             self.0 = None;
         } else if e.decoder.is_done()
-            && !e.tunnel
             && let Some(done) = self.0.take()
         {
             (*done).recycle();

@@ -8,6 +8,7 @@
 
 pub mod chunked;
 pub mod client;
+pub mod config;
 pub mod encode;
 pub mod parse;
 pub mod server;
@@ -27,8 +28,26 @@ pub enum UnderscoreAction {
     Drop,
 }
 
+/// How field names are written (Envoy's `header_key_format`). They are read in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderCase {
+    /// `x-forwarded-for`.
+    #[default]
+    Lower,
+    /// `X-Forwarded-For` (`proper_case_words`).
+    ProperWords,
+    /// As the peer wrote it (`preserve_case`): what this connection reads keeps its spelling wherever it is
+    /// sent on, and what it sends is lower case unless it has one.
+    Preserve {
+        /// Names that the peer did not write are written `Like-This` in what it wrote.
+        proper_others: bool,
+        /// A response keeps its reason phrase.
+        keep_reason: bool,
+    },
+}
+
 /// Limits and choices of the HTTP/1 codec.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Http1Settings {
     /// Most bytes of a head, request or status line included (Envoy: 60 KiB); beyond it 431.
     pub max_head_bytes: usize,
@@ -38,20 +57,34 @@ pub struct Http1Settings {
     pub accept_http_10: bool,
     /// Whether trailers are passed; otherwise they are read and dropped.
     pub enable_trailers: bool,
-    /// Whether a path with a fragment is refused; otherwise the fragment is cut off.
-    pub reject_fragment: bool,
+    /// Whether a message with both `content-length` and the chunked coding is taken by the latter;
+    /// otherwise it is refused (RFC 9112 section 6.3, 3).
+    pub allow_chunked_length: bool,
+    /// Whether requests in absolute form are served; otherwise the whole URL becomes the path, which the
+    /// connection manager refuses.
+    pub allow_absolute_url: bool,
+    /// Whether any token is a method; otherwise only the registered methods that Envoy knows are.
+    pub allow_custom_methods: bool,
+    /// How field names are written.
+    pub header_case: HeaderCase,
+    /// Whether our requests are in absolute form (`send_fully_qualified_url`).
+    pub absolute_requests: bool,
     /// See [`UnderscoreAction`].
     pub underscores: UnderscoreAction,
     /// Longest time from the first byte of a head to its last; none by default.
     pub request_headers_timeout: Option<Duration>,
     /// Longest time between requests before the connection is closed.
     pub idle_timeout: Option<Duration>,
+    /// How long a connection that we close reads on, so that the client gets to read the response before a
+    /// reset destroys it (RFC 9112 section 9.6; Envoy's `delayed_close_timeout`); none closes at once.
+    pub linger: Option<Duration>,
 }
 
 impl Http1Settings {
-    /// What holds for upstream connections: response heads may not be larger than requests'.
+    /// What holds for upstream connections: Envoy allows response heads 80 KiB.
     pub fn upstream() -> Self {
         Self {
+            max_head_bytes: 80 * 1024,
             accept_http_10: true,
             ..Self::default()
         }
@@ -65,13 +98,23 @@ impl Default for Http1Settings {
             max_headers: 100,
             accept_http_10: false,
             enable_trailers: false,
-            reject_fragment: true,
+            allow_chunked_length: false,
+            allow_absolute_url: true,
+            allow_custom_methods: false,
+            header_case: HeaderCase::Lower,
+            absolute_requests: false,
             underscores: UnderscoreAction::Allow,
             request_headers_timeout: None,
             idle_timeout: Some(Duration::from_secs(3600)),
+            linger: Some(Duration::from_secs(1)),
         }
     }
 }
 
+#[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
+#[path = "../../../../fuzz/src/properties.rs"]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use filters::body::{BodyError, Frame, ResetReason};
+use filters::body::Frame;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::chunked::{ChunkedDecoder, Decoded};
@@ -73,6 +73,35 @@ impl BodyDecoder {
         matches!(self, Self::Done)
     }
 
+    /// What is at hand in `buf`, without reading.
+    pub(super) fn take(&mut self, buf: &mut BytesMut) -> Result<Taken, BodyFault> {
+        match self {
+            Self::Done => Ok(Taken::End),
+            Self::Length(_) | Self::Close if buf.is_empty() => Ok(Taken::More),
+            Self::Length(left) => {
+                let take = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
+                *left -= take as u64;
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+                Ok(Taken::Frame(Frame::Data(buf.split_to(take).freeze())))
+            }
+            Self::Close => Ok(Taken::Frame(Frame::Data(buf.split().freeze()))),
+            Self::Chunked(decoder) => match decoder.decode(buf) {
+                Ok(Decoded::More) => Ok(Taken::More),
+                Ok(Decoded::Data(data)) => Ok(Taken::Frame(Frame::Data(data))),
+                Ok(Decoded::End(trailers)) => {
+                    *self = Self::Done;
+                    Ok(match trailers.is_empty() {
+                        true => Taken::End,
+                        false => Taken::Frame(Frame::Trailers(trailers)),
+                    })
+                }
+                Err(_) => Err(BodyFault::Malformed),
+            },
+        }
+    }
+
     /// The next frame. Sets `eof` when the peer has ended its direction.
     pub(super) fn poll<IO: AsyncRead + Unpin>(
         &mut self,
@@ -80,37 +109,13 @@ impl BodyDecoder {
         buf: &mut BytesMut,
         eof: &mut bool,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame, BodyError>>> {
+    ) -> Poll<Option<Result<Frame, BodyFault>>> {
         loop {
-            match self {
-                Self::Done => return Poll::Ready(None),
-                Self::Length(left) if !buf.is_empty() => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
-                    *left -= take as u64;
-                    if *left == 0 {
-                        *self = Self::Done;
-                    }
-                    return Poll::Ready(Some(Ok(Frame::Data(buf.split_to(take).freeze()))));
-                }
-                Self::Close if !buf.is_empty() => {
-                    return Poll::Ready(Some(Ok(Frame::Data(buf.split().freeze()))));
-                }
-                Self::Chunked(decoder) => match decoder.decode(buf) {
-                    Ok(Decoded::More) => {}
-                    Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
-                    Ok(Decoded::End(trailers)) => {
-                        *self = Self::Done;
-                        let frame = (!trailers.is_empty()).then_some(Ok(Frame::Trailers(trailers)));
-                        return Poll::Ready(frame);
-                    }
-                    Err(_) => {
-                        return Poll::Ready(Some(Err(BodyError {
-                            reason: ResetReason::ProtocolError,
-                            details: Some("http1.codec_error"),
-                        })));
-                    }
-                },
-                Self::Length(_) | Self::Close => {}
+            match self.take(buf) {
+                Ok(Taken::Frame(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(Taken::End) => return Poll::Ready(None),
+                Ok(Taken::More) => {}
+                Err(fault) => return Poll::Ready(Some(Err(fault))),
             }
             if !*eof {
                 buf.reserve(BODY_READ);
@@ -119,9 +124,7 @@ impl BodyDecoder {
                     Ok(_) => continue,
                     Err(_) => {
                         *eof = true;
-                        return Poll::Ready(Some(Err(BodyError::new(
-                            ResetReason::ConnectionTermination,
-                        ))));
+                        return Poll::Ready(Some(Err(BodyFault::Broken)));
                     }
                 }
             }
@@ -129,11 +132,27 @@ impl BodyDecoder {
                 *self = Self::Done;
                 return Poll::Ready(None);
             }
-            return Poll::Ready(Some(Err(BodyError::new(
-                ResetReason::ConnectionTermination,
-            ))));
+            return Poll::Ready(Some(Err(BodyFault::Short)));
         }
     }
+}
+
+/// What [`BodyDecoder::take`] found.
+pub(super) enum Taken {
+    Frame(Frame),
+    End,
+    More,
+}
+
+/// Why a body ends before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyFault {
+    /// It is not what its framing says.
+    Malformed,
+    /// The peer ended its direction in the middle.
+    Short,
+    /// The connection failed.
+    Broken,
 }
 
 /// What is to be written: a run of small things, then at most one large frame and its end.

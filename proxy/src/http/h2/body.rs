@@ -70,6 +70,8 @@ pub(super) struct Pump {
     body: Body,
     pending: Bytes,
     end_after_pending: bool,
+    failed: Option<BodyError>,
+    flush_before_reset: bool,
     done: bool,
 }
 
@@ -79,7 +81,17 @@ impl Pump {
             body,
             pending: Bytes::new(),
             end_after_pending: false,
+            failed: None,
+            flush_before_reset: false,
             done: false,
+        }
+    }
+
+    /// The same, but what came before its source fails goes out before the reset.
+    pub(super) fn flushing(body: Body) -> Self {
+        Self {
+            flush_before_reset: true,
+            ..Self::new(body)
         }
     }
 
@@ -95,6 +107,11 @@ impl Pump {
         loop {
             if self.done {
                 return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = self.failed.take() {
+                self.done = true;
+                stream.send_reset(Reason::INTERNAL_ERROR);
+                return Poll::Ready(Err(error));
             }
             if !self.pending.is_empty() {
                 ready!(self.poll_send(stream, cx))?;
@@ -113,9 +130,12 @@ impl Pump {
                     return Poll::Ready(stream.send_trailers(trailers).map_err(|e| error_of(&e)));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    self.done = true;
-                    stream.send_reset(Reason::INTERNAL_ERROR);
-                    return Poll::Ready(Err(error));
+                    self.failed = Some(error);
+                    if self.flush_before_reset {
+                        // A reset takes back what is queued: let the connection send that first.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                 }
                 Poll::Ready(None) => return self.finish(stream),
                 Poll::Pending => {

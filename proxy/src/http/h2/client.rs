@@ -155,10 +155,7 @@ impl OpenStream {
         })
         .await?;
         let (parts, stream) = response.into_parts();
-        let mut head = ResponseHead {
-            status: parts.status,
-            headers: parts.headers,
-        };
+        let mut head = ResponseHead::with_headers(parts.status, parts.headers);
         if upgrade && head.status == StatusCode::OK {
             head.status = StatusCode::SWITCHING_PROTOCOLS;
         }
@@ -204,10 +201,7 @@ fn poll_response(
     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
         if let Some(early) = early {
             let (parts, ()) = interim.into_parts();
-            early.send(ResponseHead {
-                status: parts.status,
-                headers: parts.headers,
-            });
+            early.forward(ResponseHead::with_headers(parts.status, parts.headers));
         }
     }
     Pin::new(response)

@@ -1,9 +1,14 @@
-//! `/stats` and `/stats/prometheus`.
+//! `/stats`: which stats are asked for, as text and JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::telemetry::stats::{Distribution, HistogramValue, QUANTILES, Snapshot, Stats};
+use super::backend::AdminBackend;
+use super::page::{Page, Query};
+use super::prometheus::prometheus;
+use crate::telemetry::stats::{
+    Distribution, HistogramValue, QUANTILES, Snapshot, Stats, StatsSettings,
+};
 
 /// Which stats a request asks for.
 #[derive(Default)]
@@ -13,6 +18,39 @@ pub(super) struct Selection {
     pub(super) invert: bool,
     /// None for all types.
     pub(super) kind: Option<Kind>,
+    pub(super) buckets: Option<Buckets>,
+}
+
+/// How a histogram is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buckets {
+    /// How many values are below each bound.
+    Cumulative,
+    /// How many are between a bound and the one before.
+    Disjoint,
+    /// Quantiles.
+    Summary,
+}
+
+/// The page, for Prometheus or as the query says.
+pub(super) fn page(
+    backend: &dyn AdminBackend,
+    stats: &Stats,
+    query: &Query,
+    for_prometheus: bool,
+) -> Page {
+    let selection = match Selection::parse(query) {
+        Ok(selection) => selection,
+        Err(error) => return Page::error(400, error),
+    };
+    backend.update_stats();
+    match query.get("format") {
+        _ if for_prometheus => Page::text(prometheus(stats, &selection)),
+        Some("prometheus") => Page::text(prometheus(stats, &selection)),
+        Some("json") => Page::json(json(stats, &selection)),
+        None | Some("" | "text") => Page::text(text(stats, &selection)),
+        Some(_) => Page::error(400, "usage: /stats?format=(json|prometheus|text)\n\n"),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,7 +62,35 @@ pub(super) enum Kind {
 }
 
 impl Selection {
-    fn apply(&self, stats: &Stats) -> Snapshot {
+    fn parse(query: &Query) -> Result<Self, String> {
+        let filter = query.get("filter").filter(|f| !f.is_empty());
+        let filter = filter.map(regex::Regex::new).transpose();
+        Ok(Self {
+            used_only: query.has("usedonly"),
+            filter: filter.map_err(|e| format!("Invalid re2 regex: {e}"))?,
+            invert: query.has("invert_filter"),
+            kind: match query.get("type") {
+                None | Some("" | "All") => None,
+                Some("Counters") => Some(Kind::Counters),
+                Some("Gauges") => Some(Kind::Gauges),
+                Some("Histograms") => Some(Kind::Histograms),
+                Some("TextReadouts") => Some(Kind::TextReadouts),
+                Some(_) => return Err("invalid &type= param".to_owned()),
+            },
+            buckets: match query.get("histogram_buckets") {
+                None | Some("") => None,
+                Some("cumulative") => Some(Buckets::Cumulative),
+                Some("disjoint") => Some(Buckets::Disjoint),
+                Some("summary" | "none") => Some(Buckets::Summary),
+                Some(_) => {
+                    let usage = "usage: /stats?histogram_buckets=(cumulative|disjoint|summary)\n";
+                    return Err(usage.to_owned());
+                }
+            },
+        })
+    }
+
+    pub(super) fn apply(&self, stats: &Stats) -> Snapshot {
         let mut all = stats.snapshot();
         let keep = |name: &str, used: bool| {
             (used || !self.used_only)
@@ -65,15 +131,43 @@ fn short(value: f64) -> String {
     }
 }
 
-fn quantile(distribution: &Distribution, q: f64) -> String {
+pub(super) fn quantile(distribution: &Distribution, q: f64) -> String {
     distribution
         .quantile(q)
         .map_or_else(|| "nan".to_owned(), short)
 }
 
-fn summary(h: &HistogramValue) -> String {
+/// Bounds, and how many values of the interval and of all there are at each.
+fn counts(h: &HistogramValue, settings: &StatsSettings, buckets: Buckets) -> Vec<(f64, u64, u64)> {
+    let mut before = (0, 0);
+    let mut out = Vec::new();
+    for bound in settings.buckets(&h.name) {
+        let at = (
+            h.interval.count_below(*bound),
+            h.cumulative.count_below(*bound),
+        );
+        out.push(match buckets {
+            Buckets::Disjoint => (
+                *bound,
+                at.0.saturating_sub(before.0),
+                at.1.saturating_sub(before.1),
+            ),
+            _ => (*bound, at.0, at.1),
+        });
+        before = at;
+    }
+    out
+}
+
+fn line(h: &HistogramValue, settings: &StatsSettings, buckets: Buckets) -> String {
     if !h.used {
         return "No recorded values".to_owned();
+    }
+    if buckets != Buckets::Summary {
+        let all = counts(h, settings, buckets).into_iter();
+        let all =
+            all.map(|(bound, interval, total)| format!("B{}({interval},{total})", short(bound)));
+        return all.collect::<Vec<_>>().join(" ");
     }
     let parts: Vec<String> = QUANTILES
         .iter()
@@ -91,12 +185,13 @@ fn summary(h: &HistogramValue) -> String {
 /// Counters and gauges together by name, then histograms: `NAME: VALUE`.
 pub(super) fn text(stats: &Stats, selection: &Selection) -> String {
     let all = selection.apply(stats);
+    let buckets = selection.buckets.unwrap_or(Buckets::Summary);
     let mut out = String::new();
     for (name, value) in scalars(&all) {
         let _ = writeln!(out, "{name}: {value}");
     }
     for h in &all.histograms {
-        let _ = writeln!(out, "{}: {}", h.name, summary(h));
+        let _ = writeln!(out, "{}: {}", h.name, line(h, stats.settings(), buckets));
     }
     out
 }
@@ -109,163 +204,66 @@ fn scalars(all: &Snapshot) -> BTreeMap<&str, i128> {
         .collect()
 }
 
-/// `format=json`.
+/// `format=json`, written by hand: numbers are to look as Envoy's do.
 pub(super) fn json(stats: &Stats, selection: &Selection) -> String {
     let all = selection.apply(stats);
-    let string = |s: &str| serde_json::Value::from(s).to_string();
     let mut items: Vec<String> = scalars(&all)
         .iter()
-        .map(|(name, value)| format!("{{\"name\":{},\"value\":{value}}}", string(name)))
+        .map(|(name, value)| format!("{{\"name\":{},\"value\":{value}}}", quoted(name)))
         .collect();
     if !all.histograms.is_empty() {
-        let value = |d: &Distribution, q| d.quantile(q).map_or_else(|| "null".to_owned(), short);
-        let computed: Vec<String> = all
-            .histograms
-            .iter()
-            .map(|h| {
-                let values: Vec<String> = QUANTILES
-                    .iter()
-                    .map(|(_, q)| {
-                        let (cumulative, interval) =
-                            (value(&h.cumulative, *q), value(&h.interval, *q));
-                        format!("{{\"cumulative\":{cumulative},\"interval\":{interval}}}")
-                    })
-                    .collect();
-                format!(
-                    "{{\"name\":{},\"values\":[{}]}}",
-                    string(&h.name),
-                    values.join(",")
-                )
-            })
-            .collect();
-        let quantiles: Vec<&str> = QUANTILES.iter().map(|(name, _)| *name).collect();
-        items.push(format!(
-            "{{\"histograms\":{{\"supported_quantiles\":[{}],\"computed_quantiles\":[{}]}}}}",
-            quantiles.join(","),
-            computed.join(",")
-        ));
+        items.push(match selection.buckets {
+            None | Some(Buckets::Summary) => quantiles_json(&all.histograms),
+            Some(buckets) => buckets_json(&all.histograms, stats.settings(), buckets),
+        });
     }
     format!("{{\"stats\":[{}]}}", items.join(","))
 }
 
-/// A metric or label name: what Prometheus does not allow becomes `_`.
-fn sanitize(name: &str) -> String {
-    let mut out: String = name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '_' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    if out.starts_with(|c: char| c.is_ascii_digit()) {
-        out.insert(0, '_');
-    }
-    out
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
-/// `envoy_` in front, except of names that ask for their own namespace (`_istio...`: custom stats).
-fn metric(name: &str) -> String {
-    match ["istiocustom.", "wasmcustom.", "_"]
-        .iter()
-        .find_map(|p| name.strip_prefix(p))
-    {
-        Some(custom) => sanitize(custom),
-        None if name.starts_with("istio_") => sanitize(name),
-        None => format!("envoy_{}", sanitize(name)),
-    }
-}
-
-fn labels(tags: &[(String, String)]) -> String {
-    let escape = |v: &str| {
-        v.replace('\\', "\\\\")
-            .replace('\n', "\\n")
-            .replace('"', "\\\"")
+fn quantiles_json(histograms: &[HistogramValue]) -> String {
+    let value = |d: &Distribution, q| d.quantile(q).map_or_else(|| "null".to_owned(), short);
+    let one = |h: &HistogramValue| {
+        let values = QUANTILES.iter().map(|(_, q)| {
+            let (cumulative, interval) = (value(&h.cumulative, *q), value(&h.interval, *q));
+            format!("{{\"cumulative\":{cumulative},\"interval\":{interval}}}")
+        });
+        let values: Vec<String> = values.collect();
+        format!(
+            "{{\"name\":{},\"values\":[{}]}}",
+            quoted(&h.name),
+            values.join(",")
+        )
     };
-    let list: Vec<String> = tags
-        .iter()
-        .map(|(name, value)| format!("{}=\"{}\"", sanitize(name), escape(value)))
-        .collect();
-    list.join(",")
+    let computed: Vec<String> = histograms.iter().map(one).collect();
+    let quantiles: Vec<&str> = QUANTILES.iter().map(|(name, _)| *name).collect();
+    format!(
+        "{{\"histograms\":{{\"supported_quantiles\":[{}],\"computed_quantiles\":[{}]}}}}",
+        quantiles.join(","),
+        computed.join(",")
+    )
 }
 
-/// The exact decimal expansion to 32 significant digits.
-fn exact(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let decimals = (31.0 - value.abs().log10().floor()).clamp(0.0, 60.0) as usize;
-    let text = format!("{value:.decimals$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
-}
-
-/// Prometheus text format 0.0.4: counters, gauges, histograms, each group by metric name.
-pub(super) fn prometheus(stats: &Stats, selection: &Selection) -> String {
-    let all = selection.apply(stats);
-    let settings = stats.settings();
-    let mut out = String::new();
-    let scalars = |out: &mut String, kind: &str, list: Vec<(&str, String)>| {
-        let mut groups: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-        for (name, value) in list {
-            let (rest, tags) = settings.tags(name);
-            groups
-                .entry(metric(&rest))
-                .or_default()
-                .push((labels(&tags), value));
-        }
-        for (name, lines) in groups {
-            let _ = writeln!(out, "# TYPE {name} {kind}");
-            for (labels, value) in lines {
-                let _ = writeln!(out, "{name}{{{labels}}} {value}");
-            }
-        }
+fn buckets_json(
+    histograms: &[HistogramValue],
+    settings: &StatsSettings,
+    buckets: Buckets,
+) -> String {
+    let one = |h: &HistogramValue| {
+        let all = counts(h, settings, buckets).into_iter();
+        let all = all.map(|(bound, interval, total)| {
+            format!("{{\"upper_bound\":{bound},\"interval\":{interval},\"cumulative\":{total}}}")
+        });
+        let all: Vec<String> = all.collect();
+        format!(
+            "{{\"name\":{},\"buckets\":[{}]}}",
+            quoted(&h.name),
+            all.join(",")
+        )
     };
-    let counters = all
-        .counters
-        .iter()
-        .map(|c| (&*c.name, c.value.to_string()))
-        .collect();
-    scalars(&mut out, "counter", counters);
-    let gauges = all
-        .gauges
-        .iter()
-        .map(|g| (&*g.name, g.value.to_string()))
-        .collect();
-    scalars(&mut out, "gauge", gauges);
-    let mut groups: BTreeMap<String, Vec<(String, &HistogramValue)>> = BTreeMap::new();
-    for h in &all.histograms {
-        let (rest, tags) = settings.tags(&h.name);
-        groups
-            .entry(metric(&rest))
-            .or_default()
-            .push((labels(&tags), h));
-    }
-    for (name, list) in groups {
-        let _ = writeln!(out, "# TYPE {name} histogram");
-        for (labels, h) in list {
-            let comma = if labels.is_empty() { "" } else { "," };
-            for bound in settings.buckets(&h.name) {
-                let count = h.cumulative.count_below(*bound);
-                let _ = writeln!(
-                    out,
-                    "{name}_bucket{{{labels}{comma}le=\"{}\"}} {count}",
-                    exact_bound(*bound)
-                );
-            }
-            let count = h.cumulative.count();
-            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", exact(h.cumulative.sum()));
-            let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
-        }
-    }
-    out
-}
-
-fn exact_bound(bound: f64) -> String {
-    format!("{bound}")
+    let all: Vec<String> = histograms.iter().map(one).collect();
+    format!("{{\"histograms\":[{}]}}", all.join(","))
 }

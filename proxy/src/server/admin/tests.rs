@@ -3,6 +3,8 @@ use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use serde_json::{Value, json};
+use tokio::net::{TcpStream, UnixStream};
 
 #[derive(Default)]
 struct Fake(Mutex<Vec<String>>);
@@ -12,10 +14,10 @@ impl AdminBackend for Fake {
         ServerState::Draining
     }
     fn update_stats(&self) {}
-    fn server_info(&self) -> String {
-        "{}".into()
+    fn server_info(&self) -> Value {
+        json!({"server_info": []})
     }
-    fn config_dump(&self, request: &DumpRequest) -> Result<String, AdminError> {
+    fn config_dump(&self, request: &DumpRequest) -> Result<Value, AdminError> {
         Err(AdminError {
             status: 404,
             message: format!(
@@ -27,8 +29,11 @@ impl AdminBackend for Fake {
     fn clusters(&self) -> Vec<ClusterStatus> {
         Vec::new()
     }
-    fn listeners(&self) -> Vec<(String, Vec<String>)> {
-        vec![("l1".into(), vec!["127.0.0.1:19080".into()])]
+    fn listeners(&self) -> Vec<ListenerStatus> {
+        vec![ListenerStatus {
+            name: "l1".into(),
+            addresses: vec!["127.0.0.1:19080".into(), "/run/l1".into()],
+        }]
     }
     fn drain_listeners(&self, request: DrainRequest) {
         self.0.lock().unwrap().push(format!("{request:?}"));
@@ -42,17 +47,17 @@ impl AdminBackend for Fake {
         self.0.lock().unwrap().push(format!("{change:?}"));
         Ok(())
     }
-    fn memory(&self) -> String {
-        "{}".into()
+    fn memory(&self) -> Value {
+        json!({"memory": []})
     }
-    fn init_dump(&self) -> String {
-        "{}".into()
+    fn init_dump(&self) -> Value {
+        json!({"init_dump": []})
     }
-    fn certs(&self) -> String {
-        "{}".into()
+    fn certs(&self) -> Value {
+        json!({"certs": []})
     }
-    fn runtime(&self) -> String {
-        "{}".into()
+    fn runtime(&self) -> Value {
+        json!({"runtime": []})
     }
     fn runtime_modify(&self, _: &[(String, String)]) -> Result<(), AdminError> {
         Ok(())
@@ -101,7 +106,7 @@ async fn answers_over_tcp_and_unix() {
         (
             "GET /stats?filter=server.state",
             "HTTP/1.1 200",
-            "\r\n\r\nserver.state: 0\n",
+            "server.state: 0\n",
         ),
         (
             "GET /stats?filter=rq_time",
@@ -153,23 +158,53 @@ async fn answers_over_tcp_and_unix() {
         (
             "GET /listeners",
             "HTTP/1.1 200",
-            "\r\n\r\nl1::127.0.0.1:19080\n",
+            "l1::127.0.0.1:19080\nl1::/run/l1\n",
+        ),
+        (
+            "GET /listeners?format=json",
+            "HTTP/1.1 200",
+            "\n   \"additional_local_addresses\": [\n    {\n     \"pipe\": {\n",
+        ),
+        ("GET /certs", "HTTP/1.1 200", "{\n \"certs\": []\n}\n"),
+        ("POST /runtime_modify", "HTTP/1.1 400", "usage: "),
+        ("POST /runtime_modify?a=b", "HTTP/1.1 200", "OK\n"),
+        ("POST /cpuprofiler?enable=y", "HTTP/1.1 500", ""),
+        (
+            "POST /logging?paths=a",
+            "HTTP/1.1 400",
+            "error: empty logger name",
+        ),
+        (
+            "GET /stats?filter=rq_time&histogram_buckets=disjoint",
+            "HTTP/1.1 200",
+            "downstream_rq_time: B0.5(0,2) B1(0,1) B5(0,0) B10(0,0)",
+        ),
+        (
+            "GET /stats?filter=rq_time&histogram_buckets=cumulative&format=json",
+            "HTTP/1.1 200",
+            "\"buckets\":[{\"upper_bound\":0.5,\"interval\":0,\"cumulative\":2},",
+        ),
+        (
+            "GET /stats/prometheus?filter=rq_time&histogram_buckets=summary",
+            "HTTP/1.1 200",
+            "quantile=\"0.995\"} 1.05\n",
+        ),
+        (
+            "GET /stats?histogram_buckets=x",
+            "HTTP/1.1 400",
+            "usage: /stats?histogram_buckets=",
         ),
         ("POST /drain_listeners?graceful", "HTTP/1.1 200", "OK\n"),
     ];
     for (request, status, body) in cases {
-        let answer = ask(tokio::net::TcpStream::connect(addr).await.unwrap(), request).await;
+        let answer = ask(TcpStream::connect(addr).await.unwrap(), request).await;
         assert!(
             answer.starts_with(status) && answer.contains(body),
             "{request}: {answer}"
         );
     }
-    let answer = ask(
-        tokio::net::UnixStream::connect(&path).await.unwrap(),
-        "GET /ready",
-    )
-    .await;
-    assert!(answer.ends_with("DRAINING\n"), "{answer}");
+    let answer = ask(UnixStream::connect(&path).await.unwrap(), "GET /ready").await;
+    assert!(answer.contains("DRAINING\n"), "{answer}");
     std::fs::remove_file(&path).unwrap();
     assert_eq!(backend.0.lock().unwrap().len(), 2);
 }
@@ -179,6 +214,7 @@ fn numbers_print_as_c_does() {
     let stats = Stats::new();
     let h = stats.scope("").histogram("h");
     h.record(2_500_000);
-    let page = stats::text(&stats, &stats::Selection::default());
+    let uri = "/stats".parse().unwrap();
+    let page = commands::respond(&http::Method::GET, &uri, &Fake::default(), &stats).body;
     assert!(page.contains("P50(nan,2.55e+06)"), "{page}");
 }

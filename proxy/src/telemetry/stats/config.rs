@@ -164,6 +164,12 @@ impl StatsSettings {
         }
     }
 
+    /// Adds tags that every stat has (`--stats-tag`).
+    pub fn add_tags(&mut self, tags: &[(String, String)]) {
+        let fixed = tags.iter().map(|(n, value)| TagExtractor::fixed(n, value));
+        self.tags.extend(fixed);
+    }
+
     /// Whether `stats_matcher` lets this stat exist.
     pub fn admits(&self, name: &str) -> bool {
         match &self.matcher {

@@ -100,6 +100,12 @@ impl Parameters {
                 }
             }
         }
+        let versions = versions(proto)?;
+        if proto.cipher_suites.is_empty() && proto.ecdh_curves.is_empty() && !fips {
+            // Nearly every context: they share one.
+            let provider = PROVIDER.clone();
+            return Ok(Self { provider, versions });
+        }
         let mut provider = (**PROVIDER).clone();
         provider.cipher_suites = suites(&proto.cipher_suites)?;
         if !proto.ecdh_curves.is_empty() {
@@ -114,7 +120,6 @@ impl Parameters {
                 .kx_groups
                 .retain(|g| [kx::SECP256R1.name(), kx::SECP384R1.name()].contains(&g.name()));
         }
-        let versions = versions(proto)?;
         if provider.kx_groups.is_empty() {
             return Err(ConfigError::new("no group is left").at("ecdh_curves"));
         }

@@ -2,7 +2,8 @@
 
 use crate::telemetry::stats::{Counter, Scope};
 
-/// Envoy's TLS statistics, as far as rustls lets them be known.
+/// Envoy's TLS statistics, as far as rustls lets them be known. The default ones count for nobody.
+#[derive(Default)]
 pub struct TlsStats {
     /// Handshakes that failed or were cut off.
     pub connection_error: Counter,

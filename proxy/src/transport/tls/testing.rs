@@ -45,6 +45,15 @@ impl Authority {
         }
     }
 
+    /// The authority's own certificate, as a server may show it that signed for itself.
+    pub(crate) fn own(&self) -> TlsCertificate {
+        TlsCertificate {
+            certificate_chain: Some(data(&self.issuer.pem())),
+            private_key: Some(data(&self.issuer.key().serialize_pem())),
+            ..Default::default()
+        }
+    }
+
     /// A list of revoked serial numbers.
     pub(crate) fn crl(&self, serials: &[u64]) -> DataSource {
         let revoked = |serial: &u64| RevokedCertParams {

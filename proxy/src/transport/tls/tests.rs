@@ -88,7 +88,7 @@ fn compile(proto: &DownstreamTlsContext) -> Arc<DownstreamTls> {
 }
 
 fn connector(proto: &UpstreamTlsContext) -> Arc<UpstreamTls> {
-    UpstreamTls::compile(proto, &SecretStore::default(), Vec::new(), stats()).unwrap()
+    UpstreamTls::compile(proto, &SecretStore::default(), &[], None).unwrap()
 }
 
 #[tokio::test]
@@ -158,6 +158,20 @@ async fn clients_without_or_with_a_wrong_certificate_are_refused() {
     ));
     let peer = meet(&tls, &foreign).await.unwrap().0.peer.unwrap();
     assert!(!peer.validated);
+}
+
+#[tokio::test]
+async fn a_server_that_signed_for_itself_is_trusted_if_it_is_the_anchor() {
+    let (own, other) = (Authority::new("own"), Authority::new("other"));
+    let tls = compile(&server(common(Some(own.own()), None), false));
+    let trusting = |authority: &Authority| {
+        connector(&client(
+            common(None, Some(authority.trusted())),
+            "a.example",
+        ))
+    };
+    assert!(meet(&tls, &trusting(&own)).await.is_ok());
+    assert!(meet(&tls, &trusting(&other)).await.is_err());
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as Proto;
 use filters::tls::{PeerCertificate, TlsInfo};
+use prost::Message;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
@@ -16,12 +17,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use xds_client::error::{At, ConfigError};
 
-use super::context::CommonContext;
+use super::context::{CommonContext, Ready};
 use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
 use super::validation::Validation;
 use super::verifier::Verifier;
 use super::{facts, suite_name, version_name};
+use crate::telemetry::stats::Scope;
 
 /// Envoy's limit on the name that is asked for.
 const MAX_SNI: usize = 255;
@@ -34,10 +36,22 @@ pub struct UpstreamTls {
     validate_sni: bool,
     session_keys: usize,
     /// What to offer if the context has no `alpn_protocols` of its own.
-    fallback_alpn: Vec<Vec<u8>>,
-    stats: Arc<TlsStats>,
+    protocols: Vec<Vec<u8>>,
+    scope: Option<Scope>,
+    stats: OnceLock<Arc<TlsStats>>,
+    /// Compiled for the first connection after a change: most clusters of a mesh are never used.
     current: ArcSwapOption<Compiled>,
+    /// The message it came from, to tell equal contexts.
+    source: Vec<u8>,
 }
+
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.protocols == other.protocols
+    }
+}
+
+impl Eq for UpstreamTls {}
 
 struct Compiled {
     config: Arc<ClientConfig>,
@@ -54,16 +68,16 @@ impl std::fmt::Debug for UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Compiles the context. It connects as soon as its secrets are there. `fallback_alpn` is offered if the context
-    /// names no protocols.
+    /// Compiles the context. It connects as soon as its secrets are there. `protocols` are offered if the context
+    /// names none. Stats are made in `scope` (`cluster.<name>.`) with the first connection.
     ///
     /// # Errors
     /// What is wrong or not supported, by field.
     pub fn compile(
         proto: &Proto,
         secrets: &SecretStore,
-        fallback_alpn: Vec<Vec<u8>>,
-        stats: Arc<TlsStats>,
+        protocols: &[&str],
+        scope: Option<Scope>,
     ) -> Result<Arc<Self>, ConfigError> {
         if proto.allow_renegotiation {
             return Err(ConfigError::unsupported("allow_renegotiation"));
@@ -98,11 +112,12 @@ impl UpstreamTls {
             session_keys: usize::try_from(session_keys)
                 .unwrap_or(usize::MAX)
                 .min(1024),
-            fallback_alpn,
-            stats,
+            protocols: protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            scope,
+            stats: OnceLock::new(),
             current: ArcSwapOption::empty(),
+            source: proto.encode_to_vec(),
         });
-        tls.rebuild()?;
         for slot in tls.common.slots() {
             let dependent: Arc<dyn Dependent> = tls.clone();
             slot.depend(Arc::downgrade(&dependent));
@@ -110,15 +125,27 @@ impl UpstreamTls {
         Ok(tls)
     }
 
-    /// Whether its secrets are there.
-    pub fn is_ready(&self) -> bool {
-        self.current.load().is_some()
+    fn stats(&self) -> &Arc<TlsStats> {
+        self.stats.get_or_init(|| {
+            let scope = self.scope.as_ref();
+            Arc::new(scope.map(TlsStats::upstream).unwrap_or_default())
+        })
     }
 
-    fn rebuild(&self) -> Result<(), ConfigError> {
+    /// The context as it is now; `None` while a secret is missing.
+    fn current(&self) -> Result<Option<Arc<Compiled>>, ConfigError> {
+        if let Some(current) = self.current.load_full() {
+            return Ok(Some(current));
+        }
         let Some(ready) = self.common.ready() else {
-            return Ok(());
+            return Ok(None);
         };
+        let compiled = Arc::new(self.build(ready)?);
+        self.current.store(Some(compiled.clone()));
+        Ok(Some(compiled))
+    }
+
+    fn build(&self, ready: Ready) -> Result<Compiled, ConfigError> {
         let provider = self.common.parameters.provider.clone();
         let algorithms = provider.signature_verification_algorithms;
         let mut validation = Validation::compile(&ready.validation.unwrap_or_default())?;
@@ -132,7 +159,7 @@ impl UpstreamTls {
         let verifier = Arc::new(Verifier {
             validation: Arc::new(validation),
             algorithms,
-            stats: self.stats.clone(),
+            stats: self.stats().clone(),
             required: false,
             hints: Vec::new(),
         });
@@ -150,7 +177,7 @@ impl UpstreamTls {
         };
         config.enable_sni = self.sni.is_some();
         config.alpn_protocols = if self.common.alpn.is_empty() {
-            self.fallback_alpn.clone()
+            self.protocols.clone()
         } else {
             self.common.alpn.clone()
         };
@@ -159,12 +186,11 @@ impl UpstreamTls {
             0 => Resumption::disabled(),
             n => Resumption::in_memory_sessions(n),
         };
-        self.current.store(Some(Arc::new(Compiled {
+        Ok(Compiled {
             config: Arc::new(config),
             verifies,
             local,
-        })));
-        Ok(())
+        })
     }
 
     /// Shakes hands as a client with the host at `address`.
@@ -179,8 +205,8 @@ impl UpstreamTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let Some(compiled) = self.current.load_full() else {
-            self.stats.context_secrets_not_ready.inc();
+        let Some(compiled) = self.current().map_err(io::Error::other)? else {
+            self.stats().context_secrets_not_ready.inc();
             return Err(io::Error::other("TLS error: Secret is not supplied by SDS"));
         };
         // Without SNI the name only keeps the sessions of different hosts apart.
@@ -195,16 +221,16 @@ impl UpstreamTls {
                 Ok((stream, info))
             }
             Err(error) => {
-                self.stats.connection_error.inc();
+                self.stats().connection_error.inc();
                 Err(error)
             }
         }
     }
 
     fn info(&self, compiled: &Compiled, connection: &ClientConnection) -> TlsInfo {
-        self.stats.handshake.inc();
+        self.stats().handshake.inc();
         if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-            self.stats.session_reused.inc();
+            self.stats().session_reused.inc();
         }
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = chain.first().and_then(|leaf| {
@@ -223,10 +249,9 @@ impl UpstreamTls {
 
 impl Dependent for UpstreamTls {
     fn secret_changed(&self) {
-        match self.rebuild() {
-            Ok(()) => self.stats.context_updated_by_sds.inc(),
-            // The last good one serves on.
-            Err(error) => tracing::error!("a secret cannot be used in its context: {error}"),
+        self.current.store(None);
+        if let Some(stats) = self.stats.get() {
+            stats.context_updated_by_sds.inc();
         }
     }
 }

@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use filters::body::ResetReason;
-use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::transport::ByteStream;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::ConnectError;
@@ -176,6 +176,17 @@ pub(crate) struct ConnectionState {
     remote: Cell<bool>,
 }
 
+/// What goes over an upstream connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Bytes that are nothing to us.
+    Other,
+}
+
 /// A connection's share of the cluster's limit.
 pub(crate) struct ConnectionGuard {
     place: Rc<Place>,
@@ -187,7 +198,11 @@ pub(crate) struct ConnectionGuard {
 impl ConnectionGuard {
     /// Takes a connection's share. `None` when the circuit breaker is open, except for a pool's first
     /// connection: without it, whoever waits would wait for ever.
-    pub(super) fn take(place: &Rc<Place>, http2: bool, first: bool) -> Option<Self> {
+    pub(in crate::upstream) fn take(
+        place: &Rc<Place>,
+        speaks: Speaks,
+        first: bool,
+    ) -> Option<Self> {
         let stats = place.stats();
         let (breaker, gauges) = place.breaker();
         if !breaker.connections.try_take(&gauges.cx_open) {
@@ -199,17 +214,17 @@ impl ConnectionGuard {
         }
         stats.upstream_cx_total.inc();
         stats.upstream_cx_active.inc();
-        if http2 {
-            stats.upstream_cx_http2_total.inc();
-        } else {
-            stats.upstream_cx_http1_total.inc();
+        match speaks {
+            Speaks::Http1 => stats.upstream_cx_http1_total.inc(),
+            Speaks::Http2 => stats.upstream_cx_http2_total.inc(),
+            Speaks::Other => {}
         }
         count(&place.host.stats.cx_total);
         place.host.stats.cx_active.fetch_add(1, Ordering::Relaxed);
         Some(Self {
             place: place.clone(),
             state: Rc::new(ConnectionState {
-                http2,
+                http2: speaks == Speaks::Http2,
                 active: Cell::new(0),
                 remote: Cell::new(false),
             }),
@@ -229,13 +244,13 @@ impl ConnectionGuard {
     }
 
     /// The connection was made.
-    pub(super) fn connected(&self) {
+    pub(in crate::upstream) fn connected(&self) {
         let ms = milliseconds(self.began.elapsed());
         self.place.stats().upstream_cx_connect_ms.record(ms);
     }
 
     /// The connection could not be made.
-    pub(super) fn failed(&self, error: &ConnectError) {
+    pub(in crate::upstream) fn failed(&self, error: &ConnectError) {
         let stats = self.place.stats();
         stats.upstream_cx_connect_fail.inc();
         count(&self.place.host.stats.cx_connect_fail);
@@ -289,18 +304,28 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// Whether a connection that began then is too old for another request (`max_connection_duration`); counts it if so.
+pub(super) fn is_worn(place: &Place, began: Instant) -> bool {
+    let max = place.cluster.config.max_connection_age;
+    let worn = max.is_some_and(|max| began.elapsed() >= max);
+    if worn {
+        place.stats().upstream_cx_max_duration_reached.inc();
+    }
+    worn
+}
+
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An upstream connection's bytes with its share of the limits.
 pub(crate) struct PooledIo {
-    stream: Stream,
+    stream: Box<dyn ByteStream>,
     guard: ConnectionGuard,
 }
 
 impl PooledIo {
-    pub(super) fn new(stream: Stream, guard: ConnectionGuard) -> Self {
+    pub(in crate::upstream) fn new(stream: Box<dyn ByteStream>, guard: ConnectionGuard) -> Self {
         Self { stream, guard }
     }
 
@@ -310,6 +335,11 @@ impl PooledIo {
 
     pub(super) fn finished(&self) {
         self.guard.finished();
+    }
+
+    /// Whether the connection is too old for another request; counts it if so.
+    pub(super) fn is_worn(&self) -> bool {
+        is_worn(&self.guard.place, self.guard.began)
     }
 
     fn wrote(&self, polled: &Poll<io::Result<usize>>) {

@@ -11,7 +11,7 @@ use filters::stream::Address;
 use tokio::sync::oneshot;
 
 use super::guard::{ConnectionState, PendingGuard, Place};
-use super::{ConnectionGuard, PooledIo};
+use super::{ConnectionGuard, PooledIo, Speaks};
 use crate::http::h1::Http1Settings;
 use crate::http::h1::client::{ClientConnection, Recycle};
 use crate::upstream::connect::{ConnectError, connect};
@@ -45,8 +45,8 @@ pub(crate) struct Pool {
 impl Pool {
     pub(super) fn new(place: Rc<Place>) -> Rc<Self> {
         Rc::new(Self {
+            settings: Rc::new(place.cluster.config.http1.clone()),
             place,
-            settings: Rc::new(Http1Settings::upstream()),
             idle: RefCell::default(),
             waiting: RefCell::default(),
             open: Cell::new(0),
@@ -83,7 +83,8 @@ impl Pool {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
-            if idle.connection.poll_closed(&mut cx).is_pending() {
+            if idle.connection.poll_closed(&mut cx).is_pending() && !idle.connection.io().is_worn()
+            {
                 return Some(idle.connection);
             }
         }
@@ -93,7 +94,7 @@ impl Pool {
     fn grow(self: &Rc<Self>) {
         while self.connecting.get() < self.waiting.borrow().len() {
             let first = self.open.get() == 0;
-            let Some(mut guard) = ConnectionGuard::take(&self.place, false, first) else {
+            let Some(mut guard) = ConnectionGuard::take(&self.place, Speaks::Http1, first) else {
                 return;
             };
             let pool = Rc::downgrade(self);
@@ -160,7 +161,8 @@ impl Pool {
         self.grow();
     }
 
-    pub(super) fn sweep(&self, gone: bool) {
+    /// Closes what is idle for too long, too old or dead; all that is idle if the host is `gone`.
+    pub(crate) fn sweep(&self, gone: bool) {
         let timeout = self.place.cluster.config.idle_timeout;
         let mut cx = Context::from_waker(Waker::noop());
         // Dropped outside of the borrow: closing tells the pool.
@@ -170,7 +172,9 @@ impl Pool {
             let mut at = 0;
             while let Some(entry) = idle.get_mut(at) {
                 let late = timeout.is_some_and(|timeout| entry.since.elapsed() >= timeout);
-                if gone || late || entry.connection.poll_closed(&mut cx) == Poll::Ready(()) {
+                let worn = entry.connection.io().is_worn();
+                if gone || late || worn || entry.connection.poll_closed(&mut cx) == Poll::Ready(())
+                {
                     if late {
                         self.place.stats().upstream_cx_idle_timeout.inc();
                     }
@@ -205,7 +209,7 @@ impl Recycle<PooledIo> for Pool {
             self.place.stats().upstream_cx_max_requests.inc();
             return;
         }
-        if !self.place.host.is_removed() {
+        if !self.place.host.is_removed() && !connection.io().is_worn() {
             self.put(connection);
         }
     }

@@ -8,9 +8,9 @@ use std::time::Instant;
 use filters::stream::Address;
 use tokio::sync::oneshot;
 
-use super::guard::{ConnectionState, Freed, PendingGuard, Place};
+use super::guard::{ConnectionState, Freed, PendingGuard, Place, is_worn};
 use super::http1::overflow;
-use super::{ConnectionGuard, PooledIo};
+use super::{ConnectionGuard, PooledIo, Speaks};
 use crate::http::h2::client::{ClientConnection, ClientSettings};
 use crate::upstream::connect::{ConnectError, connect};
 
@@ -19,6 +19,7 @@ pub(crate) struct Pooled {
     pub(crate) connection: ClientConnection,
     pub(crate) state: Rc<ConnectionState>,
     pub(crate) local: Option<Address>,
+    began: Instant,
     used: Cell<Instant>,
     requests: Cell<u32>,
 }
@@ -73,7 +74,8 @@ impl Pool {
     fn take(&self) -> Option<Rc<Pooled>> {
         let max = self.place.cluster.config.max_requests.unwrap_or(u32::MAX);
         let mut connections = self.connections.borrow_mut();
-        connections.retain(|c| !c.connection.is_closed());
+        // Those that are too old take no more streams and end with their last one.
+        connections.retain(|c| !c.connection.is_closed() && !is_worn(&self.place, c.began));
         let pooled = connections.iter().find(|c| c.connection.has_room())?;
         let pooled = pooled.clone();
         pooled.used.set(Instant::now());
@@ -108,7 +110,7 @@ impl Pool {
         }
         let first = self.open.get() == 0;
         let (Some(mut guard), Some(me)) = (
-            ConnectionGuard::take(&self.place, true, first),
+            ConnectionGuard::take(&self.place, Speaks::Http2, first),
             self.me.upgrade(),
         ) else {
             return;
@@ -173,6 +175,7 @@ impl Pool {
             connection,
             state,
             local: connected.local,
+            began: Instant::now(),
             used: Cell::new(Instant::now()),
             requests: Cell::new(0),
         })

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-use self::guard::{ConnectionGuard, PooledIo};
-pub(crate) use self::guard::{Place, RequestGuard};
+pub(crate) use self::guard::{ConnectionGuard, Place, PooledIo, RequestGuard, Speaks};
 use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::host::Host;

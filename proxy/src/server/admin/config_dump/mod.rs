@@ -2,6 +2,8 @@
 //!
 //! Only the control runtime reads and writes it; JSON is made when it is asked for.
 
+mod inline_routes;
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -187,7 +189,7 @@ impl ConfigStore {
     ///
     /// # Errors
     /// An unknown `resource` (404), or a `name_regex`, `resource` or `mask` that cannot be used (400).
-    pub fn dump(&self, request: &DumpRequest) -> Result<String, AdminError> {
+    pub fn dump(&self, request: &DumpRequest) -> Result<Value, AdminError> {
         let bad = |status, message| AdminError { status, message };
         let regex =
             match request.name_regex.as_deref().filter(|r| !r.is_empty()) {
@@ -261,8 +263,7 @@ impl ConfigStore {
                 ));
             }
         }
-        serde_json::to_string_pretty(&json!({ "configs": configs }))
-            .map_err(|e| bad(500, e.to_string()))
+        Ok(json!({ "configs": configs }))
     }
 }
 
@@ -296,6 +297,12 @@ impl Inner {
                     lists.entry(field).or_default().push(element);
                 }
             }
+            if section.kind == Kind::Route {
+                let routes = self.inline_routes(pool, regex);
+                if !routes.is_empty() {
+                    lists.insert(section.fixed.0, routes);
+                }
+            }
             if section.kind == Kind::Ecds && lists.is_empty() {
                 continue;
             }
@@ -311,6 +318,25 @@ impl Inner {
                     .map(|(field, list)| (field.to_owned(), list.into())),
             );
             out.push(all);
+        }
+        out
+    }
+}
+
+impl Inner {
+    /// The route configurations that connection managers have inline, which Envoy calls static wherever the
+    /// listener came from.
+    fn inline_routes(&self, pool: &Pool, regex: Option<&regex::Regex>) -> Vec<Value> {
+        let listeners = self.entries.range((Kind::Listener, String::new())..);
+        let listeners = listeners.take_while(|((kind, _), _)| *kind == Kind::Listener);
+        let mut out = Vec::new();
+        for state in listeners.filter_map(|(_, entry)| entry.active.as_ref()) {
+            for routes in inline_routes::of_listener(&state.any.value) {
+                if regex.is_none_or(|r| r.is_match(&routes.name)) {
+                    let config = pool.print_message(&routes, PrintOptions::default());
+                    out.push(json!({ "route_config": config, "last_updated": time(state.at) }));
+                }
+            }
         }
         out
     }
@@ -435,66 +461,4 @@ fn trim(from: &Map<String, Value>, mask: &[&str]) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-    use prost::Message as _;
-
-    #[test]
-    fn sections_filters_and_errors() {
-        let store = ConfigStore::default();
-        let cluster = |name: &str| Resource {
-            type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
-            value: Cluster {
-                name: name.into(),
-                ..Default::default()
-            }
-            .encode_to_vec()
-            .into(),
-        };
-        store.set_bootstrap(Bytes::new());
-        store.accepted(Kind::Cluster, "s", "", cluster("s"), true);
-        store.accepted(Kind::Cluster, "d", "7", cluster("d"), false);
-        store.rejected(Kind::Cluster, "d", "8", cluster("d"), "no good");
-        let dump = |r: DumpRequest| {
-            store
-                .dump(&r)
-                .map(|t| serde_json::from_str::<Value>(&t).unwrap())
-        };
-        let all = dump(DumpRequest::default()).unwrap();
-        assert_eq!(all["configs"].as_array().unwrap().len(), 6);
-        let clusters = &all["configs"][1];
-        assert_eq!(clusters["version_info"], "7");
-        assert_eq!(clusters["static_clusters"][0]["cluster"]["name"], "s");
-        let active = &clusters["dynamic_active_clusters"][0];
-        assert_eq!(active["error_state"]["details"], "no good");
-        let ask = |resource: &str, mask: Option<&str>| {
-            dump(DumpRequest {
-                resource: Some(resource.into()),
-                mask: mask.map(Into::into),
-                ..Default::default()
-            })
-        };
-        let one = ask("dynamic_active_clusters", Some("cluster.name")).unwrap();
-        assert_eq!(one["configs"][0]["cluster"]["name"], "d");
-        assert!(one["configs"][0].get("last_updated").is_none());
-        assert_eq!(
-            ask("nope", None).unwrap_err().message,
-            "nope not found in config dump"
-        );
-        assert_eq!(ask("bootstrap", None).unwrap_err().status, 400);
-        let named = dump(DumpRequest {
-            name_regex: Some("s".into()),
-            ..Default::default()
-        })
-        .unwrap();
-        assert!(named["configs"][1].get("dynamic_active_clusters").is_none());
-        assert!(
-            dump(DumpRequest {
-                name_regex: Some("(".into()),
-                ..Default::default()
-            })
-            .is_err()
-        );
-    }
-}
+mod tests;

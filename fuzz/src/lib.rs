@@ -1,0 +1,3 @@
+//! The properties that the targets check.
+
+pub mod properties;

@@ -1,0 +1,89 @@
+//! Secrets: static ones and those from SDS, and how they may be shown.
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::config::core::v3::{ConfigSource, DataSource};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
+use envoy_types::pb::google::protobuf::Any;
+use xds_client::error::{At, ConfigError};
+use xds_client::subscription::Resource;
+
+use super::{Resources, SDS, decode, pack, packed};
+use crate::server::admin::config_dump::Kind;
+use crate::transport::tls::context::references;
+use crate::transport::tls::secrets::SecretValue;
+use crate::transport::upstream::tls_contexts;
+
+/// The secrets that the TLS contexts of a cluster take from SDS.
+pub(super) fn cluster_secrets(cluster: &Cluster) -> Vec<(String, ConfigSource)> {
+    tls_contexts(cluster)
+        .into_iter()
+        .filter_map(|context| context.common_tls_context)
+        .flat_map(|common| references(&common))
+        .collect()
+}
+
+/// A secret as the configuration store may keep it: without its keys.
+pub(super) fn redacted(secret: &Secret) -> Any {
+    let mut shown = secret.clone();
+    let mark = || DataSource {
+        specifier: Some(Specifier::InlineBytes(b"[redacted]".to_vec())),
+        ..Default::default()
+    };
+    match &mut shown.r#type {
+        Some(SecretType::TlsCertificate(certificate)) => {
+            for source in [
+                &mut certificate.private_key,
+                &mut certificate.password,
+                &mut certificate.pkcs12,
+            ] {
+                *source = source.take().map(|_| mark());
+            }
+        }
+        Some(SecretType::SessionTicketKeys(keys)) => {
+            keys.keys.iter_mut().for_each(|key| *key = mark());
+        }
+        Some(SecretType::GenericSecret(generic)) => {
+            generic.secret = Some(mark());
+            generic
+                .secrets
+                .values_mut()
+                .for_each(|secret| *secret = mark());
+        }
+        Some(SecretType::ValidationContext(_)) | None => {}
+    }
+    pack(SDS, &shown)
+}
+
+impl Resources {
+    pub(super) fn static_secrets(&self, secrets: &[Secret]) -> Result<(), ConfigError> {
+        for (i, secret) in secrets.iter().enumerate() {
+            let value =
+                SecretValue::compile(secret).at(format!("static_resources.secrets[{i}]"))?;
+            self.context.secrets.apply_static(&secret.name, value);
+            let any = packed(&redacted(secret));
+            self.config
+                .accepted(Kind::Secret, &secret.name, "", any, true);
+        }
+        Ok(())
+    }
+
+    pub(super) fn secret(&self, resource: &Resource) -> Result<(), ConfigError> {
+        let secret: Secret = decode(&resource.any)?;
+        match SecretValue::compile(&secret) {
+            Ok(value) => {
+                self.context.secrets.apply(&resource.name, value);
+                let any = packed(&redacted(&secret));
+                self.config
+                    .accepted(Kind::Secret, &resource.name, &resource.version, any, false);
+                Ok(())
+            }
+            Err(e) => {
+                // The last good one serves on; contexts that never had one stay closed.
+                self.context.secrets.give_up(&resource.name);
+                Err(e)
+            }
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! A look at the frames that pass between the socket and `h2`: what that library decides alone and tells
+//! nobody (refused heads), and the floods that it has no limit for.
+//!
+//! Only frame headers are read, and the codes of RST_STREAM and GOAWAY; nothing is kept or changed. Where
+//! Envoy closes the connection without a word, the write fails here before the library's own words go out.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use filters::flags::ResponseFlags;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::scan::{Frame, Kind, Scanner};
+use super::settings::FloodLimits;
+
+/// Why streams end though nobody reset them: details and flags, as logs tell them.
+pub(super) type Fault = (&'static str, ResponseFlags);
+
+/// A head or a field that is not legal.
+pub(super) const INVALID_FIELD: Fault = (
+    "http2.invalid.header.field",
+    ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+);
+
+/// A message whose parts do not fit together.
+pub(super) const BAD_MESSAGING: Fault = (
+    "http2.violation.of.messaging.rule",
+    ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+);
+
+const PROTOCOL_ERROR: u32 = 1;
+
+/// What has been seen on one connection. Shared by its IO and its driver.
+pub(super) struct Watch {
+    limits: FloodLimits,
+    /// A malformed message costs its stream only, not the connection.
+    keep_connection: bool,
+    fault: Cell<Option<Fault>>,
+    accepted: Cell<u32>,
+    /// Streams that `h2` refused before it handed them over, and those of them that were asked for.
+    refused: Cell<u32>,
+    told: Cell<u32>,
+    newest_accepted: Cell<u32>,
+    newest_opened: Cell<u32>,
+    opened: Cell<u32>,
+    /// The stream of the newest frame, if that was DATA.
+    newest_data: Cell<u32>,
+    /// Whether the newest frame is of a head that opened its stream.
+    head_was_last: Cell<bool>,
+    empty_in_a_row: Cell<u32>,
+    priorities: Cell<u32>,
+    window_updates: Cell<u32>,
+    data_sent: Cell<u32>,
+}
+
+impl Watch {
+    pub(super) fn new(limits: FloodLimits, keep_connection: bool) -> Self {
+        Self {
+            limits,
+            keep_connection,
+            fault: Cell::default(),
+            accepted: Cell::default(),
+            refused: Cell::default(),
+            told: Cell::default(),
+            newest_accepted: Cell::default(),
+            newest_opened: Cell::default(),
+            opened: Cell::default(),
+            newest_data: Cell::default(),
+            head_was_last: Cell::default(),
+            empty_in_a_row: Cell::default(),
+            priorities: Cell::default(),
+            window_updates: Cell::default(),
+            data_sent: Cell::default(),
+        }
+    }
+
+    /// What ended the connection, if it was one of us.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault.get()
+    }
+
+    /// Ends the connection: its next read or write fails. The first reason stays.
+    pub(super) fn fail(&self, fault: Fault) {
+        if self.fault.get().is_none() {
+            self.fault.set(Some(fault));
+        }
+    }
+
+    /// Whether a malformed message costs its stream only.
+    pub(super) fn keeps_connection(&self) -> bool {
+        self.keep_connection
+    }
+
+    /// Notes a stream that `h2` handed over.
+    pub(super) fn accepted(&self, stream: u32) {
+        self.newest_accepted.set(stream);
+        bump(&self.accepted);
+    }
+
+    /// How many streams were refused since this was last asked.
+    pub(super) fn take_refused(&self) -> u32 {
+        let refused = self.refused.replace(0);
+        self.told.set(self.told.get() + refused);
+        refused
+    }
+
+    /// How many streams the peer opened that were neither handed over nor refused.
+    pub(super) fn unseen(&self) -> u32 {
+        let seen = self.accepted.get() + self.told.get();
+        self.opened.get().saturating_sub(seen)
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        let (details, _) = self.fault.get()?;
+        Some(io::Error::new(io::ErrorKind::InvalidData, details))
+    }
+
+    /// A frame from the peer.
+    fn received(&self, frame: Frame) {
+        let is_data = frame.kind == Kind::Data;
+        self.newest_data.set(if is_data { frame.stream } else { 0 });
+        self.head_was_last.set(false);
+        match frame.kind {
+            Kind::Headers | Kind::Continuation | Kind::Data => {
+                let opens = frame.kind == Kind::Headers && frame.stream % 2 == 1;
+                if opens && frame.stream > self.newest_opened.get() {
+                    self.newest_opened.set(frame.stream);
+                    bump(&self.opened);
+                }
+                let in_head = !is_data && frame.stream == self.newest_opened.get();
+                self.head_was_last.set(in_head && frame.stream != 0);
+                // END_STREAM has no meaning on CONTINUATION, and no bit there.
+                if frame.length > 0 || frame.ends_stream() {
+                    self.empty_in_a_row.set(0);
+                } else if bump(&self.empty_in_a_row) > self.limits.empty_frames {
+                    self.flood("http2.inbound_empty_frames_flood");
+                }
+            }
+            Kind::Priority => {
+                let limit = self.limits.priority_frames;
+                let limit = limit.saturating_mul(self.opened.get().saturating_add(1));
+                if bump(&self.priorities) > limit {
+                    self.flood("http2.inbound_priority_frames_flood");
+                }
+            }
+            Kind::WindowUpdate => {
+                let per_data = self
+                    .limits
+                    .window_updates
+                    .saturating_mul(self.data_sent.get());
+                let limit = per_data.saturating_add(self.opened.get());
+                if bump(&self.window_updates) > limit.saturating_mul(2).saturating_add(5) {
+                    self.flood("http2.inbound_window_update_frames_flood");
+                }
+            }
+            Kind::Reset | Kind::GoAway | Kind::Other => {}
+        }
+    }
+
+    fn flood(&self, details: &'static str) {
+        self.fail((details, ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
+    }
+
+    /// `h2` found a message malformed.
+    fn judged(&self, stream: u32, keep_connection: bool) {
+        let known = stream <= self.newest_accepted.get();
+        if !known {
+            bump(&self.refused);
+        }
+        if !keep_connection {
+            self.fail(if known { BAD_MESSAGING } else { INVALID_FIELD });
+        }
+    }
+
+    /// A frame that `h2` wants to send.
+    fn sending(&self, frame: Frame) {
+        match frame.kind {
+            Kind::Data => {
+                bump(&self.data_sent);
+            }
+            // Our own resets never have this code: this is the library's judgement. To Envoy too, a body of
+            // another length than declared costs its stream only.
+            Kind::Reset
+                if frame.code == PROTOCOL_ERROR && frame.stream != self.newest_data.get() =>
+            {
+                self.judged(frame.stream, self.keep_connection);
+            }
+            Kind::GoAway if frame.code == PROTOCOL_ERROR && self.head_was_last.get() => {
+                self.judged(self.newest_opened.get(), false);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn bump(count: &Cell<u32>) -> u32 {
+    let next = count.get().saturating_add(1);
+    count.set(next);
+    next
+}
+
+/// An IO whose frames are watched.
+pub(super) struct Watched<IO> {
+    io: IO,
+    watch: Rc<Watch>,
+    inbound: Scanner,
+    outbound: Scanner,
+    /// Bytes that were shown to `outbound` and not yet taken by the socket.
+    shown: usize,
+}
+
+impl<IO> Watched<IO> {
+    /// Watches the server's side of a connection: the peer's preface comes first.
+    pub(super) fn new(io: IO, watch: Rc<Watch>) -> Self {
+        Self {
+            io,
+            watch,
+            inbound: Scanner::behind_preface(),
+            outbound: Scanner::default(),
+            shown: 0,
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(error) = this.watch.broken() {
+            return Poll::Ready(Err(error));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let new = buf.filled().get(before..).unwrap_or_default();
+        let watch = &this.watch;
+        this.inbound.scan(new, |frame| watch.received(frame));
+        match watch.broken() {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let watch = &this.watch;
+        // What a short write left over comes again, at the front.
+        let mut known = this.shown;
+        for buf in bufs {
+            let new = buf.get(known..).unwrap_or_default();
+            known = known.saturating_sub(buf.len());
+            this.shown += new.len();
+            this.outbound.scan(new, |frame| watch.sending(frame));
+        }
+        if let Some(error) = watch.broken() {
+            return Poll::Ready(Err(error));
+        }
+        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        this.shown = this.shown.saturating_sub(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: Kind, stream: u32, length: usize, code: u32) -> Frame {
+        Frame {
+            kind,
+            flags: 0,
+            stream,
+            length,
+            code,
+        }
+    }
+
+    fn watch(keep_connection: bool) -> Watch {
+        Watch::new(FloodLimits::default(), keep_connection)
+    }
+
+    #[test]
+    fn floods_end_the_connection_at_their_limit() {
+        let priorities = watch(false);
+        for _ in 0..100 {
+            priorities.received(frame(Kind::Priority, 1, 5, 0));
+        }
+        assert!(priorities.broken().is_none());
+        priorities.received(frame(Kind::Priority, 1, 5, 0));
+        assert!(priorities.broken().is_some());
+
+        let windows = watch(false);
+        windows.sending(frame(Kind::Data, 1, 9, 0));
+        for _ in 0..25 {
+            windows.received(frame(Kind::WindowUpdate, 0, 4, 0));
+        }
+        assert!(windows.broken().is_none());
+        windows.received(frame(Kind::WindowUpdate, 0, 4, 0));
+        assert!(windows.broken().is_some());
+
+        let empty = watch(false);
+        empty.received(frame(Kind::Data, 1, 0, 0));
+        empty.received(frame(Kind::Data, 1, 1, 0));
+        empty.received(frame(Kind::Data, 1, 0, 0));
+        assert!(empty.broken().is_none());
+        empty.received(frame(Kind::Data, 1, 0, 0));
+        assert!(empty.broken().is_some());
+    }
+
+    #[test]
+    fn what_the_library_refuses_is_counted_once() {
+        let strict = watch(false);
+        strict.received(frame(Kind::Headers, 1, 9, 0));
+        strict.sending(frame(Kind::Reset, 1, 4, PROTOCOL_ERROR));
+        assert_eq!(strict.take_refused(), 1);
+        assert_eq!((strict.take_refused(), strict.unseen()), (0, 0));
+        assert_eq!(strict.fault(), Some(INVALID_FIELD));
+
+        let lenient = watch(true);
+        lenient.received(frame(Kind::Headers, 1, 9, 0));
+        lenient.accepted(1);
+        lenient.received(frame(Kind::Headers, 3, 9, 0));
+        lenient.sending(frame(Kind::Reset, 3, 4, PROTOCOL_ERROR));
+        assert_eq!(lenient.take_refused(), 1);
+        assert!(lenient.fault().is_none());
+    }
+
+    #[test]
+    fn a_body_of_the_wrong_length_costs_its_stream_only() {
+        let watch = watch(false);
+        watch.received(frame(Kind::Headers, 1, 9, 0));
+        watch.received(frame(Kind::Data, 1, 9, 0));
+        watch.sending(frame(Kind::Reset, 1, 4, PROTOCOL_ERROR));
+        assert!(watch.fault().is_none());
+        assert_eq!(watch.take_refused(), 0);
+    }
+}

@@ -1,0 +1,12 @@
+//! The TCP proxy: a connection's bytes to a cluster and back, whatever they are.
+//!
+//! Envoy: `envoy.filters.network.tcp_proxy`.
+
+pub mod config;
+mod copy;
+mod serve;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use serve::serve;
