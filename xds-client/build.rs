@@ -1,6 +1,9 @@
 //! Compiles our own `.proto` files and merges their descriptors with those that the package of
 //! `envoy-types` ships, without comments and options: what the JSON conversion needs at run time.
 
+#[path = "build/constraints.rs"]
+mod constraints;
+
 use std::env;
 use std::error::Error;
 use std::fs;
@@ -23,6 +26,8 @@ const OURS: &[&str] = &[
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=src/constraints/table.rs");
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let envoy = envoy_types_folder()?;
@@ -69,6 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let types = fs::read(envoy.join("src/generated/types.bin"))?;
     let pool = DescriptorPool::decode(types.as_slice())?;
     fs::write(out.join("sensitive.txt"), sensitive_fields(&pool))?;
+    fs::write(out.join("constraints.txt"), constraints::table(&pool)?)?;
 
     // Extension options (validation rules above all) are lost here on purpose, and the rest after them:
     // at run time only names, numbers and kinds are asked for.

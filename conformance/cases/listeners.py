@@ -3,6 +3,7 @@ import os
 import re
 import ssl
 import time
+from pathlib import Path
 
 from harness.config import TYPE, address, bootstrap, listener, route
 from harness.runner import Group
@@ -79,6 +80,7 @@ def config(p):
                                 "nine": {"source_prefix_ranges": cidr("127.0.0.0/9")}}, where="0.0.0.0"),
         matching(p, "source-ports", {"port": {"source_ports": [p.listener("source")]}, "any": {}}),
         matching(p, "source-ports-only", {"port": {"source_ports": [p.listener("source")]}}),
+        {"name": "nofilters", "address": address(p.listener("nofilters")), "filter_chains": [{}]},
         matching(p, "h1only", {"h1": None}, codec="HTTP1"),
         matching(p, "disabled", {"tls": {"transport_protocol": "tls"}, "any": {}}, listener_filters=[
             {**TLS, "filter_disabled": {"destination_port_range": {"start": p.listener("disabled"),
@@ -214,6 +216,7 @@ goes("source prefix, none", "sources", source="127.129.0.1", logs=0)
 goes("source port", "source-ports", source="source")
 goes("source port, any", "source-ports")
 goes("source port, none", "source-ports-only", logs=0)
+goes("chain without filters", "nofilters", logs=0)
 h2c("h2c on an HTTP/1 codec", "h1only")
 h2c("h2c on an automatic codec", "main")
 tls("listener filter disabled by port", "disabled", "a.test")
@@ -364,3 +367,28 @@ def _(t):
     t.record.append(conn.response())
     stats(t, "downstream_global_cx_overflow", t.proxy.ports.listener("main"))
 
+
+F = Group(lambda p: bootstrap(p, [matching(p, "main", {"main": None})]), files=100)
+
+
+def processor_time(pid):
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@F.case("listeners: out of descriptors", logs=2)
+def _(t):
+    held = [t.connect() for _ in range(130)]
+    time.sleep(0.5)
+    before = processor_time(t.proxy.process.pid)
+    time.sleep(1)
+    t.note(idles=processor_time(t.proxy.process.pid) - before < 0.5)
+    held[0].send(REQUEST)
+    t.note(line=held[0].response().get("line"))
+    for conn in held:
+        conn.close()
+    time.sleep(1.5)
+    conn = t.connect()
+    conn.send(REQUEST)
+    t.note(line=conn.response().get("line"))

@@ -3,6 +3,7 @@ import http.client
 import json
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -40,7 +41,10 @@ class Ports:
 
 
 class Proxy:
-    def __init__(self, binary, build):
+    def __init__(self, binary, build, files=None):
+        """`files`: how many descriptors it may have."""
+        def limit():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         self.home = tempfile.TemporaryDirectory(prefix="conformance-")
         home = Path(self.home.name)
         self.binary = binary
@@ -53,7 +57,7 @@ class Proxy:
         self.process = subprocess.Popen(
             [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart",
              "--file-flush-interval-msec", "20", "-l", "warning"],
-            stdout=subprocess.DEVNULL, stderr=self.errors.open("wb"))
+            stdout=subprocess.DEVNULL, stderr=self.errors.open("wb"), preexec_fn=limit if files else None)
         until = time.monotonic() + 20
         while True:
             if self.process.poll() is not None:

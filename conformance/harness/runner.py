@@ -19,8 +19,8 @@ UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 class Group:
     """The cases that share one bootstrap: a file of cases/ makes one and decorates its cases with it."""
 
-    def __init__(self, config):
-        self.config, self.cases = config, []
+    def __init__(self, config, files=None):
+        self.config, self.files, self.cases = config, files, []
 
     def case(self, name, upstream=(), logs=None, blind=False):
         """`upstream`: the backend's actions, one per request; `logs`: access log lines if not one per response;
@@ -29,6 +29,19 @@ class Group:
             self.cases.append((name, function, upstream, logs, blind))
             return function
         return keep
+
+    def side(self, binary, wanted, results):
+        """One proxy through all wanted cases."""
+        try:
+            proxy = Proxy(binary, self.config, self.files)
+        except Exception as error:
+            print(f"FAIL the bootstrap of this group: {error}")
+            for case in wanted:
+                results[case[0]] = {"did not start": binary}
+            return
+        for name, function, upstream, logs, blind in wanted:
+            results[name] = observe(proxy, name, function, upstream, logs, blind)
+        proxy.stop()
 
 
 def groups():
@@ -98,20 +111,6 @@ def observe(proxy, name, function, upstream, logs, blind):
     return normal(seen, proxy.ports)
 
 
-def side(binary, group, wanted, results):
-    """One proxy through all wanted cases of a group."""
-    try:
-        proxy = Proxy(binary, group.config)
-    except Exception as error:
-        print(f"FAIL the bootstrap of this group: {error}")
-        for case in wanted:
-            results[case[0]] = {"did not start": binary}
-        return
-    for name, function, upstream, logs, blind in wanted:
-        results[name] = observe(proxy, name, function, upstream, logs, blind)
-    proxy.stop()
-
-
 def text(observed):
     return json.dumps(observed, indent=1, sort_keys=True).splitlines()
 
@@ -127,9 +126,9 @@ def differential(envoy, fairway, only=None, verbose=False):
         if not wanted:
             continue
         left, right = {}, {}
-        threads = [threading.Thread(target=side, args=(envoy, group, wanted, left))]
+        threads = [threading.Thread(target=group.side, args=(envoy, wanted, left))]
         if fairway:
-            threads.append(threading.Thread(target=side, args=(fairway, group, wanted, right)))
+            threads.append(threading.Thread(target=group.side, args=(fairway, wanted, right)))
         for t in threads:
             t.start()
         for t in threads:

@@ -83,6 +83,31 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, ConfigError> 
     }
 }
 
+/// The message in a `TypedStruct`, encoded.
+pub(crate) struct Opened {
+    /// Its type.
+    pub(crate) full_name: String,
+    /// Its encoding.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Opens a `TypedStruct`; `None` if `any` is not one, or the type in it is not known.
+pub(crate) fn opened(any: &Any) -> Result<Option<Opened>, ConfigError> {
+    let Some(inner) = typed_struct(any)? else {
+        return Ok(None);
+    };
+    let (pool, full_name) = (Pool::load()?, name_of(&inner.type_url).to_owned());
+    if !pool.contains(&full_name) {
+        return Ok(None);
+    }
+    let json = struct_to_json(&inner.value.unwrap_or_default());
+    let message = pool.parse(&full_name, &json, UnknownFields::Allow)?;
+    Ok(Some(Opened {
+        full_name,
+        bytes: message.encode_to_vec(),
+    }))
+}
+
 /// The value of a `TypedStruct` as JSON, for configurations that have no message here; `None` if `any` is
 /// not one.
 ///

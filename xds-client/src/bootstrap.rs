@@ -14,8 +14,7 @@ use crate::json::{self, Pool, UnknownFields};
 /// Where the bootstrap comes from.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions<'a> {
-    /// `-c`: a file whose extension tells the format, `.json`, `.yaml`, `.yml` or `.pb` (binary). Any other
-    /// is read as YAML, of which JSON is a part.
+    /// `-c`: a file whose extension tells the format, `.json`, `.yaml`, `.yml` or `.pb` (binary).
     pub path: Option<&'a Path>,
     /// `--config-yaml`: YAML or JSON, merged over the file as protobuf merges messages (a set scalar
     /// replaces, lists are appended).
@@ -48,7 +47,7 @@ pub enum Error {
     },
 }
 
-/// Reads and merges the bootstrap. Nothing in it is checked beyond its types.
+/// Reads and merges the bootstrap, and checks it against the constraints of Envoy's API.
 ///
 /// # Errors
 /// See [`Error`].
@@ -80,8 +79,13 @@ pub fn load(options: LoadOptions<'_>) -> Result<Bootstrap, Error> {
     } else if options.path.is_none() {
         return Err(Error::Nothing);
     }
-    Bootstrap::decode(bytes.as_slice())
-        .map_err(|e| invalid("bootstrap", ConfigError::new(e.to_string())))
+    let origin = options
+        .path
+        .map_or("--config-yaml".into(), |p| p.display().to_string());
+    let bootstrap = Bootstrap::decode(bytes.as_slice())
+        .map_err(|e| invalid(&origin, ConfigError::new(e.to_string())))?;
+    crate::constraints::check(&Bootstrap::full_name(), &bytes).map_err(|e| invalid(&origin, e))?;
+    Ok(bootstrap)
 }
 
 /// The binary form of a message in a file whose extension tells the format.
@@ -103,7 +107,12 @@ pub(crate) fn encode(
         "json" => {
             serde_json::from_str(text()?).map_err(|e| ConfigError::new(format!("not JSON: {e}")))?
         }
-        _ => yaml_to_json(text()?)?,
+        "yaml" | "yml" => yaml_to_json(text()?)?,
+        _ => {
+            return Err(ConfigError::new(
+                "the file's extension tells no format: .json, .yaml, .yml or .pb",
+            ));
+        }
     };
     let message = Pool::load()?.parse(full_name, &value, unknown)?;
     Ok(json::encode(&message))
@@ -171,7 +180,14 @@ mod tests {
 
     #[test]
     fn yaml_with_large_numbers() {
-        let b = yaml("node: {id: n, cluster: c}\nstats_flush_interval: 5s\noverload_manager:\n  refresh_interval: 0.25s\n  buffer_factory_config: {minimum_account_to_track_power_of_two: 4294967295}\n").unwrap();
+        let b = yaml(
+            "node: {id: n, cluster: c}\nstats_flush_interval: 5s\nstatic_resources:\n  clusters:\n  - \
+             {name: c, per_connection_buffer_limit_bytes: 4294967295}\n",
+        )
+        .unwrap();
+        let clusters = &b.static_resources.as_ref().unwrap().clusters;
+        let limit = clusters[0].per_connection_buffer_limit_bytes;
+        assert_eq!(limit.unwrap().value, u32::MAX);
         assert_eq!(b.node.unwrap().id, "n");
     }
 

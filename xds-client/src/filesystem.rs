@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::bootstrap::encode;
 use crate::error::ConfigError;
-use crate::json::UnknownFields;
+use crate::json::{UnknownFields, name_of};
 use crate::subscription::{Event, ResourceHandler, Subscription};
 
 /// How often the file is looked at: soon enough for Envoy's users, whose kernel tells of changes. Polling sees every
@@ -55,11 +55,11 @@ impl Drop for Watch {
 
 const WILDCARD: &str = "*";
 
-/// Watches a file. The handler gets all the resources in it, of which those with new bytes are applied; what
-/// is gone from the file is removed. A broken file leaves things as they are.
+/// Watches a file. The handler gets all the resources in it, of which those with new bytes are applied.
+/// Listeners and clusters that are gone from the file are removed; of the other types a file, like a response,
+/// need not be complete. A broken file leaves things as they are.
 pub fn spawn(path: PathBuf, type_url: &str, handler: Box<dyn ResourceHandler>) -> Watch {
-    let mut subscription = Subscription::new(type_url);
-    subscription.wildcard = true;
+    let subscription = subscription(type_url);
     let (awaited, names) = unbounded_channel();
     let task = tokio::spawn(watch(path, subscription, handler, names));
     Watch { task, awaited }
@@ -103,6 +103,18 @@ async fn watch(
             }
         }
     }
+}
+
+/// Takes whatever is in the file.
+fn subscription(type_url: &str) -> Subscription {
+    let mut subscription = Subscription::new(type_url);
+    match name_of(type_url) {
+        "envoy.config.listener.v3.Listener" | "envoy.config.cluster.v3.Cluster" => {
+            subscription.wildcard = true;
+        }
+        _ => subscription.takes_all = true,
+    }
+    subscription
 }
 
 /// What changes when a file is written or replaced. One system call, cheaper than another thread's wake-up.

@@ -72,6 +72,13 @@ impl Pool {
         self.0.get_message_by_name(full_name).is_some()
     }
 
+    /// The names of a message's fields; none if it is not known.
+    pub fn fields(&self, full_name: &str) -> Vec<String> {
+        let message = self.0.get_message_by_name(full_name);
+        let fields = message.iter().flat_map(MessageDescriptor::fields);
+        fields.map(|f| f.name().to_owned()).collect()
+    }
+
     fn message(&self, full_name: &str) -> Result<MessageDescriptor, ConfigError> {
         self.0
             .get_message_by_name(full_name)
@@ -249,6 +256,9 @@ mod tests {
             pool.parse_as::<Cluster>(&json, UnknownFields::Reject)
                 .is_err()
         );
+        let json = json!({"name": "c", "lb_policy": "BEST"});
+        let c: Cluster = pool.parse_as(&json, UnknownFields::Allow).unwrap();
+        assert_eq!((c.name.as_str(), c.lb_policy), ("c", 0));
     }
 
     #[test]
@@ -268,6 +278,14 @@ mod tests {
         let c: Cluster = pool.parse_as(&json, UnknownFields::Reject).unwrap();
         assert_eq!(c.typed_extension_protocol_options["other"].value, [1, 2]);
         assert_eq!(pool.print_message(&c, PrintOptions::default()), json);
+    }
+
+    #[test]
+    fn an_unknown_type_is_an_error() {
+        let json = json!({"name": "c", "typed_extension_protocol_options": {
+            "a": {"@type": "type.googleapis.com/no.such.Type"}}});
+        let e = cluster(json).unwrap_err();
+        assert_eq!(e.path(), "typed_extension_protocol_options[a].@type");
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod ads;
 pub mod any;
 pub mod backoff;
 pub mod bootstrap;
+pub mod constraints;
 pub mod data_source;
 pub mod error;
 pub mod filesystem;

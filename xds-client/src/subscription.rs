@@ -85,7 +85,10 @@ pub trait ResourceHandler: Send {
 #[derive(Debug, Default)]
 pub(crate) struct Subscription {
     pub type_url: String,
+    /// Everything is wanted, and a response (state of the world) that lacks a name takes it away.
     pub wildcard: bool,
+    /// Everything is taken, but only names that were given up go.
+    pub takes_all: bool,
     pub names: BTreeSet<String>,
     pub known: HashMap<String, Resource>,
     /// Names whose latest version was refused: the good one of before is told again when it comes back.
@@ -139,6 +142,9 @@ impl Subscription {
         let mut broken = Vec::new();
         for any in response.resources {
             match unwrap(any) {
+                Ok((_, any)) if name_of(&any.type_url) != name_of(&self.type_url) => {
+                    broken.push(self.wrong_type(&any));
+                }
                 Ok((name, any)) => resources.push((name, version.clone(), any)),
                 Err(e) => broken.push(e.to_string()),
             }
@@ -150,18 +156,21 @@ impl Subscription {
         let mut removed = Vec::new();
         if self.wildcard {
             let present: HashSet<&str> = resources.iter().map(|r| r.0.as_str()).collect();
-            removed.extend(
-                self.known
-                    .keys()
-                    .filter(|n| !present.contains(n.as_str()))
-                    .cloned(),
-            );
+            let gone = |name: &&String| !present.contains(name.as_str());
+            removed.extend(self.known.keys().filter(gone).cloned());
+            // What was only ever refused goes too, and its error with it.
+            let never = |name: &&String| gone(name) && !self.known.contains_key(*name);
+            removed.extend(self.refused.iter().filter(never).cloned());
         }
         let outcome = self.accept(resources, removed, self.wildcard, version.clone(), handler);
         if outcome.is_ok() {
             self.version = version;
         }
         outcome
+    }
+
+    fn wrong_type(&self, any: &Any) -> String {
+        format!("type {} in a response of {}", any.type_url, self.type_url)
     }
 
     fn refuse(&self, error: String, handler: &mut dyn ResourceHandler) -> Outcome {
@@ -190,14 +199,13 @@ impl Subscription {
         let mut rejected: Vec<Rejected> = Vec::new();
         let mut added = Vec::new();
         for (name, version, any) in resources {
-            if !self.wildcard && !self.names.contains(&name) {
+            if !self.wildcard && !self.takes_all && !self.names.contains(&name) {
                 continue; // unsubscribed meanwhile
             }
             if name_of(&any.type_url) != name_of(&self.type_url) {
-                let reason = format!("type {} in a response of {}", any.type_url, self.type_url);
                 rejected.push(Rejected {
                     name,
-                    error: ConfigError::new(reason),
+                    error: ConfigError::new(self.wrong_type(&any)),
                 });
                 continue;
             }

@@ -27,24 +27,23 @@ fn mask(len: u8) -> u128 {
 }
 
 impl CidrRange {
-    /// A range from its address and length; bits beyond the length are ignored.
+    /// A range from its address and length; bits beyond the length are ignored, and a length beyond 32 or 128
+    /// is the whole address, as in Envoy.
     ///
     /// # Errors
-    /// Not an IP address, or a length beyond 32 or 128.
+    /// Not an IP address.
     pub fn new(address: &str, len: u32) -> Result<Self, ConfigError> {
         let ip: IpAddr = address.parse().map_err(|_| {
             ConfigError::new(format!("malformed IP address {address:?}")).at("address_prefix")
         })?;
         let (bits, v4) = bits(ip);
         let max = if v4 { 32 } else { 128 };
-        match u8::try_from(len) {
-            Ok(len) if len <= max => Ok(Self {
-                bits: bits & mask(len),
-                len,
-                v4,
-            }),
-            _ => Err(ConfigError::new(format!("must be at most {max}")).at("prefix_len")),
-        }
+        let len = u8::try_from(len).map_or(max, |len| len.min(max));
+        Ok(Self {
+            bits: bits & mask(len),
+            len,
+            v4,
+        })
     }
 
     /// Compiles Envoy's message; no length means 0, as in Envoy.
@@ -142,6 +141,8 @@ mod tests {
         );
         assert!(CidrRange::new("::1", 128).unwrap().contains(ip("::1")));
         assert!(!CidrRange::new("::", 0).unwrap().contains(ip("1.2.3.4")));
-        assert!(CidrRange::new("1.2.3.4", 33).is_err() && CidrRange::new("x", 1).is_err());
+        let whole = CidrRange::new("1.2.3.4", 33).unwrap();
+        assert_eq!(whole, CidrRange::new("1.2.3.4", 32).unwrap());
+        assert!(CidrRange::new("x", 1).is_err());
     }
 }

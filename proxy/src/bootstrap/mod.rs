@@ -1,5 +1,6 @@
 //! The command line and the bootstrap, turned into settings.
 
+pub mod checks;
 pub mod command_line;
 pub mod logging;
 mod node;

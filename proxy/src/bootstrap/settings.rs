@@ -11,6 +11,7 @@ use prost::Name;
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
+use super::checks;
 use super::command_line::CommandLine;
 use crate::config::runtime::Runtime;
 use crate::server::drain::DrainStrategy;
@@ -41,9 +42,9 @@ impl Settings {
     /// Puts the command line over the bootstrap.
     ///
     /// # Errors
-    /// A section that would change behaviour and is not supported, by its path.
+    /// What [`checks::check`] finds, or an invalid value, by its path.
     pub fn new(line: &CommandLine, bootstrap: &Bootstrap) -> Result<Self, ConfigError> {
-        refuse_unsupported(bootstrap)?;
+        checks::check(bootstrap)?;
         let node = super::node::node(line, bootstrap.node.as_ref());
         let runtime = Runtime::compile(bootstrap.layered_runtime.as_ref(), &node.cluster)?;
         let admin = bootstrap.admin.as_ref().and_then(|a| a.address.as_ref());
@@ -86,42 +87,9 @@ fn max_connections(b: &Bootstrap) -> Result<Option<u64>, ConfigError> {
     Ok(None)
 }
 
-fn refuse_unsupported(b: &Bootstrap) -> Result<(), ConfigError> {
-    let refused = [
-        (b.hds_config.is_some(), "hds_config"),
-        (!b.header_prefix.is_empty(), "header_prefix"),
-        (!b.fatal_actions.is_empty(), "fatal_actions"),
-        (!b.config_sources.is_empty(), "config_sources"),
-        (b.default_config_source.is_some(), "default_config_source"),
-        (
-            !b.default_socket_interface.is_empty(),
-            "default_socket_interface",
-        ),
-        (
-            !b.certificate_provider_instances.is_empty(),
-            "certificate_provider_instances",
-        ),
-        (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
-        (b.listener_manager.is_some(), "listener_manager"),
-    ];
-    if let Some((_, field)) = refused.iter().find(|(set, _)| *set) {
-        return Err(ConfigError::unsupported(field));
-    }
-    for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
-        // Istio sends both in a TypedStruct; what they configure is built in.
-        let known = ["metadata_discovery", "internal_listener"];
-        if !known.iter().any(|k| extension.name.ends_with(k)) {
-            let error = ConfigError::new(format!("not supported: {}", extension.name));
-            return Err(error.at(format!("bootstrap_extensions[{i}]")));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 
     #[test]
     fn the_command_line_wins() {
@@ -169,27 +137,5 @@ mod tests {
         let path =
             "overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections";
         assert_eq!(with(0).unwrap_err().path(), path);
-    }
-
-    #[test]
-    fn an_unknown_extension_is_refused_by_name() {
-        let with = |name: &str| {
-            let bootstrap = Bootstrap {
-                bootstrap_extensions: vec![TypedExtensionConfig {
-                    name: name.into(),
-                    ..Default::default()
-                }],
-                ..Default::default()
-            };
-            let line = CommandLine::parse_from_args(["fairway"]).unwrap();
-            Settings::new(&line, &bootstrap).map(drop)
-        };
-        assert!(with("metadata_discovery").is_ok());
-        assert!(with("envoy.bootstrap.internal_listener").is_ok());
-        let error = with("envoy.bootstrap.wasm").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "bootstrap_extensions[0]: not supported: envoy.bootstrap.wasm"
-        );
     }
 }

@@ -54,6 +54,9 @@ impl FilterChainCompiler for ChainCompiler {
         let scope = format!("listener.{}.", stat_name(listener));
         let scope = self.0.stats.scope(&scope);
         let transport = DownstreamTransport::compile(chain, &self.0.secrets, &scope)?;
+        if chain.filters.is_empty() {
+            return Ok(Arc::new(NoFilters));
+        }
         let terminal = self.terminal(&chain.filters)?;
         Ok(Arc::new(Chain {
             transport,
@@ -213,6 +216,21 @@ fn harmless(name: &'static str) {
     if !said.contains(&name) {
         said.push(name);
         tracing::info!("filter {name} is accepted and has no effect yet");
+    }
+}
+
+/// A chain without filters: its connections are closed.
+struct NoFilters;
+
+impl FilterChainHandler for NoFilters {
+    fn serve(
+        &self,
+        _: Stream,
+        _: Bytes,
+        _: Rc<ConnectionInfo>,
+        _: ConnectionControl,
+    ) -> LocalBoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
     }
 }
 

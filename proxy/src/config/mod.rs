@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod context;
+pub mod fields;
 pub mod resources;
 pub mod routes;
 pub mod runtime;

@@ -1,6 +1,6 @@
 //! Where dynamic resources come from: `ConfigSource`s turned into subscriptions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
@@ -31,8 +31,8 @@ pub struct Sources {
     ads: Option<Handle>,
     /// Streams of `api_config_source`, by type and cluster.
     streams: HashMap<(String, String), Handle>,
-    /// Watched files, by type and path.
-    files: HashMap<(String, String), Watch>,
+    /// Watched files, by type and path, and the names that are wanted of them (none: all).
+    files: HashMap<(String, String), (Watch, BTreeSet<String>)>,
 }
 
 /// `initial_fetch_timeout` of a source; zero is for ever.
@@ -44,6 +44,58 @@ pub fn fetch_timeout(source: &ConfigSource) -> Duration {
             _ => FETCH_TIMEOUT,
         }
     })
+}
+
+/// Refuses `dynamic_resources` that name clusters which are not there, before anything is started.
+///
+/// # Errors
+/// The path of the name, or of what is not supported.
+pub fn check_bootstrap(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
+    let Some(dynamic) = &bootstrap.dynamic_resources else {
+        return Ok(());
+    };
+    let transports = transports(bootstrap);
+    if let Some(ads) = &dynamic.ads_config {
+        target(ads, &transports).at("dynamic_resources.ads_config")?;
+    }
+    let named = [
+        ("cds_config", &dynamic.cds_config),
+        ("lds_config", &dynamic.lds_config),
+    ];
+    for (field, source) in named {
+        let checked = match source.as_ref().map(|s| &s.config_source_specifier) {
+            Some(Some(ConfigSourceSpecifier::ApiConfigSource(api))) => {
+                target(api, &transports).map(drop).at("api_config_source")
+            }
+            Some(Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)))
+                if dynamic.ads_config.is_none() =>
+            {
+                Err(without_ads())
+            }
+            _ => Ok(()),
+        };
+        checked.at(field).at("dynamic_resources")?;
+    }
+    Ok(())
+}
+
+fn without_ads() -> ConfigError {
+    ConfigError::new("there is no dynamic_resources.ads_config").at("ads")
+}
+
+/// The settings of a gRPC stream, and the way to its cluster.
+fn target(
+    api: &ApiConfigSource,
+    transports: &HashMap<String, Transport>,
+) -> Result<(Config, Transport), ConfigError> {
+    let (cluster, config) = stream_config(api)?;
+    let transport = transports.get(&cluster).ok_or_else(|| {
+        ConfigError::new(format!(
+            "'{cluster}' is not a static cluster with one endpoint"
+        ))
+        .at("grpc_services[0].envoy_grpc.cluster_name")
+    })?;
+    Ok((config, transport.clone()))
 }
 
 impl Sources {
@@ -73,22 +125,16 @@ impl Sources {
     }
 
     fn open(&self, api: &ApiConfigSource, type_url: Option<&str>) -> Result<Handle, ConfigError> {
-        let (cluster, mut config) = stream_config(api)?;
+        let (mut config, transport) = target(api, &self.transports)?;
         if let Some(type_url) = type_url {
             config.method = ads::method(type_url, config.protocol)
                 .ok_or_else(|| ConfigError::new(format!("no service for {type_url}")))?;
         }
-        let transport = self.transports.get(&cluster).ok_or_else(|| {
-            ConfigError::new(format!(
-                "'{cluster}' is not a static cluster with one endpoint"
-            ))
-            .at("grpc_services[0].envoy_grpc.cluster_name")
-        })?;
         let (handle, commands) = ads::channel();
         ads::spawn(
             config,
             self.node.clone(),
-            transport.clone(),
+            transport,
             commands,
             (self.handler)(),
         );
@@ -122,7 +168,9 @@ impl Sources {
         let timeout = fetch_timeout(source);
         if let Some(path) = file(source) {
             exists(path).at("path")?;
-            self.watch(path, type_url).expect(names, timeout);
+            let (watch, wanted) = self.watch(path, type_url);
+            wanted.extend(names.iter().cloned());
+            watch.expect(names, timeout);
         } else {
             let handle = self.handle(source, type_url)?;
             handle.subscribe(type_url, names, timeout);
@@ -130,11 +178,17 @@ impl Sources {
         Ok(())
     }
 
-    /// Gives names up. A file goes on being watched.
+    /// Gives names up. A file of which nothing is wanted is watched no longer, and read anew when something is.
     pub fn unsubscribe(&mut self, source: &ConfigSource, type_url: &str, names: Vec<String>) {
-        if file(source).is_none()
-            && let Ok(handle) = self.handle(source, type_url)
-        {
+        if let Some(path) = file(source) {
+            let key = (type_url.to_owned(), path.to_owned());
+            if let Some((_, wanted)) = self.files.get_mut(&key) {
+                wanted.retain(|n| !names.contains(n));
+                if wanted.is_empty() {
+                    self.files.remove(&key);
+                }
+            }
+        } else if let Ok(handle) = self.handle(source, type_url) {
             handle.unsubscribe(type_url, names);
         }
     }
@@ -143,9 +197,7 @@ impl Sources {
     fn handle(&mut self, source: &ConfigSource, type_url: &str) -> Result<Handle, ConfigError> {
         match &source.config_source_specifier {
             Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {
-                let ads = self.ads.clone();
-                let missing = || ConfigError::new("there is no dynamic_resources.ads_config");
-                ads.ok_or_else(missing).at("ads")
+                self.ads.clone().ok_or_else(without_ads)
             }
             Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
                 let (cluster, _) = stream_config(api).at("api_config_source")?;
@@ -163,12 +215,13 @@ impl Sources {
     }
 
     /// The watch of a file, which begins with the first subscription.
-    fn watch(&mut self, path: &str, type_url: &str) -> &Watch {
+    fn watch(&mut self, path: &str, type_url: &str) -> &mut (Watch, BTreeSet<String>) {
         let key = (type_url.to_owned(), path.to_owned());
         let handler = &self.handler;
-        self.files
-            .entry(key)
-            .or_insert_with(|| filesystem::spawn(path.into(), type_url, handler()))
+        self.files.entry(key).or_insert_with(|| {
+            let watch = filesystem::spawn(path.into(), type_url, handler());
+            (watch, BTreeSet::new())
+        })
     }
 }
 

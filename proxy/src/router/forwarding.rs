@@ -98,8 +98,13 @@ impl Forward {
             2 => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        let mut upgrades = Vec::new();
+        let mut upgrades: Vec<(ByteString, bool)> = Vec::new();
         for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+            let kind = &upgrade.upgrade_type;
+            if upgrades.iter().any(|(k, _)| k.eq_ignore_ascii_case(kind)) {
+                let error = ConfigError::new(format!("'{kind}' is configured already"));
+                return Err(error.at(format!("upgrade_configs[{i}].upgrade_type")));
+            }
             if upgrade.connect_config.is_some() {
                 let field = format!("upgrade_configs[{i}].connect_config");
                 return Err(ConfigError::unsupported(&field));

@@ -138,7 +138,9 @@ impl CompiledListener {
         previous: Option<&Self>,
         compiler: &dyn FilterChainCompiler,
     ) -> Result<Self, ConfigError> {
-        refuse_unsupported(source)?;
+        if source.bind_to_port.as_ref().is_some_and(|v| !v.value) {
+            return Err(ConfigError::unsupported("bind_to_port"));
+        }
         let internal = matches!(
             source.listener_specifier,
             Some(pb::listener::ListenerSpecifier::InternalListener(_))
@@ -171,9 +173,6 @@ impl CompiledListener {
         if internal {
             compiled.stat_name = source.name.clone();
             return Ok(compiled);
-        }
-        if source.filter_chain_matcher.is_some() {
-            return Err(ConfigError::unsupported("filter_chain_matcher"));
         }
         compiled.addresses = addresses(source)?;
         let main = compiled
@@ -271,31 +270,6 @@ fn compile_chain(
     compiler.compile(listener, chain)
 }
 
-/// Fields that would change what a client sees and that nothing here implements.
-#[allow(deprecated)]
-fn refuse_unsupported(l: &Listener) -> Result<(), ConfigError> {
-    let refused = [
-        (l.udp_listener_config.is_some(), "udp_listener_config"),
-        (l.api_listener.is_some(), "api_listener"),
-        (l.fcds_config.is_some(), "fcds_config"),
-        (
-            l.bind_to_port.as_ref().is_some_and(|v| !v.value),
-            "bind_to_port",
-        ),
-        (l.enable_mptcp, "enable_mptcp"),
-        (!l.socket_options.is_empty(), "socket_options"),
-        (l.deprecated_v1.is_some(), "deprecated_v1"),
-        (
-            l.per_connection_buffer_high_watermark_timeout.is_some(),
-            "per_connection_buffer_high_watermark_timeout",
-        ),
-    ];
-    match refused.iter().find(|(set, _)| *set) {
-        Some((_, field)) => Err(ConfigError::unsupported(field)),
-        None => Ok(()),
-    }
-}
-
 fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
     let on = |v: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
         v.as_ref().is_some_and(|v| v.value)
@@ -334,9 +308,6 @@ fn addresses(l: &Listener) -> Result<Vec<BindAddress>, ConfigError> {
     let mut all = vec![BindAddress::parse(main).at("address")?];
     for (i, additional) in l.additional_addresses.iter().enumerate() {
         let path = format!("additional_addresses[{i}]");
-        if additional.socket_options.is_some() {
-            return Err(ConfigError::unsupported("socket_options").at(path));
-        }
         let address = additional.address.clone().unwrap_or_default();
         all.push(BindAddress::parse(&address).at("address").at(path)?);
     }

@@ -22,7 +22,7 @@ impl Cidr {
     /// A range from its protobuf form.
     ///
     /// # Errors
-    /// The prefix is no IP address, or the length exceeds its width.
+    /// The prefix is no IP address. A length beyond its width is its width, as in Envoy.
     pub fn parse(range: &CidrRange) -> Result<Self, ConfigError> {
         let address: IpAddr = range.address_prefix.parse().map_err(|_| {
             ConfigError::new(format!("malformed IP address: {}", range.address_prefix))
@@ -30,10 +30,7 @@ impl Cidr {
         })?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let length = range.prefix_len.as_ref().map_or(0, |v| v.value);
-        let length = u8::try_from(length)
-            .ok()
-            .filter(|l| *l <= width)
-            .ok_or_else(|| ConfigError::new("prefix length out of range").at("prefix_len"))?;
+        let length = u8::try_from(length).map_or(width, |l| l.min(width));
         Ok(Self::new(address, length))
     }
 
@@ -125,9 +122,7 @@ impl FilterChainIndex {
                          matching rules defined as '{}'",
                         names.get(other).copied().unwrap_or_default()
                     )),
-                    InsertError::Config(e) => ConfigError::new(format!(
-                        "error adding listener '{address}': filter chain '{name}': {e}"
-                    )),
+                    InsertError::Config(e) => e,
                 })
                 .at(format!("filter_chains[{position}].filter_chain_match"))?;
         }

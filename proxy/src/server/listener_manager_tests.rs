@@ -474,26 +474,23 @@ fn what_would_change_behaviour_unseen_is_refused() {
         Arc::new(Compiler::default()),
         Arc::new(|_| None),
     );
-    let path = |change: fn(&mut Listener)| {
+    let path = |change: &dyn Fn(&mut Listener)| {
         let mut config = listener("l", &["one"]);
         change(&mut config);
         manager.validate(&config).unwrap_err().path().to_owned()
     };
-    assert_eq!(path(|l| l.enable_mptcp = true), "enable_mptcp");
+    let off = Some(envoy_types::pb::google::protobuf::BoolValue { value: false });
+    assert_eq!(path(&move |l| l.bind_to_port = off), "bind_to_port");
     assert_eq!(
-        path(|l| l.filter_chain_matcher = Some(Default::default())),
-        "filter_chain_matcher"
-    );
-    assert_eq!(
-        path(|l| l.max_connections_to_accept_per_socket_event = Some(UInt32Value { value: 0 })),
+        path(&|l| l.max_connections_to_accept_per_socket_event = Some(UInt32Value { value: 0 })),
         "max_connections_to_accept_per_socket_event"
     );
     assert_eq!(
-        path(|l| l.listener_filters = vec![pb::ListenerFilter {
+        path(&|l| l.listener_filters = vec![pb::ListenerFilter {
             name: "envoy.filters.listener.local_ratelimit".into(),
             ..Default::default()
         }]),
         "listener_filters[0]"
     );
-    assert_eq!(path(|l| l.address = None), "address");
+    assert_eq!(path(&|l| l.address = None), "address");
 }

@@ -11,6 +11,8 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
 
+use xds_client::error::ConfigError;
+
 use super::admin::{self, AdminListener};
 use super::admin_backend::Backend;
 use super::drain::{DrainEnd, DrainManager};
@@ -23,10 +25,11 @@ use crate::bootstrap::logging::{LogHandle, LogOptions};
 use crate::bootstrap::{DEFAULT_BOOTSTRAP, settings::Settings};
 use crate::config::chain::ChainCompiler;
 use crate::config::context::{AccessLogs, ChainContext};
+use crate::config::fields;
 use crate::config::resources::Resources;
 use crate::config::routes::RouteStore;
 use crate::config::runtime;
-use crate::config::sources::Sources;
+use crate::config::sources::{self, Sources};
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
 use crate::transport::tls::secrets::SecretStore;
@@ -70,7 +73,13 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         allow_unknown: line.allow_unknown_static_fields,
     })
     .map_err(|e| e.to_string())?;
-    let settings = Settings::new(&line, &bootstrap).map_err(|e| e.to_string())?;
+    // Whatever is wrong in a bootstrap is said with the name of its file.
+    let origin = line.config_path.clone();
+    let origin = origin.unwrap_or_else(|| "--config-yaml".to_owned());
+    let invalid = |e: ConfigError| format!("{origin}: {e}");
+    let settings = Settings::new(&line, &bootstrap).map_err(invalid)?;
+    sources::check_bootstrap(&bootstrap).map_err(invalid)?;
+    fields::check_bootstrap(&bootstrap).map_err(invalid)?;
     let stats = bootstrap.stats_config.as_ref();
     let mut stats = stats.map(StatsSettings::from_proto).unwrap_or_default();
     stats.add_tags(&tags);
@@ -138,16 +147,14 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         listeners,
     );
     if line.mode == Mode::Validate {
-        resources.validate(&bootstrap).map_err(|e| e.to_string())?;
+        resources.validate(&bootstrap).map_err(invalid)?;
         println!(
             "configuration '{}' OK",
             line.config_path.as_deref().unwrap_or_default()
         );
         return Ok(());
     }
-    resources
-        .apply_static(&bootstrap)
-        .map_err(|e| e.to_string())?;
+    resources.apply_static(&bootstrap).map_err(invalid)?;
     let (draining, ending) = (drain.clone(), resources.clone());
     let reopening = context.clone();
     let reopen_log = log.clone();

@@ -115,11 +115,24 @@ fn field_value(
         let list = array
             .iter()
             .enumerate()
+            .filter(|(_, value)| !may_be_skipped(&kind, value, unknown))
             .map(|(i, value)| single(&kind, value, unknown).at(format!("[{i}]")))
             .collect::<Result<_>>()?;
         Ok(Some(Value::List(list)))
+    } else if may_be_skipped(&kind, json, unknown) {
+        Ok(None)
     } else {
         single(&kind, json, unknown).map(Some)
+    }
+}
+
+/// Whether this is the name of an enum value that is unknown and may be, as protobuf's own JSON has it.
+fn may_be_skipped(kind: &Kind, json: &Json, unknown: UnknownFields) -> bool {
+    match (kind, json) {
+        (Kind::Enum(desc), Json::String(name)) => {
+            unknown == UnknownFields::Allow && desc.get_value_by_name(name).is_none()
+        }
+        _ => false,
     }
 }
 
@@ -183,7 +196,6 @@ fn any(desc: &MessageDescriptor, json: &Json, unknown: UnknownFields) -> Result<
         Some(inner) => encode(&fields(&inner, json, unknown, true)?),
         // What the printer made of a type it did not know.
         None => match (object.len(), object.get("value")) {
-            (1, _) => Vec::new(),
             (2, Some(Json::String(value))) => base64(value).at("value")?,
             _ => return Err(ConfigError::new(format!("unknown type {type_url}"))).at("@type"),
         },

@@ -16,13 +16,31 @@ use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
 use super::secrets::{cluster_secrets, redacted};
 use super::{RTDS, Resources, State, Static, decode, kind, lock};
+use crate::config::fields;
 use crate::config::update_stats::UpdateStats;
 use crate::server::admin::config_dump::Kind;
 use crate::upstream::cluster::Discovery;
 use crate::upstream::dns::{self, DnsClient};
 
 impl Resources {
+    /// Takes a resource. One that is refused is not waited for any longer.
     fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
+        let checked = fields::check(&resource.any);
+        let taken = checked.and_then(|()| self.take_checked(state, kind, resource));
+        match (&taken, kind) {
+            (Err(_), Kind::Endpoint) => self.stop_waiting_for_endpoints(&resource.name),
+            (Err(_), Kind::Route) => self.context.routes.give_up(&resource.name),
+            _ => {}
+        }
+        taken
+    }
+
+    fn take_checked(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        resource: &Resource,
+    ) -> Result<(), ConfigError> {
         let (any, version) = (&resource.any, resource.version.as_str());
         if self.context.reject_unknown
             && let Some(path) = Pool::load()?.unknown_field(&any.type_url, &any.value)
@@ -44,11 +62,7 @@ impl Resources {
             }
             Kind::Endpoint => {
                 let assignment: ClusterLoadAssignment = decode(any)?;
-                let applied = lock(&self.clusters).apply_endpoints(&assignment);
-                if applied.is_err() {
-                    self.stop_waiting_for_endpoints(&resource.name);
-                }
-                applied?;
+                lock(&self.clusters).apply_endpoints(&assignment)?;
             }
             Kind::Listener => {
                 let listener: Listener = decode(any)?;
@@ -57,13 +71,8 @@ impl Resources {
             }
             Kind::Route => {
                 let routes: RouteConfiguration = decode(any)?;
-                match self.context.compile_routes(&routes, false) {
-                    Ok(table) => self.context.routes.apply(&resource.name, table),
-                    Err(e) => {
-                        self.context.routes.give_up(&resource.name);
-                        return Err(e);
-                    }
-                }
+                let table = self.context.compile_routes(&routes, false)?;
+                self.context.routes.apply(&resource.name, table);
             }
             Kind::Secret => return self.secret(resource),
             _ => {}

@@ -364,7 +364,14 @@ fn path_rules(proto: &HttpConnectionManager, reject_fragment: bool) -> PathRules
 
 fn upgrades(proto: &HttpConnectionManager) -> Result<Vec<ByteString>, ConfigError> {
     let mut names = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
     for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+        let kind = upgrade.upgrade_type.as_str();
+        if seen.iter().any(|k| k.eq_ignore_ascii_case(kind)) {
+            let error = ConfigError::new(format!("'{kind}' is configured already"));
+            return Err(error.at(format!("upgrade_configs[{i}].upgrade_type")));
+        }
+        seen.push(kind);
         if !upgrade.filters.is_empty() {
             return Err(ConfigError::unsupported(&format!(
                 "upgrade_configs[{i}].filters"
