@@ -133,6 +133,14 @@ def differential(envoy, fairway, only=None, verbose=False):
             t.start()
         for t in threads:
             t.join()
+        if fairway:
+            # Real processes and clocks on a busy machine: what differs is run once more, alone, before it counts.
+            again = [c for c in wanted if c[0] not in listed and left[c[0]] != right[c[0]]]
+            for case in again:
+                group.side(envoy, [case], left)
+                group.side(fairway, [case], right)
+                if left[case[0]] == right[case[0]]:
+                    print(f"equal when run alone: {file}: {case[0]}")
         for name, *_ in wanted:
             if not fairway:
                 ok = "did not start" not in left[name] and "case stopped" not in left[name]
