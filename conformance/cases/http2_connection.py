@@ -136,21 +136,25 @@ def _(t):
     t.note(told=connect(t, "ping").watch(1.2, answer=False))
 
 
+def note(t, conn, seconds):
+    """Fairway times the second GOAWAY by a ping: whether it comes before a stream's end is the client's doing."""
+    told = [x for x in conn.watch(seconds) if x != "ping"]
+    t.note(told=[x for x in told if not x.startswith("end ")], ended=[x for x in told if x.startswith("end ")])
+
+
 for name, wait in {"once": 1.0, "short": 1.0, "idle": 1.0}.items():
     @case("goaway: " + name, logs=1)
     def _(t, name=name, wait=wait):
         conn = connect(t, name)
         conn.raw((HEADERS, 5, 1, HEAD))
-        t.note(told=[x for x in conn.watch(wait) if x != "ping"])
+        note(t, conn, wait)
 
 
 @case("goaway while a stream goes on", [{"delay": 0.6}], logs=1)
 def _(t):
     conn = connect(t, "short")
     conn.raw((HEADERS, 5, 1, HEAD))
-    # Fairway times the second GOAWAY by a ping: whether it comes before or after the stream's end is the client's doing.
-    told = [x for x in conn.watch(1.2) if x != "ping"]
-    t.note(told=[x for x in told if not x.startswith("end ")], ended=[x for x in told if x.startswith("end ")])
+    note(t, conn, 1.2)
 
 
 for name, head in {"names": ask("/", ("x_a", "1"), ("x-b", "1")), "no-names": ask("/", ("x_a", "1"))}.items():
