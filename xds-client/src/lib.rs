@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod bootstrap;
 pub mod constraints;
 pub mod data_source;
+pub mod duration;
 pub mod error;
 pub mod filesystem;
 pub mod json;

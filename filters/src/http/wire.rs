@@ -211,8 +211,5 @@ pub(super) fn duration(
     let Some(value) = value else {
         return Ok(default);
     };
-    match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Duration::new(s, n)),
-        _ => Err(ConfigError::new("not a duration")),
-    }
+    xds_client::duration::read(value).ok_or_else(|| ConfigError::new("not a duration"))
 }

@@ -38,12 +38,9 @@ pub struct Sources {
 /// `initial_fetch_timeout` of a source; zero is for ever.
 pub fn fetch_timeout(source: &ConfigSource) -> Duration {
     let timeout = source.initial_fetch_timeout.as_ref();
-    timeout.map_or(FETCH_TIMEOUT, |t| {
-        match (u64::try_from(t.seconds), u32::try_from(t.nanos)) {
-            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Duration::new(seconds, nanos),
-            _ => FETCH_TIMEOUT,
-        }
-    })
+    timeout
+        .and_then(xds_client::duration::read)
+        .unwrap_or(FETCH_TIMEOUT)
 }
 
 /// Refuses `dynamic_resources` that name clusters which are not there, before anything is started.

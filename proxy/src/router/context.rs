@@ -247,11 +247,7 @@ pub(super) fn duration(
     field: &str,
 ) -> Result<Option<Duration>, ConfigError> {
     let convert = |d: &wkt::Duration| {
-        let seconds = u64::try_from(d.seconds).ok();
-        let nanos = u32::try_from(d.nanos).ok().filter(|n| *n < 1_000_000_000);
-        seconds
-            .zip(nanos)
-            .map(|(s, n)| Duration::new(s, n))
+        xds_client::duration::read(d)
             .ok_or_else(|| ConfigError::new("must not be negative").at(field))
     };
     value.map(convert).transpose()

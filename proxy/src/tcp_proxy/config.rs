@@ -116,10 +116,8 @@ impl TcpProxyConfig {
 }
 
 fn duration(d: &wkt::Duration, field: &str) -> Result<Duration, ConfigError> {
-    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
-        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Duration::new(s, n)),
-        _ => Err(ConfigError::new("is not a valid duration").at(field)),
-    }
+    xds_client::duration::read(d)
+        .ok_or_else(|| ConfigError::new("is not a valid duration").at(field))
 }
 
 /// Fields that would change where bytes go, or when a connection ends, and that nothing here implements.

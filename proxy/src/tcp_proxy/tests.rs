@@ -13,31 +13,15 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
     ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
 };
 use envoy_types::pb::google::protobuf as wkt;
-use filters::stream::{Address, ConnectionInfo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::config::TcpProxyConfig;
 use super::serve;
+use crate::http::testing::connection;
 use crate::telemetry::stats::Stats;
 use crate::upstream::manager::ClusterManager;
-
-fn connection() -> Rc<ConnectionInfo> {
-    let address = Address::Ip("127.0.0.1:1".parse().unwrap());
-    Rc::new(ConnectionInfo {
-        id: 1,
-        remote: address.clone(),
-        direct_remote: address.clone(),
-        local: address,
-        server_name: None,
-        alpn: None,
-        secure: false,
-        tls: None,
-        listener: "".into(),
-        filter_chain: "".into(),
-    })
-}
 
 fn proxy(specifier: ClusterSpecifier) -> TcpProxy {
     TcpProxy {
@@ -112,7 +96,11 @@ impl World {
         let config = self.compile(proto).unwrap();
         self.configs.push(config.clone());
         let (near, far) = duplex(64 * 1024);
-        spawn_local(serve(config, far, connection()));
+        spawn_local(serve(
+            config,
+            far,
+            Rc::new(connection("127.0.0.1:1", "127.0.0.1:1")),
+        ));
         near
     }
 

@@ -41,15 +41,11 @@ pub struct TlsTransport {
 /// The TLS context of a filter chain, if it has one that can be read.
 pub fn tls_context(chain: &FilterChain) -> Option<DownstreamTlsContext> {
     match &chain.transport_socket.as_ref()?.config_type {
-        Some(ConfigType::TypedConfig(config)) if type_name(config).ok()?.ends_with(TLS) => {
+        Some(ConfigType::TypedConfig(config)) if any::inner_type_name(config).ok()? == TLS => {
             any::unpack(config).ok()
         }
         _ => None,
     }
-}
-
-fn type_name(config: &envoy_types::pb::google::protobuf::Any) -> Result<String, ConfigError> {
-    any::inner_type_name(config)
 }
 
 impl DownstreamTransport {
@@ -69,7 +65,7 @@ impl DownstreamTransport {
         let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
             return Err(ConfigError::new("value is required").at(step));
         };
-        match type_name(config).at(step)?.as_str() {
+        match any::inner_type_name(config).at(step)?.as_str() {
             RAW_BUFFER => Ok(Self::Raw),
             TLS => {
                 let proto: DownstreamTlsContext = any::unpack(config).at(step)?;
@@ -89,14 +85,10 @@ fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError>
     let Some(d) = &chain.transport_socket_connect_timeout else {
         return Ok(None);
     };
-    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
-        (Ok(s), Ok(n)) if n < 1_000_000_000 => {
-            Ok(Some(Duration::new(s, n)).filter(|d| !d.is_zero()))
-        }
-        _ => {
-            Err(ConfigError::new("is not a valid duration").at("transport_socket_connect_timeout"))
-        }
-    }
+    let read = xds_client::duration::read(d).ok_or_else(|| {
+        ConfigError::new("is not a valid duration").at("transport_socket_connect_timeout")
+    })?;
+    Ok(Some(read).filter(|d| !d.is_zero()))
 }
 
 impl TlsTransport {

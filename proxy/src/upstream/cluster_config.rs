@@ -139,10 +139,9 @@ pub(super) fn duration(
     field: &str,
 ) -> Result<Option<Duration>, ConfigError> {
     let Some(d) = d else { return Ok(None) };
-    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
-        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Some(Duration::new(s, n))),
-        _ => Err(ConfigError::new("is not a valid duration").at(field)),
-    }
+    let read = xds_client::duration::read(d);
+    let read = read.ok_or_else(|| ConfigError::new("is not a valid duration").at(field))?;
+    Ok(Some(read))
 }
 
 fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {

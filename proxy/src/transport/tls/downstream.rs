@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_t
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, DownstreamTlsContext as Proto,
 };
-use filters::tls::{PeerCertificate, TlsInfo};
+use filters::tls::TlsInfo;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
@@ -247,11 +247,7 @@ impl DownstreamTls {
             self.stats.session_reused.inc();
         }
         let chain = connection.peer_certificates().unwrap_or_default();
-        let peer = chain.first().and_then(|leaf| {
-            let facts = facts::read(leaf)?;
-            let chain = chain.iter().map(|c| c.to_vec()).collect();
-            Some(PeerCertificate::new(facts, chain, compiled.verifies))
-        });
+        let peer = facts::peer(chain, compiled.verifies);
         if peer.is_none() {
             self.stats.no_certificate.inc();
         }

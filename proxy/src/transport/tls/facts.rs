@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use filters::tls::CertificateFacts;
+use filters::tls::{CertificateFacts, PeerCertificate};
+use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -43,6 +44,13 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
         }
     }
     Some(facts)
+}
+
+/// The certificate that a peer has shown; `None` without one that can be read.
+pub(super) fn peer(chain: &[CertificateDer<'_>], validated: bool) -> Option<PeerCertificate> {
+    let facts = read(chain.first()?)?;
+    let chain = chain.iter().map(|c| c.to_vec()).collect();
+    Some(PeerCertificate::new(facts, chain, validated))
 }
 
 /// The most specific common name of the subject, for certificates without alternative names.

@@ -30,15 +30,16 @@ pub struct TlsStats {
 impl TlsStats {
     /// The stats of a listener: `scope` is `listener.<address>.`.
     pub fn downstream(scope: &Scope) -> Self {
-        Self::new(scope, "server_ssl_socket_factory.downstream")
+        Self::new(scope, "server_ssl_socket_factory", "downstream")
     }
 
     /// The stats of a cluster: `scope` is `cluster.<name>.`.
     pub fn upstream(scope: &Scope) -> Self {
-        Self::new(scope, "client_ssl_socket_factory.upstream")
+        Self::new(scope, "client_ssl_socket_factory", "upstream")
     }
 
-    fn new(scope: &Scope, factory: &str) -> Self {
+    fn new(scope: &Scope, factory: &str, side: &str) -> Self {
+        let made = |name: String| scope.counter(&format!("{factory}.{name}"));
         let ssl = |name: &str| scope.counter(&format!("ssl.{name}"));
         Self {
             connection_error: ssl("connection_error"),
@@ -49,12 +50,8 @@ impl TlsStats {
             fail_verify_error: ssl("fail_verify_error"),
             fail_verify_san: ssl("fail_verify_san"),
             fail_verify_cert_hash: ssl("fail_verify_cert_hash"),
-            context_secrets_not_ready: scope
-                .counter(&format!("{factory}_context_secrets_not_ready")),
-            context_updated_by_sds: scope.counter(&format!(
-                "{}.ssl_context_update_by_sds",
-                factory.split('.').next().unwrap_or_default()
-            )),
+            context_secrets_not_ready: made(format!("{side}_context_secrets_not_ready")),
+            context_updated_by_sds: made("ssl_context_update_by_sds".to_owned()),
         }
     }
 }

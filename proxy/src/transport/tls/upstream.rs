@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as Proto;
-use filters::tls::{PeerCertificate, TlsInfo};
+use filters::tls::TlsInfo;
 use prost::Message;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
@@ -233,11 +233,7 @@ impl UpstreamTls {
             self.stats().session_reused.inc();
         }
         let chain = connection.peer_certificates().unwrap_or_default();
-        let peer = chain.first().and_then(|leaf| {
-            let facts = facts::read(leaf)?;
-            let chain = chain.iter().map(|c| c.to_vec()).collect();
-            Some(PeerCertificate::new(facts, chain, compiled.verifies))
-        });
+        let peer = facts::peer(chain, compiled.verifies);
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
