@@ -1,6 +1,7 @@
 //! Byte streams: raw sockets and TLS; PROXY protocol, internal and HBONE to come.
 
 pub mod downstream;
+pub mod options;
 pub mod prefixed;
 pub mod tls;
 pub mod upstream;

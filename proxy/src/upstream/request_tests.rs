@@ -202,17 +202,26 @@ impl Client {
         method: Method,
         body: &'static str,
     ) -> Result<(StatusCode, Bytes), UpstreamError> {
-        let cluster = self.cluster();
-        let host = cluster.choose_host(&LbContext::default()).unwrap();
         let mut head = RequestHead::new(method, "/");
         head.authority = "a.test".into();
+        self.send_head(&head, body).await
+    }
+
+    async fn send_head(
+        &self,
+        head: &RequestHead,
+        body: &'static str,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let cluster = self.cluster();
+        let host = cluster.choose_host(&LbContext::default()).unwrap();
         let options = SendOptions {
             downstream: Protocol::Http11,
             priority: Priority::Default,
             early: EarlyResponses::default(),
+            transport: cluster.config.transport_options_of(head, Protocol::Http11),
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));
-        let mut response = send(&cluster, &host, &head, body, options).await?;
+        let mut response = send(&cluster, &host, head, body, options).await?;
         let body = response.body.collect(1 << 20).await;
         let failed = body.as_ref().err().map(|error| error.reason);
         response.guard.ended(failed);
@@ -227,6 +236,13 @@ impl Client {
 
     async fn get(&self) -> Result<StatusCode, ResetReason> {
         let done = self.send(Method::GET, "").await;
+        done.map(|done| done.0).map_err(|error| error.reason)
+    }
+
+    async fn get_from(&self, host: &str) -> Result<StatusCode, ResetReason> {
+        let mut head = RequestHead::new(Method::GET, "/");
+        head.authority = host.into();
+        let done = self.send_head(&head, "").await;
         done.map(|done| done.0).map_err(|error| error.reason)
     }
 }
@@ -445,7 +461,8 @@ fn idle_and_old_connections_are_closed() {
             std::thread::sleep(Duration::from_millis(5));
             let cluster = client.cluster();
             let host = cluster.choose_host(&LbContext::default()).unwrap();
-            pool::of(&cluster, &host, Priority::Default)
+            pool::of(&cluster, &host, Priority::Default, Default::default())
+                .unwrap()
                 .http1
                 .sweep(false);
             until(|| server.open.get() == 0).await;
@@ -608,3 +625,6 @@ fn streams_beyond_the_server_s_limit_get_a_connection_or_wait() {
         });
     }
 }
+
+#[path = "tls_tests.rs"]
+mod over_tls;
