@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf as wkt;
 use filters::header_mutation::MessageMutations;
 use filters::stream::{FilterId, RouteFilterConfig};
 use http::HeaderName;
