@@ -13,7 +13,7 @@ use filters::head::RequestHead;
 use filters::http::alpn::AlpnOverride;
 use filters::matcher::header::HeaderRef;
 use filters::stream::Protocol;
-use prost::Message;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
@@ -216,9 +216,7 @@ impl HttpOptions {
     pub(super) fn compile(proto: &pb::Cluster) -> Result<Self, ConfigError> {
         if let Some(any) = proto.typed_extension_protocol_options.get(EXTENSION) {
             let step = format!("typed_extension_protocol_options[{EXTENSION}]");
-            let options = http::HttpProtocolOptions::decode(any.value.as_slice())
-                .map_err(|e| ConfigError::new(e.to_string()))
-                .at(&step)?;
+            let options: http::HttpProtocolOptions = any::unpack(any).at(&step)?;
             return Self::typed(&options, proto).at(step);
         }
         let (protocol, http2) = match &proto.http2_protocol_options {

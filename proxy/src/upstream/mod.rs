@@ -17,6 +17,7 @@ pub mod host;
 pub mod http_options;
 pub mod lb_policy;
 pub mod manager;
+mod membership;
 mod pool;
 pub mod request;
 pub mod slot;

@@ -277,5 +277,5 @@ impl Sending<'_> {
 }
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
+#[path = "request_tests/mod.rs"]
 mod tests;

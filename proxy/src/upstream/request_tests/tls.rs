@@ -1,6 +1,6 @@
 //! Attempts over TLS: the server chooses the version of HTTP, requests choose names and protocols.
 
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as context;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as options;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use envoy_types::pb::google::protobuf::Any;
@@ -57,8 +57,8 @@ impl TlsServer {
     }
 
     fn acceptor(&self) -> Arc<DownstreamTls> {
-        let context = tls::DownstreamTlsContext {
-            common_tls_context: Some(tls::CommonTlsContext {
+        let context = context::DownstreamTlsContext {
+            common_tls_context: Some(context::CommonTlsContext {
                 tls_certificates: vec![self.authority.issue(&["a.test", "b.test"])],
                 alpn_protocols: self
                     .protocols
@@ -80,10 +80,10 @@ impl TlsServer {
         protocol: UpstreamProtocolOptions,
         names: core::UpstreamHttpProtocolOptions,
     ) -> pb::Cluster {
-        let context = tls::UpstreamTlsContext {
-            common_tls_context: Some(tls::CommonTlsContext {
+        let context = context::UpstreamTlsContext {
+            common_tls_context: Some(context::CommonTlsContext {
                 validation_context_type: Some(
-                    tls::common_tls_context::ValidationContextType::ValidationContext(
+                    context::common_tls_context::ValidationContextType::ValidationContext(
                         self.authority.trusted(),
                     ),
                 ),
