@@ -1,7 +1,8 @@
-//! Byte streams: raw sockets and TLS; PROXY protocol, internal and HBONE to come.
+//! Byte streams: raw sockets, TLS and the PROXY protocol; internal and HBONE to come.
 
 pub mod downstream;
 pub mod prefixed;
+pub mod proxy_protocol;
 pub mod tls;
 pub mod upstream;
 
