@@ -52,9 +52,9 @@ impl Members {
         for locality in localities {
             let mut hosts = Vec::with_capacity(locality.endpoints.len());
             for endpoint in &locality.endpoints {
-                let found = addresses(config, endpoint, before, answers);
-                resolved &= found.is_some();
-                for address in found.unwrap_or_default() {
+                let (found, known) = addresses(config, endpoint, before, answers);
+                resolved &= known;
+                for address in found {
                     // Of endpoints with one address, EDS has the first, whatever its priority.
                     if eds && !seen.insert(address.clone()) {
                         continue;
@@ -100,15 +100,15 @@ impl Members {
     }
 }
 
-/// The addresses of an endpoint; `None` if its name has not been looked up yet.
+/// The addresses of an endpoint, and whether its name has been looked up.
 fn addresses(
     config: &ClusterConfig,
     endpoint: &Endpoint,
     before: &HostSet,
     answers: &Resolved,
-) -> Option<Vec<Address>> {
+) -> (Vec<Address>, bool) {
     let (dns, port) = match &endpoint.target {
-        Target::Address(address) => return Some(vec![address.clone()]),
+        Target::Address(address) => return (vec![address.clone()], true),
         Target::Name(dns, port) => (dns, *port),
     };
     let logical = config.discovery == Discovery::LogicalDns;
@@ -120,7 +120,7 @@ fn addresses(
         // An empty answer does not take a logical host away.
         addresses.extend(before.hosts().take(1).map(|h| h.address.clone()));
     }
-    (found.is_some() || !addresses.is_empty()).then_some(addresses)
+    (addresses, found.is_some())
 }
 
 /// The name that hosts of an endpoint have.

@@ -17,6 +17,7 @@ use filters::chain::FilterChain;
 use filters::header_mutation::MutationList;
 use http::HeaderValue;
 use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::client_address::ClientAddress;
@@ -400,13 +401,6 @@ fn duration_or(
     let Some(value) = value else {
         return Ok(default);
     };
-    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos))
-    else {
-        return Err(ConfigError::new("negative duration"));
-    };
-    if nanos >= 1_000_000_000 {
-        return Err(ConfigError::new("not a valid duration"));
-    }
-    let duration = Duration::new(seconds, nanos);
+    let duration = duration::read(value)?;
     Ok((!duration.is_zero()).then_some(duration))
 }
