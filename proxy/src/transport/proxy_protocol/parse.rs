@@ -9,6 +9,8 @@ use super::{HEAD_V2, SIGNATURE_V1, SIGNATURE_V2};
 
 /// The longest line of version 1, its end included. The specification's longest has 107 bytes; Envoy takes 108.
 pub const MAX_LINE: usize = 108;
+/// How far the end of a line is looked for. One that is too long is told from no line at all, as in Envoy.
+const LOOK: usize = 232;
 /// The longest header of version 2: its length field has 16 bits.
 pub const MAX_V2: usize = HEAD_V2 + u16::MAX as usize;
 
@@ -85,7 +87,8 @@ fn line(bytes: &[u8]) -> Parsed<'_> {
     if bytes.starts_with(b"\r\n") {
         return Parsed::More;
     }
-    let Some(end) = memchr::memmem::find(bytes, b"\r\n") else {
+    let near = bytes.get(..LOOK).unwrap_or(bytes);
+    let Some(end) = memchr::memmem::find(near, b"\r\n") else {
         return match bytes.len() > MAX_LINE {
             true => Parsed::NotFound,
             false => Parsed::More,
@@ -257,10 +260,12 @@ mod tests {
 
     #[test]
     fn lines() {
-        let read = |line: &str| match header(line.as_bytes()) {
-            Parsed::Header(h) => Ok((h.addresses, h.length)),
-            other => Err(other),
-        };
+        fn read(line: &str) -> Result<(Addresses, usize), Parsed<'_>> {
+            match header(line.as_bytes()) {
+                Parsed::Header(h) => Ok((h.addresses, h.length)),
+                other => Err(other),
+            }
+        }
         let line = "PROXY TCP4 192.0.2.1 198.51.100.2 1111 2222\r\n";
         let expected = (addresses("192.0.2.1:1111 198.51.100.2:2222"), line.len());
         assert_eq!(read(line), Ok(expected));
@@ -277,6 +282,7 @@ mod tests {
         assert_eq!(read(&unknown(MAX_LINE)), Ok((None, MAX_LINE)));
         let v1 = Err(Parsed::Malformed(Version::V1));
         assert_eq!(read(&unknown(MAX_LINE + 1)), v1);
+        assert_eq!(read(&unknown(300)), Err(Parsed::NotFound));
         assert_eq!(read(&unknown(300)[..200]), Err(Parsed::NotFound));
         for bad in [
             "PROXY TCP4 192.0.2.1 198.51.100.2 1 2 ",
@@ -320,7 +326,8 @@ mod tests {
             assert_eq!(header(&whole[..end]), Parsed::More, "{end}");
         }
         let six = [&[0x20; 32][..], &[0, 1, 0, 2]].concat();
-        let Parsed::Header(read) = header(&v2_header(0x21, 0x22, &six)).to_owned() else {
+        let six = v2_header(0x21, 0x22, &six);
+        let Parsed::Header(read) = header(&six) else {
             panic!()
         };
         let ip = "2020:2020:2020:2020:2020:2020:2020:2020";
