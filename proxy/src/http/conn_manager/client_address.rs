@@ -3,7 +3,7 @@
 //! Envoy: "x-forwarded-for", `use_remote_address`, `original_ip_detection_extensions`,
 //! `internal_address_config`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
