@@ -132,6 +132,8 @@ impl HcmConfig {
             .at("common_http_protocol_options.idle_timeout")?;
         let head_timeout =
             duration_or(&proto.request_headers_timeout, None).at("request_headers_timeout")?;
+        let linger = duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
+            .at("delayed_close_timeout")?;
         let underscores = underscores(&common)?;
         Ok(Self {
             codec: codec(proto)?,
@@ -141,13 +143,15 @@ impl HcmConfig {
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
-                linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
-                    .at("delayed_close_timeout")?,
+                linger,
                 ..Http1Settings::default()
             }
             .with_options(&http1)
             .at("http_protocol_options")?,
-            http2: http2(proto, max_head_bytes, max_headers, underscores)?,
+            http2: Http2Settings {
+                linger,
+                ..http2(proto, max_head_bytes, max_headers, underscores)?
+            },
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
                 .at("common_http_protocol_options.max_connection_duration")?,
