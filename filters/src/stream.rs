@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use crate::body::BodyError;
 use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
+use crate::http::alpn::AlpnOverride;
 use crate::tls::TlsInfo;
 
 /// The HTTP version of a message exchange.
@@ -196,6 +197,8 @@ pub struct UpstreamInfo {
     pub host: Option<Address>,
     /// The local end of the upstream connection.
     pub local: Option<Address>,
+    /// What TLS found out of the upstream connection.
+    pub tls: Option<Rc<TlsInfo>>,
     /// The cluster's name.
     pub cluster: Option<ByteString>,
     /// The upstream protocol.
@@ -233,6 +236,8 @@ pub struct StreamInfo {
     pub route: Option<Arc<dyn RouteView>>,
     /// The upstream.
     pub upstream: UpstreamInfo,
+    /// The protocols that upstream TLS is to offer in place of its own.
+    pub upstream_alpn: Option<Arc<AlpnOverride>>,
     /// Filter state.
     pub filter_state: FilterState,
     /// Dynamic metadata: namespace to object.
@@ -276,6 +281,7 @@ impl StreamInfo {
             bytes_sent: 0,
             route: None,
             upstream: UpstreamInfo::default(),
+            upstream_alpn: None,
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,

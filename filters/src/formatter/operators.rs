@@ -255,7 +255,7 @@ impl Operator {
                 }
             }
             Self::Fact(fact) => fact.value(cx),
-            Self::Tls(fact) => fact.value(cx.info.connection.tls.as_deref()?),
+            Self::Tls(fact) => fact.value(cx.info),
             Self::Text(text) => text.as_deref().map(|t| Cow::Borrowed(t.as_bytes())),
             Self::Dynamic(ns, keys) => {
                 let object = cx.info.dynamic_metadata.get(&**ns)?;

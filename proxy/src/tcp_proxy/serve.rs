@@ -84,7 +84,9 @@ impl ConnectionEnd {
             self.info.upstream.host = Some(host.address.clone());
             match tcp::connect(&cluster, &host).await {
                 Ok(connection) => {
-                    self.info.upstream.local.clone_from(&connection.local);
+                    let facts = &connection.facts;
+                    self.info.upstream.local.clone_from(&facts.local);
+                    self.info.upstream.tls.clone_from(&facts.tls);
                     return Some(connection);
                 }
                 Err(ConnectError {
