@@ -2,12 +2,14 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
@@ -93,6 +95,32 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
+    /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
+    pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
+    /// What listener and network filters note about the connection, if there are any that do.
+    pub notes: Option<Rc<RefCell<ConnectionNotes>>>,
+}
+
+/// Dynamic metadata: namespace to object.
+pub type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+
+/// What listener and network filters note about a connection while it lives. HTTP streams have facts of their own.
+#[derive(Debug, Default)]
+pub struct ConnectionNotes {
+    /// Dynamic metadata of the connection.
+    pub dynamic_metadata: DynamicMetadata,
+    /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
+    pub termination_details: Option<Cow<'static, str>>,
+}
+
+impl ConnectionNotes {
+    /// Notes that begin with this metadata.
+    pub fn with(dynamic_metadata: DynamicMetadata) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            dynamic_metadata,
+            termination_details: None,
+        }))
+    }
 }
 
 /// Objects that filters leave for each other, by key (Envoy's filter state).
@@ -213,7 +241,7 @@ pub struct StreamInfo {
     /// Filter state.
     pub filter_state: FilterState,
     /// Dynamic metadata: namespace to object.
-    pub dynamic_metadata: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    pub dynamic_metadata: DynamicMetadata,
     /// A filter changed what the route was chosen by and wants it chosen again before the next filter
     /// runs (Envoy's `clearRouteCache`).
     pub route_stale: bool,
@@ -238,7 +266,7 @@ impl StreamInfo {
         }
     }
 
-    /// Facts about a whole connection that is not HTTP.
+    /// Facts about a whole connection that is not HTTP. At its end [`take_notes`](Self::take_notes) adds what filters noted.
     pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
         Self {
             remote: connection.remote.clone(),
@@ -261,6 +289,13 @@ impl StreamInfo {
             last_activity: Instant::now(),
             request_error: None,
             body_reply: None,
+        }
+    }
+
+    /// Makes the dynamic metadata of the connection that of these facts.
+    pub fn take_notes(&mut self) {
+        if let Some(notes) = &self.connection.notes {
+            self.dynamic_metadata = notes.borrow().dynamic_metadata.clone();
         }
     }
 

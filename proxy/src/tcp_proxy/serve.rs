@@ -130,6 +130,7 @@ impl Drop for ConnectionEnd {
         self.config.stats.downstream_cx_tx_bytes_total.add(sent);
         self.info.bytes_received = received;
         self.info.bytes_sent = sent;
+        self.info.take_notes();
         for log in &self.config.access_logs {
             log.record(&self.info, None, None, None);
         }
