@@ -58,7 +58,7 @@ async fn a_stream_that_answers_is_not_disturbed() {
     let stats = ConnectionManagerStats::new(&crate::telemetry::stats::Stats::new().scope(""));
     let clock = Clock::new(limits());
     let stream = async { Ok::<_, Stop>(7) };
-    assert!(matches!(clock.race(stream, &stats, &info).await, Ok(7)));
+    assert!(matches!(clock.race(pin!(stream), &stats, &info).await, Ok(7)));
     // The route makes it shorter while the stream runs.
     let stream = async {
         clock.limits.set(Limits {
@@ -67,7 +67,7 @@ async fn a_stream_that_answers_is_not_disturbed() {
         });
         std::future::pending::<Result<(), Stop>>().await
     };
-    let Err(Stop::Reply(reply)) = clock.race(stream, &stats, &info).await else {
+    let Err(Stop::Reply(reply)) = clock.race(pin!(stream), &stats, &info).await else {
         panic!("no reply");
     };
     assert_eq!(

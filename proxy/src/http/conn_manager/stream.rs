@@ -65,10 +65,10 @@ pub(super) async fn serve(
                 early,
                 internal: client.internal,
             };
-            let running = stream.run(&mut head, &mut body, &mut end);
-            let mut running = pin!(clock.race(running, &config.stats, &info));
+            let running = pin!(stream.run(&mut head, &mut body, &mut end));
+            let mut racing = pin!(clock.race(running, &config.stats, &info));
             poll_fn(|cx| {
-                let polled = running.as_mut().poll(cx);
+                let polled = racing.as_mut().poll(cx);
                 waited |= polled.is_pending();
                 polled
             })
