@@ -235,11 +235,12 @@ impl StreamInfo {
 
     /// Facts about a whole connection that is not HTTP.
     pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
+        let start = Instant::now();
         Self {
             remote: connection.remote.clone(),
             connection,
             protocol: None,
-            start: Instant::now(),
+            start,
             start_time: SystemTime::now(),
             flags: ResponseFlags::default(),
             details: None,
@@ -252,7 +253,7 @@ impl StreamInfo {
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
             request_complete: false,
-            last_activity: Instant::now(),
+            last_activity: start,
             request_error: None,
             body_reply: None,
         }

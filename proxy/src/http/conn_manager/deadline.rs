@@ -147,9 +147,10 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn new(limits: Limits) -> Self {
+    /// The clock of the stream that these are the facts of.
+    pub(super) fn new(limits: Limits, info: &SharedInfo) -> Self {
         Self {
-            start: Instant::now(),
+            start: info.borrow().start.into(),
             limits: Cell::new(limits),
         }
     }

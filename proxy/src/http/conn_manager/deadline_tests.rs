@@ -56,7 +56,7 @@ fn activity_puts_the_idle_timeout_off_and_nothing_else() {
 async fn a_stream_that_answers_is_not_disturbed() {
     let info = Rc::new(RefCell::new(stream_info()));
     let stats = ConnectionManagerStats::new(&crate::telemetry::stats::Stats::new().scope(""));
-    let clock = Clock::new(limits());
+    let clock = Clock::new(limits(), &info);
     let stream = async { Ok::<_, Stop>(7) };
     assert!(matches!(clock.race(pin!(stream), &stats, &info).await, Ok(7)));
     // The route makes it shorter while the stream runs.

@@ -45,7 +45,7 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
-    let clock = Clock::new(Limits::of(&config, None, &head));
+    let clock = Clock::new(Limits::of(&config, None, &head), &info);
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
     let at_hand = match &body {
