@@ -304,7 +304,9 @@ impl RetryPolicy {
             let codes = codes
                 .split(',')
                 .filter_map(|c| c.trim().parse::<u16>().ok());
-            Arc::make_mut(&mut policy).retriable_status_codes.extend(codes);
+            Arc::make_mut(&mut policy)
+                .retriable_status_codes
+                .extend(codes);
         }
         if let Some(names) = names {
             let names = names.split(',').map(str::trim).filter(|n| !n.is_empty());
@@ -315,7 +317,9 @@ impl RetryPolicy {
                 })
             };
             let matchers = names.filter_map(|name| present(name).ok());
-            Arc::make_mut(&mut policy).retriable_headers.extend(matchers);
+            Arc::make_mut(&mut policy)
+                .retriable_headers
+                .extend(matchers);
         }
         Some(policy)
     }

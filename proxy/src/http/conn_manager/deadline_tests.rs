@@ -58,7 +58,10 @@ async fn a_stream_that_answers_is_not_disturbed() {
     let stats = ConnectionManagerStats::new(&crate::telemetry::stats::Stats::new().scope(""));
     let clock = Clock::new(limits(), &info);
     let stream = async { Ok::<_, Stop>(7) };
-    assert!(matches!(clock.race(pin!(stream), &stats, &info).await, Ok(7)));
+    assert!(matches!(
+        clock.race(pin!(stream), &stats, &info).await,
+        Ok(7)
+    ));
     // The route makes it shorter while the stream runs.
     let stream = async {
         clock.limits.set(Limits {

@@ -87,7 +87,9 @@ impl UserAgent {
 fn forward_transport(head: &mut RequestHead, config: &HcmConfig, connection: &ConnectionInfo) {
     let believed = config.client.trusts_peer();
     let headers = &mut head.headers;
-    let said = headers.get(names::XFP).filter(|_| believed && config.overwrite_scheme.is_none());
+    let said = headers
+        .get(names::XFP)
+        .filter(|_| believed && config.overwrite_scheme.is_none());
     let secure = match said.map(HeaderValue::as_bytes) {
         Some(b"https") => true,
         Some(b"http") => false,
