@@ -212,8 +212,8 @@ pub struct StreamInfo {
     /// A filter changed what the route was chosen by and wants it chosen again before the next filter
     /// runs (Envoy's `clearRouteCache`).
     pub route_stale: bool,
-    /// Whether the whole request has been received.
-    pub request_complete: bool,
+    /// When the whole request had been received, once it has.
+    pub request_end: Option<Instant>,
     /// When a byte last moved, for idle timeouts.
     pub last_activity: Instant,
     /// Why the request's body ended early, if it did: there is nobody left to answer.
@@ -252,11 +252,16 @@ impl StreamInfo {
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
-            request_complete: false,
+            request_end: None,
             last_activity: start,
             request_error: None,
             body_reply: None,
         }
+    }
+
+    /// Whether the whole request has been received.
+    pub fn request_complete(&self) -> bool {
+        self.request_end.is_some()
     }
 
     /// Notes that a byte moved.

@@ -161,7 +161,7 @@ async fn send(
         if charge.grpc && !end {
             charge.grpc_end(&host, trailers.as_ref());
         }
-        charge.complete(kind, started);
+        charge.complete(kind, Some(started.elapsed()));
     };
     // Nobody waits for the answer, so it makes no difference that Envoy's clock starts with the whole request.
     let limit = timeouts.global.unwrap_or(Duration::MAX);

@@ -10,6 +10,7 @@ use filters::stream::ConnectionInfo;
 use futures_util::future::LocalBoxFuture;
 use pingora_core::protocols::Stream;
 use std::rc::Rc;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::filter_chain_match::FilterChainIndex;
@@ -290,13 +291,9 @@ fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
 }
 
 fn filters_timeout(l: &Listener) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = &l.listener_filters_timeout else {
-        return Ok(Some(Duration::from_secs(15)));
-    };
-    let bad = |_| ConfigError::new("negative duration").at("listener_filters_timeout");
-    let seconds = u64::try_from(d.seconds).map_err(bad)?;
-    let nanos = u32::try_from(d.nanos).map_err(bad)?;
-    let timeout = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos.into()));
+    let timeout = l.listener_filters_timeout.as_ref();
+    let timeout = duration::of_field(timeout, "listener_filters_timeout")?;
+    let timeout = timeout.unwrap_or(Duration::from_secs(15));
     Ok((!timeout.is_zero()).then_some(timeout))
 }
 

@@ -8,6 +8,7 @@ mod acceptor;
 pub mod admin;
 pub mod admin_backend;
 pub mod compiled;
+mod connection;
 mod connection_drain;
 pub mod drain;
 pub mod echo;

@@ -11,6 +11,7 @@ use filters::stream::ConnectionInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::tls::downstream::DownstreamTls;
@@ -82,13 +83,9 @@ impl DownstreamTransport {
 }
 
 fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = &chain.transport_socket_connect_timeout else {
-        return Ok(None);
-    };
-    let read = xds_client::duration::read(d).ok_or_else(|| {
-        ConfigError::new("is not a valid duration").at("transport_socket_connect_timeout")
-    })?;
-    Ok(Some(read).filter(|d| !d.is_zero()))
+    let timeout = chain.transport_socket_connect_timeout.as_ref();
+    let timeout = duration::of_field(timeout, "transport_socket_connect_timeout")?;
+    Ok(timeout.filter(|d| !d.is_zero()))
 }
 
 impl TlsTransport {

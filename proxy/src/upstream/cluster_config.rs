@@ -9,7 +9,8 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType,
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
-use prost::Message;
+use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
@@ -132,20 +133,6 @@ pub struct ClusterConfig {
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
     pub limits: [Limits; 2],
-}
-
-pub(super) fn duration(
-    d: Option<&wkt::Duration>,
-    field: &str,
-) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = d else { return Ok(None) };
-    let read = xds_client::duration::read(d);
-    let read = read.ok_or_else(|| ConfigError::new("is not a valid duration").at(field))?;
-    Ok(Some(read))
-}
-
-fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
 }
 
 fn window(value: Option<&wkt::UInt32Value>, default: u32, field: &str) -> Result<u32, ConfigError> {
@@ -277,7 +264,7 @@ impl ClusterConfig {
             .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
         {
             let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
-            let options: http::HttpProtocolOptions = decode(any).at(step)?;
+            let options: http::HttpProtocolOptions = any::unpack(any).at(step)?;
             (protocol, h2) = http_protocol(&options).at(step)?;
             http1 = http1_settings(&options).at(step)?;
             if !options.http_filters.is_empty() {
@@ -296,18 +283,19 @@ impl ClusterConfig {
             return Err(ConfigError::unsupported("max_stream_duration").at(path));
         }
         let max_age = common.max_connection_duration.as_ref();
-        let max_age = duration(max_age, "max_connection_duration").at(path)?;
+        let max_age = duration::of_field(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
             .max_requests_per_connection
             .as_ref()
             .or(proto.max_requests_per_connection.as_ref())
             .map(|v| v.value)
             .filter(|v| *v > 0);
-        let idle = duration(
+        let idle = duration::of_field(
             common.idle_timeout.as_ref(),
             "common_http_protocol_options.idle_timeout",
         )?;
-        let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout")?;
+        let connect_timeout =
+            duration::of_field(proto.connect_timeout.as_ref(), "connect_timeout")?;
         if connect_timeout == Some(Duration::ZERO) {
             return Err(ConfigError::new("must be greater than 0").at("connect_timeout"));
         }
@@ -363,7 +351,7 @@ impl ClusterConfig {
             max_requests,
             max_connection_age: max_age.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
-            dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
+            dns_refresh: duration::of_field(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))
                 .max(Duration::from_millis(1)),
             dns_family: pb::cluster::DnsLookupFamily::try_from(proto.dns_lookup_family)

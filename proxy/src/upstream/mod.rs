@@ -16,6 +16,7 @@ pub mod hash_table;
 pub mod host;
 pub mod lb_policy;
 pub mod manager;
+mod membership;
 mod pool;
 pub mod request;
 pub mod slot;

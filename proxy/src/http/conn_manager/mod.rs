@@ -12,6 +12,7 @@ mod local_reply_config;
 pub(crate) mod names;
 mod path;
 mod reply;
+mod request_body;
 mod request_id;
 mod request_mutation;
 mod response;

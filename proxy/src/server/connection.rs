@@ -1,0 +1,191 @@
+//! One accepted connection: listener filters, chain match, and its place in the listener's books.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use filters::flags::ResponseFlags;
+use filters::stream::{ConnectionInfo, StreamInfo};
+
+use super::accepted::{Accepted, Sniffed};
+use super::compiled::FilterChainHandler;
+use super::filter_chain_match::MatchInput;
+use super::listener::WorkerListener;
+use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
+use crate::telemetry::stats::Gauge;
+
+/// Holds a gauge up by one, also over an abort.
+struct Now<'a>(&'a Gauge);
+
+impl<'a> Now<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Now<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Takes a connection out of the books when its task ends, however it ends: return, abort or panic.
+pub(super) struct ConnectionGuard {
+    listener: Rc<WorkerListener>,
+    id: u64,
+    counted_globally: bool,
+    /// When it found its chain; before that it is a socket, no connection.
+    matched: Cell<Option<Instant>>,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        // Tokio catches the panic at the task's boundary; the worker goes on.
+        if std::thread::panicking() {
+            self.listener.context.connection_panics.inc();
+        }
+        let stats = &self.listener.shared.stats;
+        self.listener.shared.active.dec();
+        if let Some(since) = self.matched.get() {
+            stats.downstream_cx_active.dec();
+            stats.downstream_cx_destroy.inc();
+            let length = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            stats.downstream_cx_length_ms.record(length);
+            self.listener.stats.downstream_cx_active.dec();
+        }
+        if self.counted_globally {
+            self.listener.context.global.release();
+        }
+        self.listener.forget(self.id);
+    }
+}
+
+/// Logs a connection that no filter chain takes.
+fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
+    if logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::for_connection(connection);
+    info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+    info.details = Some("filter_chain_not_found".into());
+    for log in logs {
+        log.record(&info, None, None, None);
+    }
+}
+
+impl ConnectionGuard {
+    /// A connection that has been counted in.
+    pub(super) fn new(listener: Rc<WorkerListener>, id: u64, counted_globally: bool) -> Self {
+        Self {
+            listener,
+            id,
+            counted_globally,
+            matched: Cell::new(None),
+        }
+    }
+
+    /// The connection has found its chain.
+    fn matched(&self, handler: &Arc<dyn FilterChainHandler>) {
+        self.matched.set(Some(Instant::now()));
+        let (all, own) = (&self.listener.shared.stats, &self.listener.stats);
+        all.downstream_cx_active.inc();
+        all.downstream_cx_total.inc();
+        own.downstream_cx_active.inc();
+        own.downstream_cx_total.inc();
+        self.listener.note_handler(self.id, handler);
+    }
+
+    /// Takes the connection to its end.
+    pub(super) async fn run(self, mut io: Accepted, control: ConnectionControl) {
+        let listener = &self.listener;
+        let config = listener.config();
+        let Ok((direct_remote, mut local)) = io.addresses() else {
+            return; // reset already
+        };
+        if let Accepted::Tcp(stream) = &io {
+            // Envoy's transports do the same; a failure only costs latency.
+            let _ = stream.set_nodelay(true);
+        }
+        if config
+            .filters
+            .original_dst
+            .runs(local.ip().map_or(0, |a| a.port()))
+        {
+            local = io.original_destination().unwrap_or(local);
+        }
+        let port = local.ip().map_or(0, |a| a.port());
+        let mut sniffed = Sniffed::default();
+        let stats = &listener.shared.stats;
+        let looked = {
+            let _now = Now::new(&stats.downstream_pre_cx_active);
+            let looking =
+                sniffed.look(&mut io, &config.filters, port, &listener.context.inspectors);
+            match config.filters_timeout {
+                Some(timeout) => tokio::time::timeout(timeout, looking).await.ok(),
+                None => Some(looking.await),
+            }
+        };
+        match looked {
+            Some(Ok(())) => {}
+            Some(Err(e)) => {
+                match e.kind() {
+                    io::ErrorKind::UnexpectedEof => {
+                        stats.downstream_listener_filter_remote_close.inc();
+                    }
+                    _ => stats.downstream_listener_filter_error.inc(),
+                }
+                return io.abandon(&sniffed);
+            }
+            None => {
+                stats.downstream_pre_cx_timeout.inc();
+                if !config.continue_on_timeout {
+                    return io.abandon(&sniffed);
+                }
+            }
+        }
+        // The configuration may have changed while the client was silent.
+        let config = listener.config();
+        let protocols: Vec<&str> = sniffed.protocols.iter().map(String::as_str).collect();
+        let found = config.index.find(&MatchInput {
+            destination: local.ip(),
+            source: direct_remote.ip(),
+            direct_source: direct_remote.ip(),
+            server_name: &sniffed.server_name,
+            transport_protocol: sniffed.transport,
+            application_protocols: &protocols,
+        });
+        let chain = found
+            .or(config.default_chain)
+            .and_then(|position| config.chains.get(position));
+        let info = Rc::new(ConnectionInfo {
+            id: self.id,
+            remote: direct_remote.clone(),
+            direct_remote,
+            local,
+            server_name: (!sniffed.server_name.is_empty())
+                .then(|| sniffed.server_name.as_str().into()),
+            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
+            alpn: None,
+            secure: false,
+            tls: None,
+            listener: config.name.clone(),
+            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+        });
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            log_refused(&config.access_logs, info);
+            return io.abandon(&sniffed);
+        };
+        self.matched(&chain.handler);
+        let prefix: Bytes = sniffed.prefix.freeze();
+        let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
+        // An old configuration must not live as long as its last idle connection.
+        drop(config);
+        serving.await;
+    }
+}
