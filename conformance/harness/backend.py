@@ -1,4 +1,4 @@
-"""A recording HTTP backend under full control of the case: HTTP/1.1 on one port, h2c on another.
+"""A recording HTTP backend under full control of the case: HTTP/1.1 on one port, h2c on another, over TLS on more.
 
 A case scripts it with a list of actions, one per request in order of arrival (the last one repeats; none means a
 plain 200). An action is a dict:
@@ -21,6 +21,7 @@ plain 200). An action is a dict:
     decode                            h2c: the request is a gRPC message, and told as such
 """
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -31,7 +32,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 
-from . import grpc
+from . import grpc, tls
 
 
 class Backend:
@@ -43,6 +44,22 @@ class Backend:
         for port, serve in ((h1_port, self._serve_h1), (h2_port, self._serve_h2)):
             listening = socket.create_server(("127.0.0.1", port), backlog=128)
             threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
+
+    def secure(self, port, context):
+        """One more server, over TLS: HTTP/2 if ALPN says so. Failed handshakes are seen too."""
+        def serve(conn):
+            try:
+                conn = context.wrap_socket(conn, server_side=True)
+            except (ssl.SSLError, OSError) as error:
+                with self.lock:
+                    self.seen.append({"handshake": "failed", "reason": tls.reason(error), "body": ""})
+                return
+            try:
+                (self._serve_h2 if conn.selected_alpn_protocol() == "h2" else self._serve_h1)(conn)
+            finally:
+                conn.close()
+        listening = socket.create_server(("127.0.0.1", port), backlog=128)
+        threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
 
     def begin(self, script):
         with self.lock:
@@ -78,6 +95,10 @@ class Backend:
         finally:
             conn.close()
 
+    @staticmethod
+    def _tls(conn):
+        return {"tls": tls.shaken(conn)} if isinstance(conn, ssl.SSLSocket) else {}
+
     # HTTP/1.1
 
     def _serve_h1(self, conn):
@@ -91,7 +112,7 @@ class Backend:
                 name, _, value = h.decode("latin-1").partition(":")
                 head.append([name, value.strip()])
             action, seen = self._action()
-            record = {"line": line.decode("latin-1").rstrip("\r\n"), "headers": head}
+            record = {"line": line.decode("latin-1").rstrip("\r\n"), "headers": head, **self._tls(conn)}
             seen.append(record)
             if not action.get("early"):
                 self._body(f, conn, head, record)
@@ -185,7 +206,7 @@ class Backend:
                 stream = getattr(event, "stream_id", None)
                 if isinstance(event, h2.events.RequestReceived):
                     action, seen = self._action()
-                    record = {"h2": True, "headers": [list(h) for h in event.headers], "body": ""}
+                    record = {"h2": True, "headers": [list(h) for h in event.headers], "body": "", **self._tls(conn)}
                     seen.append(record)
                     live[stream] = (action, record)
                     if "grpc" in action:

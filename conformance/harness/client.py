@@ -146,12 +146,16 @@ class H2:
     """One HTTP/2 connection by prior knowledge. Headers go out as given, legal or not."""
 
     def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+        self.sock = self.wrap(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT))
         self.state = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding="latin-1", validate_inbound_headers=False,
                                       validate_outbound_headers=False, normalize_outbound_headers=False))
         self.state.initiate_connection()
         self.flush()
+
+    def wrap(self, sock):
+        """What the frames go over."""
+        return sock
 
     def flush(self):
         try:

@@ -9,10 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from .backend import Backend
 from .client import H1, H2
+from .tls import TlsH1, TlsH2, server_context
 
 
 class Ports:
@@ -20,8 +23,14 @@ class Ports:
     taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
-        self.log, self.home, self.names = str(log), str(log.parent), {}
+        self.log, self.home, self.names, self.secured = str(log), str(log.parent), {}, {}
         self.admin, self.up, self.up2, self.dead = (self.listener(n) for n in ("ADMIN", "UP", "UP2", "DEAD"))
+
+    def secure(self, name, **context):
+        """The port of an upstream that speaks TLS, with `tls.server_context`'s arguments."""
+        port = self.listener(name)
+        self.secured[port] = context
+        return port
 
     def listener(self, name):
         for number, known in self.names.items():
@@ -53,6 +62,8 @@ class Proxy:
         self.backend = Backend(self.ports.up, self.ports.up2)
         config = home / "bootstrap.json"
         config.write_text(json.dumps(build(self.ports)))
+        for port, context in self.ports.secured.items():
+            self.backend.secure(port, server_context(**context))
         self.errors = home / "stderr"
         self.process = subprocess.Popen(
             [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart",
@@ -140,6 +151,41 @@ class Talk:
         if after is not None:
             self.record.append({"closed afterwards": conn.closed(after)})
         conn.close()
+
+    def tls(self, path="/", *headers, listener="main", host="a.test", ask=True, method="GET", h2=False, **kw):
+        """A handshake, told as it went, and (`ask`) a request over it. `kw`: `tls.client_context`'s, `sni`."""
+        port = self.proxy.ports.listener(listener)
+        conn = TlsH2(port, **kw) if h2 else TlsH1(port, **kw)
+        self.open.append(conn)
+        self.record.append(conn.told)
+        if not ask or conn.told["handshake"] != "done":
+            return conn
+        if h2:
+            pairs = [tuple(h.split(": ", 1)) for h in headers]
+            head = [(":method", method), (":scheme", "https"), (":authority", host), (":path", path), *pairs]
+            answer, = conn.finish([conn.start(head)])
+        else:
+            conn.send("\r\n".join([f"{method} {path} HTTP/1.1", f"host: {host}", *headers, "\r\n"]).encode("latin-1"))
+            answer = conn.response(method)
+        self.record.append(answer)
+        answered = "headers" in answer
+        self.expect += answered
+        self.unsure |= not answered
+        return conn
+
+    def stats(self, pattern):
+        """Stats by name whose names match, without those that are zero."""
+        found = self.proxy.admin("/stats?usedonly&filter=" + quote(pattern))["body"]
+        return {name: int(value) for name, value in re.findall(r"^(\S+): (\d+)$", found, re.M) if value != "0"}
+
+    @contextmanager
+    def counted(self, pattern):
+        """Records by how much counters grew."""
+        before = self.stats(pattern)
+        yield
+        time.sleep(0.05)  # a peer may know of a failure before it is counted
+        after = self.stats(pattern)
+        self.note(counted={n: v - before.get(n, 0) for n, v in after.items() if v != before.get(n, 0)})
 
     def get(self, path="/", *headers, listener="main", method="GET", host="a.test", body=None):
         """A well-formed HTTP/1.1 request."""

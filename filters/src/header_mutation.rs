@@ -287,6 +287,8 @@ mod tests {
             tls: None,
             listener: "".into(),
             filter_chain: "".into(),
+            proxy_tlvs: None,
+            notes: None,
         };
         StreamInfo::new(Rc::new(connection), Protocol::Http11)
     }

@@ -2,18 +2,21 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
+use crate::http::alpn::AlpnOverride;
 use crate::tls::TlsInfo;
 
 /// The HTTP version of a message exchange.
@@ -92,6 +95,32 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
+    /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
+    pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
+    /// What listener and network filters note about the connection, if there are any that do.
+    pub notes: Option<Rc<RefCell<ConnectionNotes>>>,
+}
+
+/// Dynamic metadata: namespace to object.
+pub type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+
+/// What listener and network filters note about a connection while it lives. HTTP streams have facts of their own.
+#[derive(Debug, Default)]
+pub struct ConnectionNotes {
+    /// Dynamic metadata of the connection.
+    pub dynamic_metadata: DynamicMetadata,
+    /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
+    pub termination_details: Option<Cow<'static, str>>,
+}
+
+impl ConnectionNotes {
+    /// Notes that begin with this metadata.
+    pub fn with(dynamic_metadata: DynamicMetadata) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            dynamic_metadata,
+            termination_details: None,
+        }))
+    }
 }
 
 /// Objects that filters leave for each other, by key (Envoy's filter state).
@@ -168,6 +197,8 @@ pub struct UpstreamInfo {
     pub host: Option<Address>,
     /// The local end of the upstream connection.
     pub local: Option<Address>,
+    /// What TLS found out of the upstream connection.
+    pub tls: Option<Rc<TlsInfo>>,
     /// The cluster's name.
     pub cluster: Option<ByteString>,
     /// The upstream protocol.
@@ -205,10 +236,12 @@ pub struct StreamInfo {
     pub route: Option<Arc<dyn RouteView>>,
     /// The upstream.
     pub upstream: UpstreamInfo,
+    /// The protocols that upstream TLS is to offer in place of its own.
+    pub upstream_alpn: Option<Arc<AlpnOverride>>,
     /// Filter state.
     pub filter_state: FilterState,
     /// Dynamic metadata: namespace to object.
-    pub dynamic_metadata: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    pub dynamic_metadata: DynamicMetadata,
     /// A filter changed what the route was chosen by and wants it chosen again before the next filter
     /// runs (Envoy's `clearRouteCache`).
     pub route_stale: bool,
@@ -233,7 +266,7 @@ impl StreamInfo {
         }
     }
 
-    /// Facts about a whole connection that is not HTTP.
+    /// Facts about a whole connection that is not HTTP. At its end [`take_notes`](Self::take_notes) adds what filters noted.
     pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
         let start = Instant::now();
         Self {
@@ -249,6 +282,7 @@ impl StreamInfo {
             bytes_sent: 0,
             route: None,
             upstream: UpstreamInfo::default(),
+            upstream_alpn: None,
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
@@ -256,6 +290,13 @@ impl StreamInfo {
             last_activity: start,
             request_error: None,
             body_reply: None,
+        }
+    }
+
+    /// Makes the dynamic metadata of the connection that of these facts.
+    pub fn take_notes(&mut self) {
+        if let Some(notes) = &self.connection.notes {
+            self.dynamic_metadata = notes.borrow().dynamic_metadata.clone();
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) enum Fact {
     FilterChain,
     ConnectionId,
     LocalReply,
-    Missing,
+    Termination,
 }
 
 /// A compiled operator.
@@ -113,8 +113,7 @@ impl Operator {
             "FILTER_CHAIN_NAME" => Fact::FilterChain,
             "CONNECTION_ID" => Fact::ConnectionId,
             "LOCAL_REPLY_BODY" => Fact::LocalReply,
-            // Only TCP proxying and connection-level refusals have these.
-            "CONNECTION_TERMINATION_DETAILS" => Fact::Missing,
+            "CONNECTION_TERMINATION_DETAILS" => Fact::Termination,
             _ => {
                 return Ok(match name {
                     "REQ" => header(Side::Request, false)?,
@@ -256,7 +255,7 @@ impl Operator {
                 }
             }
             Self::Fact(fact) => fact.value(cx),
-            Self::Tls(fact) => fact.value(cx.info.connection.tls.as_deref()?),
+            Self::Tls(fact) => fact.value(cx.info),
             Self::Text(text) => text.as_deref().map(|t| Cow::Borrowed(t.as_bytes())),
             Self::Dynamic(ns, keys) => {
                 let object = cx.info.dynamic_metadata.get(&**ns)?;
@@ -307,7 +306,12 @@ impl Fact {
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
             Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
-            Self::Missing => None,
+            // Connections have these, and HTTP streams have not.
+            Self::Termination if info.protocol.is_some() => None,
+            Self::Termination => {
+                let notes = info.connection.notes.as_ref()?.borrow();
+                owned(notes.termination_details.as_ref()?.to_string())
+            }
         }
     }
 }

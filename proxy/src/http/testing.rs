@@ -18,6 +18,8 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        proxy_tlvs: None,
+        notes: None,
     }
 }
 

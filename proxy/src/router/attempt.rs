@@ -28,6 +28,7 @@ use super::timeout::{AfterRequest, Idle, Timeouts};
 use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
+use crate::transport::options::TransportOptions;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
@@ -48,6 +49,8 @@ pub(super) struct Upstreaming<'a> {
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
     pub(super) buffer_limit: usize,
+    /// What is asked of the transport.
+    pub(super) transport: TransportOptions,
     /// No `x-envoy-*` headers are added.
     pub(super) suppress_envoy_headers: bool,
 }
@@ -267,6 +270,7 @@ async fn one(
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
+        transport: request.transport.clone(),
     };
     let mut sending = pin!(request::send(
         &request.charge.cluster,
@@ -371,13 +375,14 @@ fn respond(
         mut head,
         body,
         protocol,
-        local,
+        facts,
         mut guard,
     } = response;
     {
         let mut info = request.info.borrow_mut();
         info.upstream.protocol = Some(protocol);
-        info.upstream.local = local;
+        info.upstream.local = facts.local;
+        info.upstream.tls = facts.tls;
         info.details.get_or_insert("via_upstream".into());
         // Formatters in the route's response headers tell it.
         info.response_code = Some(head.status.as_u16());

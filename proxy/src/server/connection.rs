@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::flags::ResponseFlags;
-use filters::stream::{ConnectionInfo, StreamInfo};
+use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 
-use super::accepted::{Accepted, Sniffed};
+use super::accepted::Accepted;
 use super::compiled::FilterChainHandler;
 use super::filter_chain_match::MatchInput;
 use super::listener::WorkerListener;
+use super::listener_filters::{Found, Refusal};
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Gauge;
@@ -73,6 +74,7 @@ fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
     let mut info = StreamInfo::for_connection(connection);
     info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
     info.details = Some("filter_chain_not_found".into());
+    info.take_notes();
     for log in logs {
         log.record(&info, None, None, None);
     }
@@ -104,27 +106,17 @@ impl ConnectionGuard {
     pub(super) async fn run(self, mut io: Accepted, control: ConnectionControl) {
         let listener = &self.listener;
         let config = listener.config();
-        let Ok((direct_remote, mut local)) = io.addresses() else {
+        let Ok(mut found) = Found::new(&io) else {
             return; // reset already
         };
         if let Accepted::Tcp(stream) = &io {
             // Envoy's transports do the same; a failure only costs latency.
             let _ = stream.set_nodelay(true);
         }
-        if config
-            .filters
-            .original_dst
-            .runs(local.ip().map_or(0, |a| a.port()))
-        {
-            local = io.original_destination().unwrap_or(local);
-        }
-        let port = local.ip().map_or(0, |a| a.port());
-        let mut sniffed = Sniffed::default();
         let stats = &listener.shared.stats;
         let looked = {
             let _now = Now::new(&stats.downstream_pre_cx_active);
-            let looking =
-                sniffed.look(&mut io, &config.filters, port, &listener.context.inspectors);
+            let looking = config.filters.run(&mut io, &mut found);
             match config.filters_timeout {
                 Some(timeout) => tokio::time::timeout(timeout, looking).await.ok(),
                 None => Some(looking.await),
@@ -132,57 +124,59 @@ impl ConnectionGuard {
         };
         match looked {
             Some(Ok(())) => {}
-            Some(Err(e)) => {
-                match e.kind() {
-                    io::ErrorKind::UnexpectedEof => {
+            Some(Err(refusal)) => {
+                match refusal {
+                    Refusal::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                         stats.downstream_listener_filter_remote_close.inc();
                     }
-                    _ => stats.downstream_listener_filter_error.inc(),
+                    Refusal::Io(_) => stats.downstream_listener_filter_error.inc(),
+                    Refusal::Filter => {}
                 }
-                return io.abandon(&sniffed);
+                return io.abandon(!found.prefix.is_empty());
             }
             None => {
                 stats.downstream_pre_cx_timeout.inc();
                 if !config.continue_on_timeout {
-                    return io.abandon(&sniffed);
+                    return io.abandon(!found.prefix.is_empty());
                 }
             }
         }
         // The configuration may have changed while the client was silent.
         let config = listener.config();
-        let protocols: Vec<&str> = sniffed.protocols.iter().map(String::as_str).collect();
-        let found = config.index.find(&MatchInput {
-            destination: local.ip(),
-            source: direct_remote.ip(),
-            direct_source: direct_remote.ip(),
-            server_name: &sniffed.server_name,
-            transport_protocol: sniffed.transport,
+        let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
+        let position = config.index.find(&MatchInput {
+            destination: found.local.ip(),
+            source: found.remote.ip(),
+            direct_source: found.direct_remote.ip(),
+            server_name: &found.server_name,
+            transport_protocol: found.transport,
             application_protocols: &protocols,
         });
-        let chain = found
+        let chain = position
             .or(config.default_chain)
             .and_then(|position| config.chains.get(position));
         let info = Rc::new(ConnectionInfo {
             id: self.id,
-            remote: direct_remote.clone(),
-            direct_remote,
-            local,
-            server_name: (!sniffed.server_name.is_empty())
-                .then(|| sniffed.server_name.as_str().into()),
+            remote: found.remote,
+            direct_remote: found.direct_remote,
+            local: found.local,
+            server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
             secure: false,
             tls: None,
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+            proxy_tlvs: found.tlvs,
+            notes: (!found.metadata.is_empty()).then(|| ConnectionNotes::with(found.metadata)),
         });
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
             log_refused(&config.access_logs, info);
-            return io.abandon(&sniffed);
+            return io.abandon(!found.prefix.is_empty());
         };
         self.matched(&chain.handler);
-        let prefix: Bytes = sniffed.prefix.freeze();
+        let prefix: Bytes = found.prefix.freeze();
         let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
         // An old configuration must not live as long as its last idle connection.
         drop(config);

@@ -19,7 +19,7 @@ use super::compiled::{CompiledListener, FilterChainHandler};
 use super::connection::ConnectionGuard;
 use super::connection_drain::ConnectionDrain;
 use super::drain::{DrainEnd, DrainPlan};
-use super::listener_stats::{Count, Inspectors, ListenerStats, ManagerStats, WorkerStats};
+use super::listener_stats::{Count, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::stats::{Counter, Scope, Stats};
@@ -84,8 +84,6 @@ pub struct ListenerContext {
     pub scope: Scope,
     /// Set while health checks are failed: every response asks to close, as Envoy's do.
     pub unhealthy: Arc<AtomicBool>,
-    /// The numbers of the listener filters.
-    pub inspectors: Inspectors,
     next_connection: AtomicU64,
 }
 
@@ -98,7 +96,6 @@ impl ListenerContext {
             connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
             unhealthy: Arc::default(),
-            inspectors: Inspectors::default(),
             next_connection: AtomicU64::new(1),
         }
     }

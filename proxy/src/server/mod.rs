@@ -15,6 +15,7 @@ pub mod echo;
 pub mod filter_chain_match;
 pub mod lifecycle;
 pub mod listener;
+pub mod listener_filters;
 pub mod listener_manager;
 pub mod listener_stats;
 pub mod process;

@@ -14,6 +14,7 @@ pub mod dns;
 pub mod grpc;
 pub mod hash_table;
 pub mod host;
+pub mod http_options;
 pub mod lb_policy;
 pub mod manager;
 mod membership;

@@ -28,6 +28,7 @@ use super::certificate::{self, Certificate};
 use super::context::CommonContext;
 use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
+use super::upstream::Rules;
 use super::validation::Validation;
 use super::verifier::Verifier;
 use super::{facts, suite_name, version_name};
@@ -159,6 +160,7 @@ impl DownstreamTls {
                 algorithms,
                 stats: self.stats.clone(),
                 required: self.require_client_certificate,
+                rules: Rules::default(),
             }))
         } else {
             builder.with_no_client_auth()
@@ -242,15 +244,9 @@ impl DownstreamTls {
     }
 
     fn info(&self, compiled: &Compiled, connection: &ServerConnection) -> TlsInfo {
-        self.stats.handshake.inc();
-        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-            self.stats.session_reused.inc();
-        }
+        self.stats.shook_hands(connection);
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.verifies);
-        if peer.is_none() {
-            self.stats.no_certificate.inc();
-        }
         let local = compiled.resolver.chosen(connection);
         TlsInfo {
             version: version_name(connection.protocol_version()),

@@ -21,6 +21,7 @@ use xds_client::error::{At, ConfigError};
 use super::digest::{Sha256, parse_base64, parse_hex, sha256};
 use super::facts;
 use super::san::{self, SanMatcher};
+use super::upstream::Rules;
 
 /// The most intermediate certificates between a peer's and an anchor, unless `max_verify_depth` says less.
 const MAX_DEPTH: usize = 100;
@@ -211,11 +212,6 @@ impl Validation {
         Ok(())
     }
 
-    /// Also accepts the names in `names`: for automatic SAN validation, where nothing else is asked for.
-    pub(super) fn require_dns(&mut self, name: &str) {
-        self.names = vec![SanMatcher::dns(name)];
-    }
-
     /// Whether it refuses anything.
     pub(super) fn verifies(&self) -> bool {
         let nothing = self.anchors.is_empty() && self.hashes.is_empty() && self.keys.is_empty();
@@ -227,10 +223,10 @@ impl Validation {
         !self.anchors.is_empty()
     }
 
-    /// Verifies a peer's chain.
+    /// Verifies a peer's chain up to an authority.
     ///
     /// # Errors
-    /// The first step that refuses it.
+    /// Why it is not to be trusted.
     pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -239,19 +235,41 @@ impl Validation {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
     ) -> Result<(), Refused> {
-        if self.accept_untrusted {
+        if self.accept_untrusted || self.anchors.is_empty() {
             return Ok(());
         }
-        if !self.anchors.is_empty() {
-            self.verify_chain(leaf, intermediates, peer, algorithms, now)?;
+        self.verify_chain(leaf, intermediates, peer, algorithms, now)
+    }
+
+    /// Verifies a peer's names: against the context's list, and what one connection demands.
+    ///
+    /// # Errors
+    /// It has none of the names.
+    pub(super) fn verify_names(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rules: &Rules,
+    ) -> Result<(), Refused> {
+        let asked = rules.server_name.as_deref().map(SanMatcher::dns);
+        let names = asked.as_ref().map_or(&*self.names, std::slice::from_ref);
+        if self.accept_untrusted || (names.is_empty() && rules.subject.is_none()) {
+            return Ok(());
         }
-        if !self.names.is_empty() {
-            let accepted = facts::read(leaf).is_some_and(|f| san::accepted(&self.names, &f));
-            if !accepted {
-                return Err(refuse(Step::Name, "verify cert failed: verify SAN list"));
-            }
+        let accepted = facts::read(leaf).is_some_and(|f| {
+            san::accepted(names, &f) && rules.subject.as_deref().is_none_or(|s| san::names(&f, s))
+        });
+        if accepted {
+            return Ok(());
         }
-        if self.hashes.is_empty() && self.keys.is_empty() {
+        Err(refuse(Step::Name, "verify cert failed: verify SAN list"))
+    }
+
+    /// Verifies a peer against the lists of certificates and keys.
+    ///
+    /// # Errors
+    /// There are such lists, and it is on none.
+    pub(super) fn verify_hashes(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
+        if self.accept_untrusted || (self.hashes.is_empty() && self.keys.is_empty()) {
             return Ok(());
         }
         let by_hash = self.hashes.contains(&sha256(leaf));

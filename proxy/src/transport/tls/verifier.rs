@@ -9,6 +9,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::stats::TlsStats;
+use super::upstream::Rules;
 use super::validation::{Peer, Refused, Step, Validation};
 
 /// Verifies the certificates of one side's peers.
@@ -21,6 +22,8 @@ pub(super) struct Verifier {
     pub(super) required: bool,
     /// Names of authorities that a client is told of.
     pub(super) hints: Vec<DistinguishedName>,
+    /// What one connection's server must be beside.
+    pub(super) rules: Rules,
 }
 
 impl Verifier {
@@ -33,7 +36,9 @@ impl Verifier {
     ) -> Result<(), Error> {
         let verified = self
             .validation
-            .verify(leaf, intermediates, peer, self.algorithms.all, now);
+            .verify(leaf, intermediates, peer, self.algorithms.all, now)
+            .and_then(|()| self.validation.verify_names(leaf, &self.rules))
+            .and_then(|()| self.validation.verify_hashes(leaf));
         verified.map_err(|Refused { step, error }| {
             let counter = match step {
                 Step::Chain => &self.stats.fail_verify_error,
@@ -71,7 +76,9 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed(signature.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -80,7 +87,9 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed(signature.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -89,7 +98,8 @@ impl ClientCertVerifier for Verifier {
 }
 
 impl ServerCertVerifier for Verifier {
-    /// The name that was asked for does not count, as in Envoy: what is accepted is what the context says.
+    /// The name that was asked for does not count by itself, as in Envoy: what is accepted is what the context and
+    /// the rules say.
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -108,7 +118,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed(signature.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -117,7 +129,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed(signature.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -216,7 +216,8 @@ fn idle_and_old_connections_are_closed() {
             std::thread::sleep(Duration::from_millis(5));
             let cluster = client.cluster();
             let host = cluster.choose_host(&LbContext::default()).unwrap();
-            pool::of(&cluster, &host, Priority::Default)
+            pool::of(&cluster, &host, Priority::Default, Default::default())
+                .unwrap()
                 .http1
                 .sweep(false);
             until(|| server.open.get() == 0).await;

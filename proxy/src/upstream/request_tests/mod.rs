@@ -2,6 +2,7 @@
 
 mod http1;
 mod http2;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -205,17 +206,26 @@ impl Client {
         method: Method,
         body: &'static str,
     ) -> Result<(StatusCode, Bytes), UpstreamError> {
-        let cluster = self.cluster();
-        let host = cluster.choose_host(&LbContext::default()).unwrap();
         let mut head = RequestHead::new(method, "/");
         head.authority = "a.test".into();
+        self.send_head(&head, body).await
+    }
+
+    async fn send_head(
+        &self,
+        head: &RequestHead,
+        body: &'static str,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let cluster = self.cluster();
+        let host = cluster.choose_host(&LbContext::default()).unwrap();
         let options = SendOptions {
             downstream: Protocol::Http11,
             priority: Priority::Default,
             early: EarlyResponses::default(),
+            transport: cluster.config.transport_options_of(head, Protocol::Http11),
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));
-        let mut response = send(&cluster, &host, &head, body, options).await?;
+        let mut response = send(&cluster, &host, head, body, options).await?;
         let body = response.body.collect(1 << 20).await;
         let failed = body.as_ref().err().map(|error| error.reason);
         response.guard.ended(failed);
@@ -230,6 +240,13 @@ impl Client {
 
     async fn get(&self) -> Result<StatusCode, ResetReason> {
         let done = self.send(Method::GET, "").await;
+        done.map(|done| done.0).map_err(|error| error.reason)
+    }
+
+    async fn get_from(&self, host: &str) -> Result<StatusCode, ResetReason> {
+        let mut head = RequestHead::new(Method::GET, "/");
+        head.authority = host.into();
+        let done = self.send_head(&head, "").await;
         done.map(|done| done.0).map_err(|error| error.reason)
     }
 }
