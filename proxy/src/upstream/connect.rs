@@ -116,16 +116,20 @@ pub async fn connect(
         }))
 }
 
-/// A handshake that failed is a connection failure, as in Envoy; the text is rustls's.
+/// A handshake that failed is a connection failure, as in Envoy.
 fn tls_failure(error: &std::io::Error) -> ConnectError {
-    let text = describe(error);
-    let text = match text.starts_with("TLS error") {
-        true => text,
-        false => format!("TLS error: {text}"),
-    };
     ConnectError {
         reason: ResetReason::RemoteConnectionFailure,
-        transport_failure: Some(text.into()),
+        transport_failure: Some(tls_reason(error)),
+    }
+}
+
+/// Why TLS failed, for `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; the text is rustls's.
+pub(super) fn tls_reason(error: &std::io::Error) -> ByteString {
+    let text = describe(error);
+    match text.starts_with("TLS error") {
+        true => text.into(),
+        false => format!("TLS error: {text}").into(),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod context;
 mod digest;
 pub mod downstream;
 mod facts;
+pub mod files;
 mod parameters;
 mod san;
 pub mod secrets;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytestring::ByteString;
@@ -33,6 +34,9 @@ use crate::transport::options::TransportOptions;
 
 /// Envoy's limit on the name that is asked for.
 const MAX_SNI: usize = 255;
+
+/// How often it is looked whether secrets are there.
+const SECRETS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A cluster's TLS.
 pub struct UpstreamTls {
@@ -271,6 +275,30 @@ impl UpstreamTls {
                 // Without a name to ask for, no certificate fits.
                 server_name: self.validate_sni.then(|| server_name.clone()),
             },
+        }
+    }
+
+    /// Whether nobody waits for its secrets any longer: they are there, or they were given up.
+    pub fn is_answered(&self, secrets: &SecretStore) -> bool {
+        let named = self.common.slots().map(|slot| slot.name());
+        let mut named = named.filter(|name| !name.is_empty());
+        named.all(|name| secrets.is_answered(name))
+    }
+
+    /// Whether it asks for the endpoint's host name.
+    pub fn asks_for_host(&self) -> bool {
+        self.host_sni
+    }
+
+    /// Bytes that came could not be read as TLS: an alert of the server's, as a rule.
+    pub fn broke(&self) {
+        self.stats().connection_error.inc();
+    }
+
+    /// Waits until the secrets are there.
+    pub async fn secrets(&self) {
+        while self.common.ready().is_none() {
+            tokio::time::sleep(SECRETS_INTERVAL).await;
         }
     }
 
