@@ -111,6 +111,8 @@ pub struct ConnectionNotes {
     pub dynamic_metadata: DynamicMetadata,
     /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
     pub termination_details: Option<Cow<'static, str>>,
+    /// Bytes that were received and that a filter did not let through.
+    pub refused_bytes: u64,
 }
 
 impl ConnectionNotes {
@@ -118,7 +120,7 @@ impl ConnectionNotes {
     pub fn with(dynamic_metadata: DynamicMetadata) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
             dynamic_metadata,
-            termination_details: None,
+            ..Self::default()
         }))
     }
 }
@@ -293,10 +295,12 @@ impl StreamInfo {
         }
     }
 
-    /// Makes the dynamic metadata of the connection that of these facts.
+    /// Makes the dynamic metadata of the connection that of these facts, and counts what was received in vain.
     pub fn take_notes(&mut self) {
         if let Some(notes) = &self.connection.notes {
-            self.dynamic_metadata = notes.borrow().dynamic_metadata.clone();
+            let notes = notes.borrow();
+            self.dynamic_metadata = notes.dynamic_metadata.clone();
+            self.bytes_received += notes.refused_bytes;
         }
     }
 
