@@ -17,6 +17,7 @@ use super::pool::{self, HostPool, Missed, PendingGuard};
 use crate::http::h1::client::ExchangeOptions;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 
 /// A response as it begins.
 pub struct UpstreamResponse {
@@ -66,6 +67,8 @@ pub(crate) struct SendOptions {
     pub(crate) early: EarlyResponses,
     /// What is asked of the transport.
     pub(crate) transport: TransportOptions,
+    /// Whom hosts are told of that want to know.
+    pub(crate) client: Option<Client>,
 }
 
 /// Sends a request to a host and waits for the response's head. Dropping the future cancels it.
@@ -79,7 +82,13 @@ pub(crate) async fn send(
     body: Body,
     options: SendOptions,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let Some(pool) = pool::of(cluster, host, options.priority, options.transport) else {
+    let Some(pool) = pool::of(
+        cluster,
+        host,
+        options.priority,
+        options.transport,
+        options.client,
+    ) else {
         cluster.stats().upstream_cx_pool_overflow.inc();
         return Err(OVERFLOW);
     };
