@@ -2,6 +2,7 @@
 //!
 //! Envoy: "Router", "x-envoy-retry-on", "x-envoy-max-retries"; `RetryStateImpl`.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::forward::{Forwarded, failure_reply, timeout_reply};
 use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
-use super::response_body::ResponseBody;
+use super::response_body::{MAX_DURATION, ResponseBody};
 use super::retry_state::{RetryState, Verdict};
 use super::route::Route;
 use super::timeout::{AfterRequest, Idle, Timeouts};
@@ -62,6 +63,8 @@ enum Outcome {
     Failed(UpstreamError),
     /// With its details.
     PerTryTimeout(&'static str),
+    /// The stream has taken longer than its cluster allows.
+    MaxDuration,
     GlobalTimeout,
 }
 
@@ -102,7 +105,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             .route
             .set_upstream_host(request.head, &host.hostname, keep_original);
         let body = replay.body(&mut request.body);
-        let outcome = one(&request, &host, body, &mut global).await;
+        let mut stream_limit = AfterRequest::new(request.charge.cluster.config.max_stream_duration);
+        let outcome = one(&request, &host, body, &mut global, &mut stream_limit).await;
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
@@ -139,7 +143,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     _ => {}
                 }
                 replay.release();
-                return conclude(request, &host, outcome, global, attempt, routed);
+                let limits = [global, stream_limit];
+                return conclude(request, &host, outcome, limits, attempt, routed);
             }
         }
     }
@@ -161,7 +166,9 @@ fn judge(request: &mut Upstreaming<'_>, outcome: &Outcome) -> Verdict {
         }
         Outcome::Failed(error) => retries.on_reset(cluster, error.reason, error.request_sent),
         // We ended the attempt ourselves.
-        Outcome::PerTryTimeout(_) => retries.on_reset(cluster, ResetReason::LocalReset, true),
+        Outcome::PerTryTimeout(_) | Outcome::MaxDuration => {
+            retries.on_reset(cluster, ResetReason::LocalReset, true)
+        }
         Outcome::GlobalTimeout => Verdict::No,
     }
 }
@@ -174,6 +181,7 @@ fn mirror(request: &mut Upstreaming<'_>) {
     }
     let mirroring = Mirroring {
         head: request.head,
+        info: request.info,
         attempt_count: request.route.include_request_attempt_count(),
         protocol: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         timeouts: request.timeouts,
@@ -266,7 +274,9 @@ async fn one(
     host: &Arc<Host>,
     body: Body,
     global: &mut AfterRequest,
+    stream_limit: &mut AfterRequest,
 ) -> Outcome {
+    let ready = Cell::new(false);
     let options = SendOptions {
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
@@ -276,6 +286,7 @@ async fn one(
             true => Client::of(&request.info.borrow().connection),
             false => None,
         },
+        ready: Some(&ready),
     };
     let mut sending = pin!(request::send(
         &request.charge.cluster,
@@ -296,6 +307,10 @@ async fn one(
         }
         if global.poll(request.info, cx).is_ready() {
             return Poll::Ready(Outcome::GlobalTimeout);
+        }
+        if stream_limit.poll_since(ready.get(), cx).is_ready() {
+            stats.upstream_rq_max_duration_reached.inc();
+            return Poll::Ready(Outcome::MaxDuration);
         }
         if per_try.poll(request.info, cx).is_ready() {
             stats.upstream_rq_per_try_timeout.inc();
@@ -344,11 +359,20 @@ fn conclude(
     request: Upstreaming<'_>,
     host: &Arc<Host>,
     outcome: Outcome,
-    global: AfterRequest,
+    limits: [AfterRequest; 2],
     attempt: u32,
     routed: Instant,
 ) -> Forwarded {
     match outcome {
+        // Envoy counts no status here.
+        Outcome::MaxDuration => Forwarded::reply(
+            LocalReply::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream max stream duration reached",
+                MAX_DURATION,
+            )
+            .with_flags(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED),
+        ),
         Outcome::GlobalTimeout => global_timeout(&request, Some(host)),
         Outcome::PerTryTimeout(details) => timed_out(&request, Some(host), details),
         Outcome::Failed(error) => {
@@ -364,7 +388,7 @@ fn conclude(
             request.charge.local(tried, reply.status);
             Forwarded::reply(reply)
         }
-        Outcome::Response(response) => respond(request, host, *response, global, attempt, routed),
+        Outcome::Response(response) => respond(request, host, *response, limits, attempt, routed),
     }
 }
 
@@ -372,7 +396,7 @@ fn respond(
     request: Upstreaming<'_>,
     host: &Arc<Host>,
     response: UpstreamResponse,
-    global: AfterRequest,
+    [global, stream_limit]: [AfterRequest; 2],
     attempt: u32,
     routed: Instant,
 ) -> Forwarded {
@@ -428,6 +452,7 @@ fn respond(
             global
         },
         idle: Idle::new(request.timeouts.per_try_idle.filter(|_| !tunnel)),
+        stream_limit,
         info: request.info.clone(),
         host: host.clone(),
         charge,

@@ -191,6 +191,7 @@ async fn begin(
             .config
             .transport_options(&head, Protocol::Http2, None),
         client: None,
+        ready: None,
     };
     let sent = request::send(&cluster, &host, &head, body, options).await;
     sent.map_err(|error| Status::unavailable(error.reason.as_str()))

@@ -226,6 +226,7 @@ impl Client {
                 .config
                 .transport_options(head, Protocol::Http11, None),
             client: None,
+            ready: None,
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));
         let mut response = send(&cluster, &host, head, body, options).await?;
