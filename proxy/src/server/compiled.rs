@@ -16,6 +16,7 @@ use xds_client::error::{At, ConfigError};
 use super::filter_chain_match::FilterChainIndex;
 use super::listener_filters::ListenerFilters;
 use super::socket::{BindAddress, SocketOptions};
+use super::socket_option::SocketOptionList;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
@@ -91,7 +92,7 @@ pub struct CompiledListener {
     /// `stat_prefix`, or the main address with `:` as `_`.
     pub stat_name: String,
     /// Told of connections that no chain takes.
-    pub access_logs: Vec<AccessLog>,
+    pub access_logs: Arc<[AccessLog]>,
     /// The configuration it came from.
     pub source: Arc<Listener>,
     /// Its version, as the control plane calls it.
@@ -139,7 +140,7 @@ impl CompiledListener {
             ignore_global_limit: source.ignore_global_conn_limit,
             inbound: source.traffic_direction == 1,
             stat_name: String::new(),
-            access_logs: compiler.access_logs(source)?,
+            access_logs: compiler.access_logs(source)?.into(),
             source: source.clone(),
             version: version.to_owned(),
         };
@@ -258,7 +259,7 @@ fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
         backlog,
         freebind: on(&l.freebind),
         transparent: on(&l.transparent),
-        keepalive: l.tcp_keepalive.is_some(),
+        more: SocketOptionList::compile(&l.socket_options, l.tcp_keepalive.as_ref())?,
     })
 }
 

@@ -40,16 +40,14 @@ pub(super) struct ConnectionGuard {
     listener: Rc<WorkerListener>,
     id: u64,
     counted_globally: bool,
+    control: ConnectionControl,
     /// When it found its chain; before that it is a socket, no connection.
     matched: Cell<Option<Instant>>,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        // Tokio catches the panic at the task's boundary; the worker goes on.
-        if std::thread::panicking() {
-            self.listener.context.connection_panics.inc();
-        }
+        self.control.count_panic();
         let stats = &self.listener.shared.stats;
         self.listener.shared.active.dec();
         if let Some(since) = self.matched.get() {
@@ -66,27 +64,51 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Logs a connection that no filter chain takes.
-fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
-    if logs.is_empty() {
-        return;
+/// The line that a connection leaves in the logs of its listener when it ends, however it ends.
+struct Line {
+    logs: Arc<[AccessLog]>,
+    info: StreamInfo,
+    control: ConnectionControl,
+}
+
+impl Line {
+    fn new(
+        logs: &Arc<[AccessLog]>,
+        connection: &Rc<ConnectionInfo>,
+        control: &ConnectionControl,
+    ) -> Option<Self> {
+        (!logs.is_empty()).then(|| Self {
+            logs: logs.clone(),
+            info: StreamInfo::for_connection(connection.clone()),
+            control: control.clone(),
+        })
     }
-    let mut info = StreamInfo::for_connection(connection);
-    info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
-    info.details = Some("filter_chain_not_found".into());
-    info.take_notes();
-    for log in logs {
-        log.record(&info, None, None, None);
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.info.protocol = self.control.protocol();
+        (self.info.bytes_received, self.info.bytes_sent) = self.control.bytes();
+        self.info.take_notes();
+        for log in self.logs.iter() {
+            log.record(&self.info, None, None, None);
+        }
     }
 }
 
 impl ConnectionGuard {
     /// A connection that has been counted in.
-    pub(super) fn new(listener: Rc<WorkerListener>, id: u64, counted_globally: bool) -> Self {
+    pub(super) fn new(
+        listener: Rc<WorkerListener>,
+        id: u64,
+        counted_globally: bool,
+        control: ConnectionControl,
+    ) -> Self {
         Self {
             listener,
             id,
             counted_globally,
+            control,
             matched: Cell::new(None),
         }
     }
@@ -103,7 +125,7 @@ impl ConnectionGuard {
     }
 
     /// Takes the connection to its end.
-    pub(super) async fn run(self, mut io: Accepted, control: ConnectionControl) {
+    pub(super) async fn run(self, mut io: Accepted) {
         let listener = &self.listener;
         let config = listener.config();
         let Ok(mut found) = Found::new(&io) else {
@@ -170,14 +192,20 @@ impl ConnectionGuard {
             proxy_tlvs: found.tlvs,
             notes: (!found.metadata.is_empty()).then(|| ConnectionNotes::with(found.metadata)),
         });
+        let mut line = Line::new(&config.access_logs, &info, &self.control);
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
-            log_refused(&config.access_logs, info);
+            if let Some(Line { info, .. }) = &mut line {
+                info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+                info.details = Some("filter_chain_not_found".into());
+            }
             return io.abandon(!found.prefix.is_empty());
         };
         self.matched(&chain.handler);
         let prefix: Bytes = found.prefix.freeze();
-        let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
+        let serving = chain
+            .handler
+            .serve(io.into_stream(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
