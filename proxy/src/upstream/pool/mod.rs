@@ -4,6 +4,7 @@
 mod guard;
 pub(super) mod http1;
 pub(super) mod http2;
+mod io;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::guard::Speaks;
-pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, PooledIo, RequestGuard};
+pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, RequestGuard};
+pub(crate) use self::io::PooledIo;
 use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::connect::ConnectError;
@@ -69,6 +71,11 @@ impl HostPool {
         }
     }
 
+    /// Whether a request is on one of its connections, waits for one, or is about to.
+    fn is_used(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) > 1 || self.http1.is_used() || self.http2.is_used()
+    }
+
     pub(super) fn sweep(&self) -> bool {
         let client = self.place.client();
         // What was made for a client is of no use when it has left.
@@ -106,6 +113,8 @@ pub(super) fn of(
             cluster, host, priority, options, client,
         )))
     };
+    // One that nobody uses makes room for another. Its connections are closed outside of the borrow.
+    let mut evicted = None;
     let pool = POOLS.with_borrow_mut(|pools| {
         let entry = pools.entry((host.id, priority));
         let pools = entry.or_insert_with(|| HostPools {
@@ -124,11 +133,14 @@ pub(super) fn of(
         let bounded = client.is_none();
         let key = (options, client);
         if bounded && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
-            return None;
+            let unused = pools.others.iter().find(|(_, pool)| !pool.is_used())?;
+            let unused = unused.0.clone();
+            evicted = pools.others.remove(&unused);
         }
         let pool = pools.others.entry(key);
         Some(pool.or_insert_with_key(|key| new(key.clone())).clone())
     });
+    drop(evicted);
     if !SWEEPING.replace(true) {
         tokio::task::spawn_local(sweep());
     }
