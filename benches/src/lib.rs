@@ -23,6 +23,7 @@ pub fn stream() -> StreamInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        outcome: Default::default(),
     };
     StreamInfo::new(Rc::new(connection), Protocol::Http11)
 }

@@ -262,6 +262,7 @@ mod tests {
             tls: None,
             listener: "".into(),
             filter_chain: "".into(),
+            outcome: Default::default(),
         };
         StreamInfo::new(Rc::new(connection), Protocol::Http11)
     }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -80,7 +81,7 @@ pub struct ConnectionInfo {
     pub direct_remote: Address,
     /// Where the connection came in (after original_dst).
     pub local: Address,
-    /// SNI, lower case.
+    /// SNI as a listener filter has read it, lower case.
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.
     pub alpn: Option<ByteString>,
@@ -92,6 +93,30 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
+    /// What becomes of it.
+    pub outcome: Rc<ConnectionOutcome>,
+}
+
+/// What becomes of a connection, noted by whoever learns it and read by the listener's access logs at its end.
+#[derive(Debug, Default)]
+pub struct ConnectionOutcome {
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`: why its transport failed.
+    pub transport_failure: OnceCell<ByteString>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`: why we ended it.
+    pub termination: Cell<Option<&'static str>>,
+    /// What TLS found out, also from a handshake that failed.
+    pub tls: OnceCell<Rc<TlsInfo>>,
+    /// Response flags of the whole connection.
+    pub flags: Cell<ResponseFlags>,
+}
+
+impl ConnectionOutcome {
+    /// Adds response flags.
+    pub fn add_flags(&self, flags: ResponseFlags) {
+        let mut all = self.flags.get();
+        all.insert(flags);
+        self.flags.set(all);
+    }
 }
 
 /// Objects that filters leave for each other, by key (Envoy's filter state).

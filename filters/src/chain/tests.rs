@@ -22,6 +22,7 @@ pub(crate) fn info() -> SharedInfo {
         tls: None,
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
+        outcome: Default::default(),
     };
     let stream = StreamInfo::new(Rc::new(connection), Protocol::Http11);
     Rc::new(RefCell::new(stream))

@@ -53,7 +53,8 @@ pub(super) enum Fact {
     FilterChain,
     ConnectionId,
     LocalReply,
-    Missing,
+    DownstreamFailure,
+    Termination,
 }
 
 /// A compiled operator.
@@ -113,8 +114,8 @@ impl Operator {
             "FILTER_CHAIN_NAME" => Fact::FilterChain,
             "CONNECTION_ID" => Fact::ConnectionId,
             "LOCAL_REPLY_BODY" => Fact::LocalReply,
-            // Only TCP proxying and connection-level refusals have these.
-            "CONNECTION_TERMINATION_DETAILS" => Fact::Missing,
+            "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Fact::DownstreamFailure,
+            "CONNECTION_TERMINATION_DETAILS" => Fact::Termination,
             _ => {
                 return Ok(match name {
                     "REQ" => header(Side::Request, false)?,
@@ -300,14 +301,27 @@ impl Fact {
             Self::UpstreamCluster => text(info.upstream.cluster.as_deref()?),
             Self::UpstreamProtocol => text(info.upstream.protocol?.as_str()),
             Self::UpstreamAttempts => owned(info.upstream.attempts.to_string()),
-            Self::UpstreamFailure => text(info.upstream.transport_failure.as_deref()?),
+            // No spaces, so that it stays one column of a log.
+            Self::UpstreamFailure => owned(
+                info.upstream
+                    .transport_failure
+                    .as_deref()?
+                    .replace(' ', "_"),
+            ),
+            Self::DownstreamFailure => owned(
+                info.connection
+                    .outcome
+                    .transport_failure
+                    .get()?
+                    .replace(' ', "_"),
+            ),
+            Self::Termination => text(info.connection.outcome.termination.get()?),
             Self::ServerName => text(info.connection.server_name.as_deref()?),
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
             Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
-            Self::Missing => None,
         }
     }
 }

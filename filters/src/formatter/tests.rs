@@ -19,6 +19,7 @@ fn info() -> StreamInfo {
         tls: None,
         listener: "l".into(),
         filter_chain: "fc".into(),
+        outcome: Default::default(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), Protocol::Http11);
     info.start_time = UNIX_EPOCH + Duration::from_millis(1_522_796_769_123);

@@ -20,6 +20,8 @@ pub(super) enum TlsFact {
     PeerPem,
     PeerBegins(TimeFormat),
     PeerEnds(TimeFormat),
+    /// Of all certificates that the peer has shown, its own first.
+    PeerChain(CertificateFact),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +34,7 @@ pub(super) enum CertificateFact {
     EmailSan,
     IpSan,
     Fingerprint,
+    Fingerprint1,
 }
 
 impl TlsFact {
@@ -44,6 +47,13 @@ impl TlsFact {
             "DOWNSTREAM_PEER_CERT" => Self::PeerPem,
             "DOWNSTREAM_PEER_CERT_V_START" => Self::PeerBegins(time()?),
             "DOWNSTREAM_PEER_CERT_V_END" => Self::PeerEnds(time()?),
+            "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256" => {
+                Self::PeerChain(CertificateFact::Fingerprint)
+            }
+            "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1" => {
+                Self::PeerChain(CertificateFact::Fingerprint1)
+            }
+            "DOWNSTREAM_PEER_CHAIN_SERIALS" => Self::PeerChain(CertificateFact::Serial),
             _ => {
                 let peer = name.strip_prefix("DOWNSTREAM_PEER_");
                 let local = name.strip_prefix("DOWNSTREAM_LOCAL_");
@@ -64,6 +74,11 @@ impl TlsFact {
             Self::PeerBegins(format) => Cow::Owned(format.format(facts()?.not_before?)),
             Self::PeerEnds(format) => Cow::Owned(format.format(facts()?.not_after?)),
             Self::Peer(fact) => fact.text(facts()?),
+            Self::PeerChain(fact) => {
+                let chain = tls.peer.as_ref()?.chain_facts();
+                let texts = chain.iter().map(|facts| fact.text(facts));
+                Cow::Owned(texts.collect::<Vec<_>>().join(","))
+            }
             Self::Local(fact) => fact.text(tls.local.as_deref()?),
         };
         (!text.is_empty()).then(|| match text {
@@ -84,6 +99,7 @@ impl CertificateFact {
             "EMAIL_SAN" => Self::EmailSan,
             "IP_SAN" => Self::IpSan,
             "FINGERPRINT_256" => Self::Fingerprint,
+            "FINGERPRINT_1" => Self::Fingerprint1,
             _ => return None,
         })
     }
@@ -95,6 +111,7 @@ impl CertificateFact {
             Self::Issuer => Cow::Borrowed(&facts.issuer),
             Self::Serial => Cow::Borrowed(&facts.serial),
             Self::Fingerprint => Cow::Borrowed(&facts.sha256),
+            Self::Fingerprint1 => Cow::Borrowed(&facts.sha1),
             Self::UriSan => list(&facts.uri_sans),
             Self::DnsSan => list(&facts.dns_sans),
             Self::EmailSan => list(&facts.email_sans),

@@ -18,6 +18,7 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        outcome: Default::default(),
     }
 }
 

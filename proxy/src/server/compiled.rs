@@ -119,7 +119,7 @@ pub struct CompiledListener {
     /// `stat_prefix`, or the main address with `:` as `_`.
     pub stat_name: String,
     /// Told of connections that no chain takes.
-    pub access_logs: Vec<AccessLog>,
+    pub access_logs: Arc<[AccessLog]>,
     /// The configuration it came from.
     pub source: Arc<Listener>,
     /// Its version, as the control plane calls it.
@@ -166,7 +166,7 @@ impl CompiledListener {
             ignore_global_limit: source.ignore_global_conn_limit,
             inbound: source.traffic_direction == 1,
             stat_name: String::new(),
-            access_logs: compiler.access_logs(source)?,
+            access_logs: compiler.access_logs(source)?.into(),
             source: source.clone(),
             version: version.to_owned(),
         };

@@ -384,16 +384,38 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Logs a connection that no filter chain takes.
-fn log_refused(logs: &[AccessLog], connection: Rc<ConnectionInfo>) {
-    if logs.is_empty() {
-        return;
+/// The listener's access logs of one connection: written when this is dropped, however the connection ends.
+struct ConnectionLog {
+    logs: Arc<[AccessLog]>,
+    info: StreamInfo,
+}
+
+impl ConnectionLog {
+    /// `None` if nobody logs.
+    fn new(logs: &Arc<[AccessLog]>, connection: &Rc<ConnectionInfo>) -> Option<Self> {
+        (!logs.is_empty()).then(|| Self {
+            logs: logs.clone(),
+            info: StreamInfo::for_connection(connection.clone()),
+        })
     }
-    let mut info = StreamInfo::for_connection(connection);
-    info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
-    info.details = Some("filter_chain_not_found".into());
-    for log in logs {
-        log.record(&info, None, None, None);
+
+    /// No filter chain takes the connection.
+    fn refused(mut self) {
+        self.info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+        self.info.details = Some("filter_chain_not_found".into());
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        let outcome = self.info.connection.outcome.clone();
+        self.info.flags.insert(outcome.flags.get());
+        if let Some(tls) = outcome.tls.get() {
+            Rc::make_mut(&mut self.info.connection).tls = Some(tls.clone());
+        }
+        for log in self.logs.iter() {
+            log.record(&self.info, None, None, None);
+        }
     }
 }
 
@@ -485,10 +507,14 @@ impl ConnectionGuard {
             tls: None,
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+            outcome: Rc::default(),
         });
+        let log = ConnectionLog::new(&config.access_logs, &info);
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
-            log_refused(&config.access_logs, info);
+            if let Some(log) = log {
+                log.refused();
+            }
             return io.abandon(&sniffed);
         };
         self.matched(&chain.handler);
@@ -497,5 +523,6 @@ impl ConnectionGuard {
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
+        drop(log);
     }
 }

@@ -85,16 +85,12 @@ pub async fn connect(config: &ClusterConfig, host: &Host) -> Result<Connected, C
         }))
 }
 
-/// A handshake that failed is a connection failure, as in Envoy; the text is rustls's.
+/// A handshake that failed is a connection failure, as in Envoy.
 fn tls_failure(error: &std::io::Error) -> ConnectError {
-    let text = describe(error);
-    let text = match text.starts_with("TLS error") {
-        true => text,
-        false => format!("TLS error: {text}"),
-    };
+    let text = error.to_string();
     ConnectError {
         reason: ResetReason::RemoteConnectionFailure,
-        transport_failure: Some(text.into()),
+        transport_failure: (!text.is_empty()).then(|| text.into()),
     }
 }
 

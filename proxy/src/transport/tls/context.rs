@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, SdsSecretConfig,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
 };
 use prost::Message;
 use xds_client::error::{At, ConfigError};
@@ -47,10 +48,25 @@ pub fn references(common: &CommonTlsContext) -> Vec<(String, ConfigSource)> {
         }
         _ => {}
     }
-    configs
-        .into_iter()
-        .filter_map(|c| Some((c.name.clone(), c.sds_config.clone()?)))
-        .collect()
+    configs.into_iter().filter_map(source_of).collect()
+}
+
+/// The secrets that a server's context takes from SDS.
+pub fn downstream_references(context: &DownstreamTlsContext) -> Vec<(String, ConfigSource)> {
+    let mut found = match &context.common_tls_context {
+        Some(common) => references(common),
+        None => Vec::new(),
+    };
+    if let Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) =
+        &context.session_ticket_keys_type
+    {
+        found.extend(source_of(config));
+    }
+    found
+}
+
+fn source_of(config: &SdsSecretConfig) -> Option<(String, ConfigSource)> {
+    Some((config.name.clone(), config.sds_config.clone()?))
 }
 
 impl CommonContext {
@@ -152,14 +168,14 @@ impl CommonContext {
     pub(super) fn ready(&self) -> Option<Ready> {
         let certificate = |slot: &Arc<SecretSlot>| match slot.value()? {
             SecretValue::Certificate(certificate) => Some(certificate),
-            SecretValue::Validation(_) => None,
+            SecretValue::Validation(_) | SecretValue::TicketKeys(_) => None,
         };
         let certificates: Option<Vec<_>> = self.certificates.iter().map(certificate).collect();
         let validation = match &self.validation_secret {
             None => self.validation.clone(),
             Some(slot) => match slot.value()? {
                 SecretValue::Validation(secret) => Some(merge(self.validation.as_ref(), &secret)),
-                SecretValue::Certificate(_) => return None,
+                SecretValue::Certificate(_) | SecretValue::TicketKeys(_) => return None,
             },
         };
         Some(Ready {
@@ -169,7 +185,10 @@ impl CommonContext {
     }
 }
 
-fn slot(config: &SdsSecretConfig, secrets: &SecretStore) -> Result<Arc<SecretSlot>, ConfigError> {
+pub(super) fn slot(
+    config: &SdsSecretConfig,
+    secrets: &SecretStore,
+) -> Result<Arc<SecretSlot>, ConfigError> {
     if config.name.is_empty() {
         return Err(ConfigError::new("value is required").at("name"));
     }

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret,
+    CertificateValidationContext, Secret, TlsSessionTicketKeys,
 };
+use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
 use super::certificate::Certificate;
+use super::sessions::TicketKey;
 use super::validation::Validation;
 
 /// A secret that has been found good.
@@ -19,6 +21,8 @@ pub enum SecretValue {
     Certificate(Arc<Certificate>),
     /// What peers must be. Contexts may merge it into one of their own, so it stays a message.
     Validation(Arc<CertificateValidationContext>),
+    /// What seals session tickets.
+    TicketKeys(Arc<[TicketKey]>),
 }
 
 impl SecretValue {
@@ -38,12 +42,30 @@ impl SecretValue {
                 Validation::compile(&alone).at("validation_context")?;
                 Ok(Self::Validation(Arc::new(proto.clone())))
             }
-            Some(Type::SessionTicketKeys(_)) => {
-                Err(ConfigError::unsupported("session_ticket_keys"))
+            Some(Type::SessionTicketKeys(keys)) => {
+                Self::ticket_keys(keys).at("session_ticket_keys")
             }
             Some(Type::GenericSecret(_)) => Err(ConfigError::unsupported("generic_secret")),
             None => Err(ConfigError::new("is required").at("type")),
         }
+    }
+
+    /// Loads the keys of session tickets.
+    ///
+    /// # Errors
+    /// There is none, or one cannot be read or has not its length.
+    pub(super) fn ticket_keys(proto: &TlsSessionTicketKeys) -> Result<Self, ConfigError> {
+        if proto.keys.is_empty() {
+            return Err(ConfigError::new("value must contain at least 1 item(s)").at("keys"));
+        }
+        let load = |(i, source)| {
+            let bytes = data_source::read(source).map(zeroize::Zeroizing::new);
+            bytes
+                .and_then(|bytes| TicketKey::load(&bytes))
+                .at(format!("keys[{i}]"))
+        };
+        let keys: Result<_, _> = proto.keys.iter().enumerate().map(load).collect();
+        Ok(Self::TicketKeys(keys?))
     }
 }
 

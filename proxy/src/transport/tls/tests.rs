@@ -60,7 +60,7 @@ async fn meet(server: &DownstreamTls, client: &UpstreamTls) -> Result<(TlsInfo, 
     let (near, far) = tokio::io::duplex(1 << 16);
     let serving = async {
         let (mut io, info) = server
-            .accept(far)
+            .accept(bytes::Bytes::new(), far)
             .await
             .map_err(|e| format!("server: {e}"))?;
         io.write_all(b"hello").await.map_err(|e| e.to_string())?;

@@ -18,6 +18,8 @@ use tokio_rustls::client::TlsStream;
 use xds_client::error::{At, ConfigError};
 
 use super::context::{CommonContext, Ready};
+use super::failure::{Failure, Kind};
+use super::refusal;
 use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
 use super::validation::Validation;
@@ -215,31 +217,36 @@ impl UpstreamTls {
             ServerName::IpAddress(address.unwrap_or(unknown).into())
         });
         let connecting = TlsConnector::from(compiled.config.clone()).connect(name, io);
-        match connecting.await {
-            Ok(stream) => {
+        match refusal::watched(connecting).await {
+            (Ok(stream), _) => {
                 let info = self.info(&compiled, stream.get_ref().1);
                 Ok((stream, info))
             }
-            Err(error) => {
-                self.stats().connection_error.inc();
-                Err(error)
+            (Err(error), refusal) => {
+                let failure = Failure::new(&error, "", refusal.as_ref());
+                if failure.kind == Kind::Protocol {
+                    self.stats().connection_error.inc();
+                }
+                Err(io::Error::new(error.kind(), failure.text))
             }
         }
     }
 
     fn info(&self, compiled: &Compiled, connection: &ClientConnection) -> TlsInfo {
-        self.stats().handshake.inc();
-        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-            self.stats().session_reused.inc();
-        }
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.verifies);
-        TlsInfo {
+        let info = TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             local: compiled.local.as_ref().map(|c| c.facts.clone()),
             peer,
+        };
+        let group = connection.negotiated_key_exchange_group();
+        self.stats().shaken(&info, group.map(|group| group.name()));
+        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            self.stats().session_reused.inc();
         }
+        info
     }
 }
 

@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::facts;
+use super::refusal::{self, Refusal};
 use super::stats::TlsStats;
 use super::validation::{Peer, Refused, Step, Validation};
 
@@ -34,15 +36,23 @@ impl Verifier {
         let verified = self
             .validation
             .verify(leaf, intermediates, peer, self.algorithms.all, now);
-        verified.map_err(|Refused { step, error }| {
-            let counter = match step {
-                Step::Chain => &self.stats.fail_verify_error,
-                Step::Name => &self.stats.fail_verify_san,
-                Step::Hash => &self.stats.fail_verify_cert_hash,
-            };
-            counter.inc();
-            error
-        })
+        let Err(Refused { step, error, why }) = verified else {
+            return Ok(());
+        };
+        let counter = match step {
+            Step::Chain => &self.stats.fail_verify_error,
+            Step::Name => &self.stats.fail_verify_san,
+            Step::Hash => &self.stats.fail_verify_cert_hash,
+        };
+        counter.inc();
+        if self.validation.accepts_untrusted() {
+            return Ok(());
+        }
+        refusal::leave(Refusal {
+            why,
+            peer: facts::peer(std::slice::from_ref(leaf), false),
+        });
+        Err(error)
     }
 }
 
@@ -71,7 +81,9 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed_with(signature.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -80,7 +92,9 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed_with(signature.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -108,7 +122,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed_with(signature.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -117,7 +133,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
+        self.stats.signed_with(signature.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
