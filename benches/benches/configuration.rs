@@ -55,11 +55,12 @@ fn listeners(bencher: Bencher<'_, '_>) {
         .map(Arc::new)
         .collect();
     let compiler = ChainCompiler(chain_context());
+    let scope = compiler.0.stats.scope("");
     bencher
         .counter(divan::counter::ItemsCount::new(listeners.len()))
         .bench_local(|| {
             for listener in &listeners {
-                let compiled = CompiledListener::compile(listener, "1", None, &compiler);
+                let compiled = CompiledListener::compile(listener, "1", None, &compiler, &scope);
                 divan::black_box(compiled.expect("a listener"));
             }
         });

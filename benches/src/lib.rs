@@ -23,7 +23,8 @@ pub fn stream() -> StreamInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
-        outcome: Default::default(),
+        proxy_tlvs: None,
+        notes: None,
     };
     StreamInfo::new(Rc::new(connection), Protocol::Http11)
 }

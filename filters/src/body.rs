@@ -110,6 +110,12 @@ pub trait BodyStream {
     fn is_end(&self) -> bool {
         false
     }
+
+    /// What goes on behind the body while its reader can take no frame: deadlines, and the sending of the request
+    /// whose response this is. An error is the body's end. Bodies around another one pass this on to it.
+    fn poll_progress(&mut self, _: &mut Context<'_>) -> Poll<BodyError> {
+        Poll::Pending
+    }
 }
 
 /// A message body.
@@ -150,6 +156,19 @@ impl Body {
                 polled
             }
         }
+    }
+
+    /// To be called by a reader that has to wait before it can take the next frame; see
+    /// [`BodyStream::poll_progress`]. Turns into `Empty` by an error.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Self::Stream(source) = self else {
+            return Poll::Pending;
+        };
+        let polled = source.poll_progress(cx);
+        if polled.is_ready() {
+            *self = Self::Empty;
+        }
+        polled
     }
 
     /// The next frame, awaited.

@@ -114,6 +114,31 @@ fn modifiable(name: &str) -> Result<HeaderName, ConfigError> {
         .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
 }
 
+/// The mutations that each level of a route configuration has for the heads of both messages.
+#[derive(Debug, Default)]
+pub struct MessageMutations {
+    /// `request_headers_to_add` and `_to_remove`.
+    pub request: HeaderMutations,
+    /// `response_headers_to_add` and `_to_remove`.
+    pub response: HeaderMutations,
+}
+
+impl MessageMutations {
+    /// Compiles what is to be added and removed for each message.
+    ///
+    /// # Errors
+    /// See [`HeaderMutations::compile`].
+    pub fn compile(
+        (add_request, remove_request): (&[HeaderValueOption], &[String]),
+        (add_response, remove_response): (&[HeaderValueOption], &[String]),
+    ) -> Result<Self, ConfigError> {
+        Ok(Self {
+            request: HeaderMutations::compile("request", add_request, remove_request)?,
+            response: HeaderMutations::compile("response", add_response, remove_response)?,
+        })
+    }
+}
+
 impl HeaderMutations {
     /// Compiles `KIND_headers_to_add` and `KIND_headers_to_remove`, where `kind` is `request` or
     /// `response`.
@@ -262,7 +287,8 @@ mod tests {
             tls: None,
             listener: "".into(),
             filter_chain: "".into(),
-            outcome: Default::default(),
+            proxy_tlvs: None,
+            notes: None,
         };
         StreamInfo::new(Rc::new(connection), Protocol::Http11)
     }

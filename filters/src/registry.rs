@@ -64,7 +64,6 @@ pub enum Compiled {
 
 /// Filters that change no message: telemetry and Istio's peer metadata.
 const HARMLESS: &[&str] = &[
-    "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
     "io.istio.http.peer_metadata.Config",
     "istio.metadata_exchange.PluginConfig",
     "stats.PluginConfig",

@@ -2,19 +2,21 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::cell::{Cell, OnceCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::filter::LocalReply;
 use crate::flags::ResponseFlags;
+use crate::http::alpn::AlpnOverride;
 use crate::tls::TlsInfo;
 
 /// The HTTP version of a message exchange.
@@ -93,29 +95,46 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
-    /// What becomes of it.
-    pub outcome: Rc<ConnectionOutcome>,
+    /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
+    pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
+    /// What listener and network filters note about the connection, if there are any that do.
+    pub notes: Option<Rc<RefCell<ConnectionNotes>>>,
 }
 
-/// What becomes of a connection, noted by whoever learns it and read by the listener's access logs at its end.
+/// Dynamic metadata: namespace to object.
+pub type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+
+/// What listener and network filters note about a connection while it lives. HTTP streams have facts of their own.
 #[derive(Debug, Default)]
-pub struct ConnectionOutcome {
+pub struct ConnectionNotes {
+    /// Dynamic metadata of the connection.
+    pub dynamic_metadata: DynamicMetadata,
+    /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
+    pub termination_details: Option<Cow<'static, str>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`: why its transport failed.
-    pub transport_failure: OnceCell<ByteString>,
-    /// `%CONNECTION_TERMINATION_DETAILS%`: why we ended it.
-    pub termination: Cell<Option<&'static str>>,
+    pub transport_failure: Option<ByteString>,
     /// What TLS found out, also from a handshake that failed.
-    pub tls: OnceCell<Rc<TlsInfo>>,
+    pub tls: Option<Rc<TlsInfo>>,
     /// Response flags of the whole connection.
-    pub flags: Cell<ResponseFlags>,
+    pub flags: ResponseFlags,
 }
 
-impl ConnectionOutcome {
-    /// Adds response flags.
-    pub fn add_flags(&self, flags: ResponseFlags) {
-        let mut all = self.flags.get();
-        all.insert(flags);
-        self.flags.set(all);
+impl ConnectionInfo {
+    /// Notes something, if anybody reads it.
+    pub fn note(&self, note: impl FnOnce(&mut ConnectionNotes)) {
+        if let Some(notes) = &self.notes {
+            note(&mut notes.borrow_mut());
+        }
+    }
+}
+
+impl ConnectionNotes {
+    /// Notes that begin with this metadata.
+    pub fn with(dynamic_metadata: DynamicMetadata) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            dynamic_metadata,
+            ..Self::default()
+        }))
     }
 }
 
@@ -193,6 +212,8 @@ pub struct UpstreamInfo {
     pub host: Option<Address>,
     /// The local end of the upstream connection.
     pub local: Option<Address>,
+    /// What TLS found out of the upstream connection.
+    pub tls: Option<Rc<TlsInfo>>,
     /// The cluster's name.
     pub cluster: Option<ByteString>,
     /// The upstream protocol.
@@ -230,15 +251,17 @@ pub struct StreamInfo {
     pub route: Option<Arc<dyn RouteView>>,
     /// The upstream.
     pub upstream: UpstreamInfo,
+    /// The protocols that upstream TLS is to offer in place of its own.
+    pub upstream_alpn: Option<Arc<AlpnOverride>>,
     /// Filter state.
     pub filter_state: FilterState,
     /// Dynamic metadata: namespace to object.
-    pub dynamic_metadata: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    pub dynamic_metadata: DynamicMetadata,
     /// A filter changed what the route was chosen by and wants it chosen again before the next filter
     /// runs (Envoy's `clearRouteCache`).
     pub route_stale: bool,
-    /// Whether the whole request has been received.
-    pub request_complete: bool,
+    /// When the whole request had been received, once it has.
+    pub request_end: Option<Instant>,
     /// When a byte last moved, for idle timeouts.
     pub last_activity: Instant,
     /// Why the request's body ended early, if it did: there is nobody left to answer.
@@ -258,7 +281,7 @@ impl StreamInfo {
         }
     }
 
-    /// Facts about a whole connection that is not HTTP.
+    /// Facts about a whole connection that is not HTTP. At its end [`take_notes`](Self::take_notes) adds what filters noted.
     pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
         Self {
             remote: connection.remote.clone(),
@@ -273,14 +296,33 @@ impl StreamInfo {
             bytes_sent: 0,
             route: None,
             upstream: UpstreamInfo::default(),
+            upstream_alpn: None,
             filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
-            request_complete: false,
+            request_end: None,
             last_activity: Instant::now(),
             request_error: None,
             body_reply: None,
         }
+    }
+
+    /// Adds what is noted about the connection to these facts.
+    pub fn take_notes(&mut self) {
+        let Some(notes) = self.connection.notes.clone() else {
+            return;
+        };
+        let notes = notes.borrow();
+        self.dynamic_metadata = notes.dynamic_metadata.clone();
+        self.flags.insert(notes.flags);
+        if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
+            Rc::make_mut(&mut self.connection).tls = Some(tls.clone());
+        }
+    }
+
+    /// Whether the whole request has been received.
+    pub fn request_complete(&self) -> bool {
+        self.request_end.is_some()
     }
 
     /// Notes that a byte moved.

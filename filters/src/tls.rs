@@ -31,6 +31,9 @@ pub struct CertificateFacts {
     pub not_after: Option<SystemTime>,
 }
 
+/// Reads a certificate in DER; `None` if it is not one.
+pub type Reader = fn(&[u8]) -> Option<CertificateFacts>;
+
 /// A certificate shown by a peer.
 #[derive(Debug, Default)]
 pub struct PeerCertificate {
@@ -41,7 +44,7 @@ pub struct PeerCertificate {
     /// Whether the configuration asked for a verification, and it passed.
     pub validated: bool,
     /// Reads the others of the chain, which few ask for.
-    read: Option<fn(&[u8]) -> Option<CertificateFacts>>,
+    read: Option<Reader>,
     pem: OnceLock<String>,
 }
 
@@ -58,7 +61,7 @@ impl PeerCertificate {
     }
 
     /// The same, with `read` for the rest of the chain.
-    pub fn with_reader(self, read: fn(&[u8]) -> Option<CertificateFacts>) -> Self {
+    pub fn with_reader(self, read: Reader) -> Self {
         Self {
             read: Some(read),
             ..self

@@ -9,6 +9,8 @@ extern crate self as fairway;
 
 pub mod bootstrap;
 pub mod config;
+#[cfg(test)]
+mod fuzz_driver;
 pub mod http;
 pub mod router;
 pub mod server;

@@ -22,7 +22,8 @@ pub(crate) fn info() -> SharedInfo {
         tls: None,
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
-        outcome: Default::default(),
+        proxy_tlvs: None,
+        notes: None,
     };
     let stream = StreamInfo::new(Rc::new(connection), Protocol::Http11);
     Rc::new(RefCell::new(stream))

@@ -257,7 +257,7 @@ impl Operator {
                 }
             }
             Self::Fact(fact) => fact.value(cx),
-            Self::Tls(fact) => fact.value(cx.info.connection.tls.as_deref()?),
+            Self::Tls(fact) => fact.value(cx.info),
             Self::Text(text) => text.as_deref().map(|t| Cow::Borrowed(t.as_bytes())),
             Self::Dynamic(ns, keys) => {
                 let object = cx.info.dynamic_metadata.get(&**ns)?;
@@ -308,20 +308,22 @@ impl Fact {
                     .as_deref()?
                     .replace(' ', "_"),
             ),
-            Self::DownstreamFailure => owned(
-                info.connection
-                    .outcome
-                    .transport_failure
-                    .get()?
-                    .replace(' ', "_"),
-            ),
-            Self::Termination => text(info.connection.outcome.termination.get()?),
+            Self::DownstreamFailure => {
+                let notes = info.connection.notes.as_ref()?.borrow();
+                owned(notes.transport_failure.as_ref()?.replace(' ', "_"))
+            }
             Self::ServerName => text(info.connection.server_name.as_deref()?),
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
             Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
+            // Connections have these, and HTTP streams have not.
+            Self::Termination if info.protocol.is_some() => None,
+            Self::Termination => {
+                let notes = info.connection.notes.as_ref()?.borrow();
+                owned(notes.termination_details.as_ref()?.to_string())
+            }
         }
     }
 }

@@ -19,7 +19,8 @@ fn info() -> StreamInfo {
         tls: None,
         listener: "l".into(),
         filter_chain: "fc".into(),
-        outcome: Default::default(),
+        proxy_tlvs: None,
+        notes: None,
     };
     let mut info = StreamInfo::new(Rc::new(connection), Protocol::Http11);
     info.start_time = UNIX_EPOCH + Duration::from_millis(1_522_796_769_123);

@@ -1,15 +1,22 @@
-//! Operators that read the downstream connection's TLS.
+//! Operators that read the TLS of the downstream or the upstream connection.
 
 use std::borrow::Cow;
 
 use xds_client::error::ConfigError;
 
 use super::time::{DEFAULT, TimeFormat};
+use crate::stream::StreamInfo;
 use crate::tls::{CertificateFacts, TlsInfo};
 
-/// What of the connection's TLS is printed.
+/// Which connection's TLS is printed, and what of it.
 #[derive(Debug, Clone)]
-pub(super) enum TlsFact {
+pub(super) struct TlsFact {
+    upstream: bool,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
     Version,
     Cipher,
     /// Of the certificate that the peer has shown.
@@ -25,7 +32,7 @@ pub(super) enum TlsFact {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum CertificateFact {
+enum CertificateFact {
     Subject,
     Issuer,
     Serial,
@@ -40,23 +47,45 @@ pub(super) enum CertificateFact {
 impl TlsFact {
     /// Compiles an operator; `None` if it is not one of these.
     pub(super) fn compile(name: &str, argument: Option<&str>) -> Result<Option<Self>, ConfigError> {
+        let (upstream, rest) = match name.strip_prefix("DOWNSTREAM_") {
+            Some(rest) => (false, rest),
+            None => match name.strip_prefix("UPSTREAM_") {
+                Some(rest) => (true, rest),
+                None => return Ok(None),
+            },
+        };
+        let what = What::compile(rest, argument)?;
+        Ok(what.map(|what| Self { upstream, what }))
+    }
+
+    pub(super) fn value<'a>(&self, info: &'a StreamInfo) -> Option<Cow<'a, [u8]>> {
+        let tls = match self.upstream {
+            true => info.upstream.tls.as_deref()?,
+            false => info.connection.tls.as_deref()?,
+        };
+        let text = self.what.text(tls).filter(|text| !text.is_empty())?;
+        Some(match text {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        })
+    }
+}
+
+impl What {
+    fn compile(name: &str, argument: Option<&str>) -> Result<Option<Self>, ConfigError> {
         let time = || TimeFormat::compile(argument.filter(|a| !a.is_empty()).unwrap_or(DEFAULT));
         Ok(Some(match name {
-            "DOWNSTREAM_TLS_VERSION" => Self::Version,
-            "DOWNSTREAM_TLS_CIPHER" => Self::Cipher,
-            "DOWNSTREAM_PEER_CERT" => Self::PeerPem,
-            "DOWNSTREAM_PEER_CERT_V_START" => Self::PeerBegins(time()?),
-            "DOWNSTREAM_PEER_CERT_V_END" => Self::PeerEnds(time()?),
-            "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256" => {
-                Self::PeerChain(CertificateFact::Fingerprint)
-            }
-            "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1" => {
-                Self::PeerChain(CertificateFact::Fingerprint1)
-            }
-            "DOWNSTREAM_PEER_CHAIN_SERIALS" => Self::PeerChain(CertificateFact::Serial),
+            "TLS_VERSION" => Self::Version,
+            "TLS_CIPHER" => Self::Cipher,
+            "PEER_CERT" => Self::PeerPem,
+            "PEER_CERT_V_START" => Self::PeerBegins(time()?),
+            "PEER_CERT_V_END" => Self::PeerEnds(time()?),
+            "PEER_CHAIN_FINGERPRINTS_256" => Self::PeerChain(CertificateFact::Fingerprint),
+            "PEER_CHAIN_FINGERPRINTS_1" => Self::PeerChain(CertificateFact::Fingerprint1),
+            "PEER_CHAIN_SERIALS" => Self::PeerChain(CertificateFact::Serial),
             _ => {
-                let peer = name.strip_prefix("DOWNSTREAM_PEER_");
-                let local = name.strip_prefix("DOWNSTREAM_LOCAL_");
+                let peer = name.strip_prefix("PEER_");
+                let local = name.strip_prefix("LOCAL_");
                 return Ok(peer
                     .and_then(CertificateFact::compile)
                     .map(Self::Peer)
@@ -65,9 +94,9 @@ impl TlsFact {
         }))
     }
 
-    pub(super) fn value<'a>(&self, tls: &'a TlsInfo) -> Option<Cow<'a, [u8]>> {
+    fn text<'a>(&self, tls: &'a TlsInfo) -> Option<Cow<'a, str>> {
         let facts = || tls.peer.as_ref().map(|p| &p.facts);
-        let text = match self {
+        Some(match self {
             Self::Version => Cow::Borrowed(tls.version),
             Self::Cipher => Cow::Borrowed(tls.cipher),
             Self::PeerPem => Cow::Borrowed(tls.peer.as_ref()?.url_encoded_pem()),
@@ -80,10 +109,6 @@ impl TlsFact {
                 Cow::Owned(texts.collect::<Vec<_>>().join(","))
             }
             Self::Local(fact) => fact.text(tls.local.as_deref()?),
-        };
-        (!text.is_empty()).then(|| match text {
-            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         })
     }
 }
@@ -122,14 +147,26 @@ impl CertificateFact {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
     use std::sync::Arc;
 
     use super::*;
+    use crate::chain::tests::info;
+    use crate::stream::{ConnectionInfo, Protocol};
     use crate::tls::PeerCertificate;
 
-    fn value(name: &str, tls: &TlsInfo) -> Option<String> {
+    fn connection(tls: Option<Rc<TlsInfo>>) -> ConnectionInfo {
+        let info = info();
+        let connection = info.borrow().connection.clone();
+        ConnectionInfo {
+            tls,
+            ..Rc::unwrap_or_clone(connection)
+        }
+    }
+
+    fn value(name: &str, info: &StreamInfo) -> Option<String> {
         let fact = TlsFact::compile(name, None).unwrap().expect(name);
-        let bytes = fact.value(tls)?.into_owned();
+        let bytes = fact.value(info)?.into_owned();
         Some(String::from_utf8(bytes).unwrap())
     }
 
@@ -151,7 +188,17 @@ mod tests {
             local: Some(Arc::new(local)),
             peer: Some(PeerCertificate::new(facts, vec![vec![1]], true)),
         };
-        let text = |name| value(name, &tls);
+        let mut upstream = StreamInfo::new(Rc::new(connection(None)), Protocol::Http11);
+        let tls = Rc::new(tls);
+        upstream.upstream.tls = Some(tls.clone());
+        let text = |name| value(name, &upstream);
+        assert_eq!(text("UPSTREAM_TLS_VERSION").unwrap(), "TLSv1.3");
+        assert_eq!(text("UPSTREAM_PEER_SUBJECT").unwrap(), "CN=a");
+        assert_eq!(text("UPSTREAM_LOCAL_DNS_SAN").unwrap(), "b.example");
+        assert_eq!(text("DOWNSTREAM_TLS_VERSION"), None);
+        let info = StreamInfo::new(Rc::new(connection(Some(tls))), Protocol::Http11);
+        let text = |name| value(name, &info);
+        assert_eq!(text("UPSTREAM_TLS_VERSION"), None);
         assert_eq!(text("DOWNSTREAM_TLS_VERSION").unwrap(), "TLSv1.3");
         assert_eq!(text("DOWNSTREAM_PEER_SUBJECT").unwrap(), "CN=a");
         let names = text("DOWNSTREAM_PEER_URI_SAN").unwrap();
@@ -162,7 +209,9 @@ mod tests {
         assert_eq!(end, "1970-01-01T00:00:00.000Z");
         assert!(text("DOWNSTREAM_PEER_CERT").unwrap().contains("BEGIN%20"));
         assert!(text("DOWNSTREAM_PEER_CERT_V_START").is_none());
-        assert!(value("DOWNSTREAM_PEER_SUBJECT", &TlsInfo::default()).is_none());
+        let bare = connection(Some(Rc::default()));
+        let bare = StreamInfo::new(Rc::new(bare), Protocol::Http11);
+        assert!(value("DOWNSTREAM_PEER_SUBJECT", &bare).is_none());
         let unknown = TlsFact::compile("DOWNSTREAM_LOCAL_ADDRESS", None).unwrap();
         assert!(unknown.is_none());
     }

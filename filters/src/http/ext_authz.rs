@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
 use tonic::metadata::AsciiMetadataValue;
 use xds_client::any::unpack;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::wire::{self, Unset};
@@ -104,8 +105,8 @@ impl HttpFilterFactory for ExtAuthzFactory {
                 return Err(ConfigError::unsupported(field));
             }
         }
-        let timeout =
-            wire::duration(service.timeout.as_ref(), TIMEOUT).at("grpc_service.timeout")?;
+        let timeout = duration::of_field(service.timeout.as_ref(), "grpc_service.timeout")?;
+        let timeout = timeout.unwrap_or(TIMEOUT);
         if proto
             .with_request_body
             .is_some_and(|b| b.max_request_bytes == 0)

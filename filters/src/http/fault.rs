@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
 use xds_client::any::unpack;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use crate::body::Body;
@@ -89,13 +90,7 @@ fn compile(any: &Any) -> Result<Fault, ConfigError> {
             let Some(FaultDelaySecifier::FixedDelay(fixed)) = &delay.fault_delay_secifier else {
                 return Err(ConfigError::unsupported("delay.header_delay"));
             };
-            let (Ok(seconds), Ok(nanos)) =
-                (u64::try_from(fixed.seconds), u32::try_from(fixed.nanos))
-            else {
-                return Err(ConfigError::new("must not be negative").at("delay.fixed_delay"));
-            };
-            let nanos = Duration::from_nanos(u64::from(nanos));
-            Some((share, Duration::from_secs(seconds).saturating_add(nanos)))
+            Some((share, duration::read(fixed).at("delay.fixed_delay")?))
         }
     };
     let abort = match proto.abort {

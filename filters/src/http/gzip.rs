@@ -72,6 +72,10 @@ impl BodyStream for GzipBody {
     fn is_end(&self) -> bool {
         self.encoder.is_none() && self.trailers.is_none()
     }
+
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        self.source.poll_progress(cx)
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The HTTP filters.
 
+pub mod alpn;
 pub mod buffer;
 pub mod compressor;
 pub mod cors;
@@ -18,6 +19,7 @@ use crate::registry::Registry;
 
 /// Adds every filter of this module to a registry.
 pub fn register(registry: &mut Registry) {
+    registry.add(alpn::TYPE, Arc::new(alpn::AlpnFactory));
     registry.add(
         "envoy.extensions.filters.http.buffer.v3.Buffer",
         Arc::new(buffer::BufferFactory),

@@ -1,7 +1,6 @@
 //! What the filters that call gRPC services share: heads and metadata as Envoy's messages, and back.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -9,7 +8,6 @@ use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf as wkt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use xds_client::any::struct_to_json;
-use xds_client::error::ConfigError;
 
 use crate::head::{RequestHead, ResponseHead};
 use crate::stream::StreamInfo;
@@ -198,18 +196,4 @@ pub(super) fn merge_metadata(info: &mut StreamInfo, namespace: &str, fields: &wk
         let slot = info.dynamic_metadata.entry(namespace.to_owned());
         slot.or_default().extend(map);
     }
-}
-
-/// A duration that is not negative.
-///
-/// # Errors
-/// It is negative or out of range.
-pub(super) fn duration(
-    value: Option<&wkt::Duration>,
-    default: Duration,
-) -> Result<Duration, ConfigError> {
-    let Some(value) = value else {
-        return Ok(default);
-    };
-    xds_client::duration::read(value).ok_or_else(|| ConfigError::new("not a duration"))
 }

@@ -6,7 +6,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::xds::core::v3 as xds;
 use xds_client::error::{At, ConfigError};
 
-/// An address range. IPv4-mapped IPv6 addresses count as IPv4.
+/// An address range. IPv4-mapped IPv6 addresses that are looked up count as IPv4; a range of such addresses
+/// therefore holds none, as in Envoy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CidrRange {
     bits: u128,
@@ -15,7 +16,7 @@ pub struct CidrRange {
 }
 
 fn bits(ip: IpAddr) -> (u128, bool) {
-    match ip.to_canonical() {
+    match ip {
         // In the upper bits, so that one mask serves both families.
         IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, true),
         IpAddr::V6(ip) => (u128::from(ip), false),
@@ -27,6 +28,19 @@ fn mask(len: u8) -> u128 {
 }
 
 impl CidrRange {
+    /// Every IPv4 address.
+    pub const ALL_V4: Self = Self {
+        bits: 0,
+        len: 0,
+        v4: true,
+    };
+    /// Every IPv6 address.
+    pub const ALL_V6: Self = Self {
+        bits: 0,
+        len: 0,
+        v4: false,
+    };
+
     /// A range from its address and length; bits beyond the length are ignored, and a length beyond 32 or 128
     /// is the whole address, as in Envoy.
     ///
@@ -34,7 +48,7 @@ impl CidrRange {
     /// Not an IP address.
     pub fn new(address: &str, len: u32) -> Result<Self, ConfigError> {
         let ip: IpAddr = address.parse().map_err(|_| {
-            ConfigError::new(format!("malformed IP address {address:?}")).at("address_prefix")
+            ConfigError::new(format!("malformed IP address: {address}")).at("address_prefix")
         })?;
         let (bits, v4) = bits(ip);
         let max = if v4 { 32 } else { 128 };
@@ -80,7 +94,7 @@ impl CidrRange {
 
     /// Whether `ip` is in the range.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let (bits, v4) = bits(ip);
+        let (bits, v4) = bits(ip.to_canonical());
         v4 == self.v4 && bits & mask(self.len) == self.bits
     }
 }
@@ -134,6 +148,8 @@ mod tests {
         let r = CidrRange::new("10.1.2.3", 8).unwrap();
         assert!(r.contains(ip("10.255.0.1")) && r.contains(ip("::ffff:10.0.0.1")));
         assert!(!r.contains(ip("11.0.0.1")) && !r.contains(ip("a00::1")));
+        let mapped = CidrRange::new("::ffff:10.0.0.0", 104).unwrap();
+        assert!(!mapped.contains(ip("10.0.0.1")) && !mapped.contains(ip("::ffff:10.0.0.1")));
         assert!(
             CidrRange::new("0.0.0.0", 0)
                 .unwrap()

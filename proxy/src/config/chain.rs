@@ -350,7 +350,8 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     }
 }
 
-/// Reads until it is clear whether the connection begins with HTTP/2's preface. `None` if it ends before.
+/// Reads until it is clear whether the connection begins with HTTP/2's preface. `None` if it ends before. A drain
+/// alone does not end it: the first request may be on its way.
 async fn detect(
     io: &mut (impl AsyncRead + Unpin),
     prefix: Bytes,
@@ -374,9 +375,9 @@ async fn detect(
             }
         }
     };
-    let drained = std::future::poll_fn(|cx| {
+    let closed = std::future::poll_fn(|cx| {
         control.register(cx.waker());
-        if control.is_draining() {
+        if control.closes_idle() {
             std::task::Poll::Ready(())
         } else {
             std::task::Poll::Pending
@@ -386,6 +387,36 @@ async fn detect(
     tokio::select! {
         biased;
         read = tokio::time::timeout(limit, reading) => read.ok().flatten(),
-        () = drained => None,
+        () = closed => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_has_not_spoken_yet_outlives_the_beginning_of_a_drain() {
+        let idle = Some(Duration::from_secs(60));
+        for close in [false, true] {
+            let (mut client, mut server) = tokio::io::duplex(64);
+            let control = ConnectionControl::default();
+            let mut detecting = Box::pin(detect(&mut server, Bytes::new(), idle, &control));
+            assert!((&mut detecting).now_or_never().is_none());
+            control.drain();
+            assert!((&mut detecting).now_or_never().is_none());
+            if close {
+                control.close_idle();
+                assert_eq!(detecting.await, None);
+            } else {
+                client.write_all(b"GET ").await.unwrap();
+                assert_eq!(detecting.await, Some((false, "GET ".into())));
+            }
+        }
     }
 }

@@ -39,7 +39,7 @@ pub struct Sources {
 pub fn fetch_timeout(source: &ConfigSource) -> Duration {
     let timeout = source.initial_fetch_timeout.as_ref();
     timeout
-        .and_then(xds_client::duration::read)
+        .and_then(|timeout| xds_client::duration::read(timeout).ok())
         .unwrap_or(FETCH_TIMEOUT)
 }
 

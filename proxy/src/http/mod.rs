@@ -6,6 +6,7 @@
 pub mod conn_manager;
 pub mod h1;
 pub mod h2;
+mod linger;
 pub(crate) mod local_address;
 pub mod service;
 #[cfg(test)]

@@ -18,7 +18,8 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
-        outcome: Default::default(),
+        proxy_tlvs: None,
+        notes: None,
     }
 }
 

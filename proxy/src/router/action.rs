@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_action as action;
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
 use filters::matcher::header::HeaderRef;
 use filters::matcher::regex::Substitution;
 use http::StatusCode;
+use xds_client::data_source;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use crate::router::context::{ClusterRef, CompileContext, duration, fraction, reject};
+use crate::router::context::{ClusterRef, CompileContext, fraction, reject};
 use crate::router::redirect::Redirect;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::ClusterDirectory;
@@ -54,14 +55,9 @@ impl DirectResponse {
             .filter(|s| (200..600).contains(s))
             .and_then(|s| StatusCode::from_u16(s).ok())
             .ok_or_else(|| ConfigError::new("must be from 200 to 599").at("status"))?;
-        let body = match proto.body.as_ref().and_then(|b| b.specifier.as_ref()) {
+        let body = match &proto.body {
             None => Bytes::new(),
-            Some(Specifier::InlineString(s)) => s.clone().into(),
-            Some(Specifier::InlineBytes(b)) => b.clone().into(),
-            Some(Specifier::Filename(_)) => return Err(ConfigError::unsupported("body.filename")),
-            Some(Specifier::EnvironmentVariable(_)) => {
-                return Err(ConfigError::unsupported("body.environment_variable"));
-            }
+            Some(source) => data_source::read(source).at("body")?.into(),
         };
         if body.len() > limit {
             let size = body.len();
@@ -199,7 +195,7 @@ impl HashPolicy {
             }
             Some(PolicySpecifier::Cookie(c)) => HashSource::Cookie {
                 name: c.name.clone(),
-                ttl: duration(c.ttl.as_ref(), "cookie.ttl")?,
+                ttl: duration::of_field(c.ttl.as_ref(), "cookie.ttl")?,
                 path: c.path.clone(),
                 attributes: c
                     .attributes

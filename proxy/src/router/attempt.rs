@@ -16,7 +16,7 @@ use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
-use super::charge::{Charge, note_host};
+use super::charge::{Charge, note_host, upstream_time};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
 use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
@@ -28,6 +28,7 @@ use super::timeout::{AfterRequest, Idle, Timeouts};
 use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
+use crate::transport::options::TransportOptions;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
@@ -48,6 +49,8 @@ pub(super) struct Upstreaming<'a> {
     pub(super) retries: Option<RetryState>,
     /// How much of the body may be kept, bytes.
     pub(super) buffer_limit: usize,
+    /// What is asked of the transport.
+    pub(super) transport: TransportOptions,
     /// No `x-envoy-*` headers are added.
     pub(super) suppress_envoy_headers: bool,
 }
@@ -72,7 +75,7 @@ impl Outcome {
 
 /// Tries until there is something to say.
 pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
-    let started = Instant::now();
+    let routed = Instant::now();
     let mut global = AfterRequest::new(request.timeouts.global);
     let mut tried: SmallVec<[Arc<Host>; 2]> = SmallVec::new();
     let mut attempt = 1;
@@ -123,7 +126,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                 attempt += 1;
                 request
                     .timeouts
-                    .write_expected(request.head, started.elapsed());
+                    .write_expected(request.head, routed.elapsed());
                 next = choose(&request, &tried, attempt);
             }
             other => {
@@ -135,7 +138,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     _ => {}
                 }
                 replay.release();
-                return conclude(request, &host, outcome, global, attempt, started);
+                return conclude(request, &host, outcome, global, attempt, routed);
             }
         }
     }
@@ -267,6 +270,7 @@ async fn one(
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
+        transport: request.transport.clone(),
     };
     let sending = request::send(&request.charge.cluster, host, request.head, body, options);
     let mut sending = pin!(sending);
@@ -332,7 +336,7 @@ fn conclude(
     outcome: Outcome,
     global: AfterRequest,
     attempt: u32,
-    started: Instant,
+    routed: Instant,
 ) -> Forwarded {
     match outcome {
         Outcome::GlobalTimeout => global_timeout(&request, Some(host)),
@@ -350,7 +354,7 @@ fn conclude(
             request.charge.local(tried, reply.status);
             Forwarded::reply(reply)
         }
-        Outcome::Response(response) => respond(request, host, *response, global, attempt, started),
+        Outcome::Response(response) => respond(request, host, *response, global, attempt, routed),
     }
 }
 
@@ -360,34 +364,36 @@ fn respond(
     response: UpstreamResponse,
     global: AfterRequest,
     attempt: u32,
-    started: Instant,
+    routed: Instant,
 ) -> Forwarded {
     let UpstreamResponse {
         mut head,
         body,
         protocol,
-        local,
+        facts,
         mut guard,
     } = response;
     {
         let mut info = request.info.borrow_mut();
         info.upstream.protocol = Some(protocol);
-        info.upstream.local = local;
+        info.upstream.local = facts.local;
+        info.upstream.tls = facts.tls;
         info.details.get_or_insert("via_upstream".into());
         // Formatters in the route's response headers tell it.
         info.response_code = Some(head.status.as_u16());
     }
     let charge = request.charge;
     let at_hand = !matches!(body, Body::Stream(_));
+    let taken = upstream_time(&request.info.borrow(), routed);
     let kind = charge.response(host, head.status, &head.headers, at_hand);
     if let Some(reply) = failed_handshake(request.head, &mut head, protocol) {
         guard.ended(None);
-        charge.complete(kind, started);
+        charge.complete(kind, taken);
         return Forwarded::reply(reply);
     }
     // As in Envoy, not for a response that overtakes its request, nor for a tunnel.
-    if request.info.borrow().request_complete && !request.suppress_envoy_headers {
-        write_service_time(&mut head, started);
+    if let Some(taken) = taken.filter(|_| !request.suppress_envoy_headers) {
+        write_service_time(&mut head, taken);
     }
     if request.route.include_attempt_count_in_response() {
         head.headers
@@ -399,7 +405,7 @@ fn respond(
     request.hash.set_cookies(&mut head);
     if at_hand {
         guard.ended(None);
-        charge.complete(kind, started);
+        charge.complete(kind, taken);
         return Forwarded::Response(head, body);
     }
     // A tunnel is not a response that could be late.
@@ -416,15 +422,15 @@ fn respond(
         host: host.clone(),
         charge,
         kind,
-        started,
+        routed,
         guard,
         ended: false,
     });
     Forwarded::Response(head, body)
 }
 
-fn write_service_time(head: &mut ResponseHead, started: Instant) {
-    let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+fn write_service_time(head: &mut ResponseHead, taken: Duration) {
+    let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
     let value = names::passing(HeaderValue::from(millis));
     head.headers.insert(names::SERVICE_TIME, value);
 }

@@ -1,7 +1,7 @@
 //! What the router counts about requests that go to a cluster (Envoy: `Filter::chargeUpstreamCode`).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use filters::local_reply::is_server_error_grpc;
 use filters::stream::StreamInfo;
@@ -81,11 +81,19 @@ impl Charge {
         }
     }
 
-    /// The response has come to its end.
-    pub(super) fn complete(&self, kind: ResponseKind, started: Instant) {
-        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.cluster.stats().codes.time(ms, kind);
+    /// The response has come to its end. Nothing is told of one that overtook its request.
+    pub(super) fn complete(&self, kind: ResponseKind, taken: Option<Duration>) {
+        if let Some(taken) = taken {
+            let ms = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
+            self.cluster.stats().codes.time(ms, kind);
+        }
     }
+}
+
+/// How long an upstream has had with a request, as Envoy counts: since all of it had come to the router, over all
+/// attempts. `None` while the request is not complete.
+pub(super) fn upstream_time(info: &StreamInfo, routed: Instant) -> Option<Duration> {
+    Some(info.request_end?.max(routed).elapsed())
 }
 
 /// Notes which host an attempt goes to.

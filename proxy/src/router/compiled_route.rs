@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::route::v3::route::Action as ProtoAction;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster as weighted;
 use filters::head::RequestHead;
-use filters::header_mutation::HeaderMutations;
+use filters::header_mutation::MessageMutations;
 use filters::matcher::HeaderRef;
 use filters::matcher::metadata::struct_to_json;
 use xds_client::error::{At, ConfigError};
@@ -61,15 +61,15 @@ impl CompiledRoute {
             virtual_host: scope.virtual_host.clone(),
             config: scope.config.clone(),
             matched: MatchedPath::compile(matching).at("match")?,
-            request: HeaderMutations::compile(
-                "request",
-                &proto.request_headers_to_add,
-                &proto.request_headers_to_remove,
-            )?,
-            response: HeaderMutations::compile(
-                "response",
-                &proto.response_headers_to_add,
-                &proto.response_headers_to_remove,
+            headers: MessageMutations::compile(
+                (
+                    &proto.request_headers_to_add,
+                    &proto.request_headers_to_remove,
+                ),
+                (
+                    &proto.response_headers_to_add,
+                    &proto.response_headers_to_remove,
+                ),
             )?,
             filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
             metadata: metadata.collect(),
@@ -195,15 +195,15 @@ fn entry(
         None => None,
     };
     let weighted = Weighted {
-        request: HeaderMutations::compile(
-            "request",
-            &proto.request_headers_to_add,
-            &proto.request_headers_to_remove,
-        )?,
-        response: HeaderMutations::compile(
-            "response",
-            &proto.response_headers_to_add,
-            &proto.response_headers_to_remove,
+        headers: MessageMutations::compile(
+            (
+                &proto.request_headers_to_add,
+                &proto.request_headers_to_remove,
+            ),
+            (
+                &proto.response_headers_to_add,
+                &proto.response_headers_to_remove,
+            ),
         )?,
         filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
         host,

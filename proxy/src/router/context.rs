@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
-use filters::header_mutation::HeaderMutations;
+use filters::header_mutation::MessageMutations;
 use filters::stream::{FilterId, RouteFilterConfig};
 use http::HeaderName;
 use xds_client::error::{At, ConfigError};
@@ -85,10 +84,8 @@ pub struct Scope<'a> {
 pub struct VirtualHostInfo {
     /// The name.
     pub name: ByteString,
-    /// `request_headers_to_add` and `_to_remove`.
-    pub request: HeaderMutations,
-    /// `response_headers_to_add` and `_to_remove`.
-    pub response: HeaderMutations,
+    /// What it adds to and removes from heads.
+    pub headers: MessageMutations,
     /// For routes without their own.
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// Per-route filter configuration.
@@ -126,15 +123,15 @@ impl VirtualHostInfo {
         let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
         Ok(Self {
             name: proto.name.clone().into(),
-            request: HeaderMutations::compile(
-                "request",
-                &proto.request_headers_to_add,
-                &proto.request_headers_to_remove,
-            )?,
-            response: HeaderMutations::compile(
-                "response",
-                &proto.response_headers_to_add,
-                &proto.response_headers_to_remove,
+            headers: MessageMutations::compile(
+                (
+                    &proto.request_headers_to_add,
+                    &proto.request_headers_to_remove,
+                ),
+                (
+                    &proto.response_headers_to_add,
+                    &proto.response_headers_to_remove,
+                ),
             )?,
             retry_policy: retry.transpose().at("retry_policy")?.map(Arc::new),
             filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
@@ -154,10 +151,8 @@ impl VirtualHostInfo {
 pub struct RouteConfigInfo {
     /// The name.
     pub name: ByteString,
-    /// `request_headers_to_add` and `_to_remove`.
-    pub request: HeaderMutations,
-    /// `response_headers_to_add` and `_to_remove`.
-    pub response: HeaderMutations,
+    /// What it adds to and removes from heads.
+    pub headers: MessageMutations,
     /// `most_specific_header_mutations_wins`: the route's mutations come last instead of first.
     pub most_specific_wins: bool,
     /// Headers that are taken off external requests.
@@ -192,15 +187,15 @@ impl RouteConfigInfo {
         let names = names.map(|(i, n)| header_name(n).at(format!("internal_only_headers[{i}]")));
         Ok(Self {
             name: proto.name.clone().into(),
-            request: HeaderMutations::compile(
-                "request",
-                &proto.request_headers_to_add,
-                &proto.request_headers_to_remove,
-            )?,
-            response: HeaderMutations::compile(
-                "response",
-                &proto.response_headers_to_add,
-                &proto.response_headers_to_remove,
+            headers: MessageMutations::compile(
+                (
+                    &proto.request_headers_to_add,
+                    &proto.request_headers_to_remove,
+                ),
+                (
+                    &proto.response_headers_to_add,
+                    &proto.response_headers_to_remove,
+                ),
             )?,
             most_specific_wins: proto.most_specific_header_mutations_wins,
             internal_only_headers: names.collect::<Result<_, _>>()?,
@@ -239,18 +234,6 @@ pub(super) fn buffer_limit(
 pub(crate) fn header_name(name: &str) -> Result<HeaderName, ConfigError> {
     HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
-}
-
-/// An optional, non-negative duration.
-pub(super) fn duration(
-    value: Option<&wkt::Duration>,
-    field: &str,
-) -> Result<Option<Duration>, ConfigError> {
-    let convert = |d: &wkt::Duration| {
-        xds_client::duration::read(d)
-            .ok_or_else(|| ConfigError::new("must not be negative").at(field))
-    };
-    value.map(convert).transpose()
 }
 
 /// The default of a runtime fraction as numerator and denominator; no fraction is always.

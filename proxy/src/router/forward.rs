@@ -9,6 +9,7 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode, header};
 
 use super::action::Action;
@@ -123,7 +124,17 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         _ => RequestHash::default(),
     };
     let keep_original = !options.suppress_envoy_headers;
+    // The header as it came, the host as it goes on: as in Envoy.
+    let names = &cluster.config.auto;
+    let named = names.header(head).map(std::borrow::Cow::into_owned);
     route.prepare_request(head, &info.borrow(), keep_original);
+    let transport = {
+        let info = info.borrow();
+        let downstream = info.protocol.unwrap_or(Protocol::Http11);
+        let host = named.as_deref().unwrap_or(head.authority.as_bytes());
+        let alpn = info.upstream_alpn.as_deref();
+        cluster.config.transport_options(host, downstream, alpn)
+    };
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
     let tell_attempts = route.include_attempt_count_in_response();
     let mut forwarded = attempt::run(attempt::Upstreaming {
@@ -142,6 +153,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         hash,
         retries: Some(retries),
         buffer_limit: buffer_limit as usize,
+        transport,
         suppress_envoy_headers: options.suppress_envoy_headers,
     })
     .await;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use http::StatusCode;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use crate::router::action::{HashPolicy, Mirror};
-use crate::router::context::{CompileContext, Scope, duration, hedges, reject};
+use crate::router::context::{CompileContext, Scope, hedges, reject};
 use crate::router::retry_policy::RetryPolicy;
 use crate::router::rewrite::{HostRewrite, PathRewrite};
 use crate::upstream::circuit_breaker::Priority;
@@ -122,28 +123,31 @@ impl Forward {
             .as_ref()
             .map(HostRewrite::compile);
         let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
-        let timeout = duration(proto.timeout.as_ref(), "timeout")?;
+        let timeout = duration::of_field(proto.timeout.as_ref(), "timeout")?;
         Ok(Self {
             timeout: match max {
                 Some(_) => None,
                 None => timeout.or(Some(DEFAULT_TIMEOUT)).filter(|d| !d.is_zero()),
             },
-            idle_timeout: duration(proto.idle_timeout.as_ref(), "idle_timeout")?,
-            max_stream_duration: duration(
+            idle_timeout: duration::of_field(proto.idle_timeout.as_ref(), "idle_timeout")?,
+            max_stream_duration: duration::of_field(
                 max.and_then(|m| m.max_stream_duration.as_ref()),
                 "max_stream_duration.max_stream_duration",
             )?,
-            grpc_timeout_header_max: duration(
+            grpc_timeout_header_max: duration::of_field(
                 max.and_then(|m| m.grpc_timeout_header_max.as_ref()),
                 "max_stream_duration.grpc_timeout_header_max",
             )?,
-            grpc_timeout_header_offset: duration(
+            grpc_timeout_header_offset: duration::of_field(
                 max.and_then(|m| m.grpc_timeout_header_offset.as_ref()),
                 "max_stream_duration.grpc_timeout_header_offset",
             )?,
-            max_grpc_timeout: duration(proto.max_grpc_timeout.as_ref(), "max_grpc_timeout")?
-                .filter(|_| max.is_none()),
-            grpc_timeout_offset: duration(
+            max_grpc_timeout: duration::of_field(
+                proto.max_grpc_timeout.as_ref(),
+                "max_grpc_timeout",
+            )?
+            .filter(|_| max.is_none()),
+            grpc_timeout_offset: duration::of_field(
                 proto.grpc_timeout_offset.as_ref(),
                 "grpc_timeout_offset",
             )?,

@@ -140,6 +140,7 @@ async fn send(
             downstream: protocol,
             priority: Priority::Default,
             early: EarlyResponses::default(),
+            transport: cluster.config.transport_options_of(&head, protocol),
         };
         let mut response = match request::send(&cluster, &host, &head, body, options).await {
             Ok(response) => response,
@@ -161,7 +162,7 @@ async fn send(
         if charge.grpc && !end {
             charge.grpc_end(&host, trailers.as_ref());
         }
-        charge.complete(kind, started);
+        charge.complete(kind, Some(started.elapsed()));
     };
     // Nobody waits for the answer, so it makes no difference that Envoy's clock starts with the whole request.
     let limit = timeouts.global.unwrap_or(Duration::MAX);

@@ -8,7 +8,7 @@ use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
 
-use super::charge::Charge;
+use super::charge::{Charge, upstream_time};
 use super::timeout::{AfterRequest, Idle};
 use crate::upstream::code_stats::ResponseKind;
 use crate::upstream::host::{Host, count};
@@ -23,7 +23,8 @@ pub(super) struct ResponseBody {
     pub(super) host: Arc<Host>,
     pub(super) charge: Charge,
     pub(super) kind: ResponseKind,
-    pub(super) started: Instant,
+    /// When the request came to the router.
+    pub(super) routed: Instant,
     pub(super) guard: RequestGuard,
     pub(super) ended: bool,
 }
@@ -38,7 +39,22 @@ impl ResponseBody {
         if self.charge.grpc {
             self.charge.grpc_end(&self.host, trailers);
         }
-        self.charge.complete(self.kind, self.started);
+        let taken = upstream_time(&self.info.borrow(), self.routed);
+        self.charge.complete(self.kind, taken);
+    }
+
+    /// Ready when the upstream has taken too long.
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let stats = self.charge.cluster.stats();
+        if self.global.poll(&self.info, cx).is_ready() {
+            stats.upstream_rq_timeout.inc();
+            return Poll::Ready(self.timed_out("response_timeout"));
+        }
+        if self.idle.poll(&self.info, cx).is_ready() {
+            stats.upstream_rq_per_try_idle_timeout.inc();
+            return Poll::Ready(self.timed_out("upstream_per_try_idle_timeout"));
+        }
+        Poll::Pending
     }
 
     fn timed_out(&mut self, details: &'static str) -> BodyError {
@@ -77,18 +93,7 @@ impl BodyStream for ResponseBody {
             Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.complete(Some(trailers)),
             Poll::Ready(Some(Ok(Frame::Data(_)))) if !self.body.is_end() => {}
             Poll::Ready(_) => self.complete(None),
-            Poll::Pending => {
-                let stats = self.charge.cluster.stats();
-                if self.global.poll(&self.info, cx).is_ready() {
-                    stats.upstream_rq_timeout.inc();
-                    return Poll::Ready(Some(Err(self.timed_out("response_timeout"))));
-                }
-                if self.idle.poll(&self.info, cx).is_ready() {
-                    stats.upstream_rq_per_try_idle_timeout.inc();
-                    let details = "upstream_per_try_idle_timeout";
-                    return Poll::Ready(Some(Err(self.timed_out(details))));
-                }
-            }
+            Poll::Pending => return self.poll_deadlines(cx).map(|error| Some(Err(error))),
         }
         polled
     }
@@ -99,5 +104,19 @@ impl BodyStream for ResponseBody {
 
     fn is_end(&self) -> bool {
         self.body.is_end()
+    }
+
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        if let Poll::Ready(error) = self.body.poll_progress(cx) {
+            // As above: the end of the request is not the upstream's doing.
+            if self.info.borrow().request_error.is_none() {
+                self.failed(error.reason);
+            }
+            return Poll::Ready(error);
+        }
+        match self.ended {
+            true => Poll::Pending,
+            false => self.poll_deadlines(cx),
+        }
     }
 }

@@ -9,9 +9,10 @@ use filters::body::ResetReason;
 use filters::head::RequestHead;
 use filters::matcher::header::HeaderMatcher;
 use http::{HeaderMap, HeaderName, StatusCode};
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use crate::router::context::{duration, header_name, reject};
+use crate::router::context::{header_name, reject};
 
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -204,9 +205,9 @@ impl RetryPolicy {
         let mut policy = Self {
             retry_on: RetryOn::parse(&proto.retry_on),
             num_retries: proto.num_retries.as_ref().map_or(1, |n| n.value),
-            per_try_timeout: duration(proto.per_try_timeout.as_ref(), "per_try_timeout")?
+            per_try_timeout: duration::of_field(proto.per_try_timeout.as_ref(), "per_try_timeout")?
                 .filter(|d| !d.is_zero()),
-            per_try_idle_timeout: duration(
+            per_try_idle_timeout: duration::of_field(
                 proto.per_try_idle_timeout.as_ref(),
                 "per_try_idle_timeout",
             )?
@@ -249,11 +250,11 @@ impl RetryPolicy {
     }
 
     fn back_off(&mut self, proto: &pb::retry_policy::RetryBackOff) -> Result<(), ConfigError> {
-        let base = duration(proto.base_interval.as_ref(), "base_interval")?;
+        let base = duration::of_field(proto.base_interval.as_ref(), "base_interval")?;
         let base = base
             .filter(|d| !d.is_zero())
             .ok_or_else(|| ConfigError::new("must be greater than 0").at("base_interval"))?;
-        let max = duration(proto.max_interval.as_ref(), "max_interval")?;
+        let max = duration::of_field(proto.max_interval.as_ref(), "max_interval")?;
         // Envoy rounds up to whole milliseconds.
         self.base_interval = base.max(Duration::from_millis(1));
         self.max_interval = max.unwrap_or(self.base_interval.saturating_mul(10));
@@ -407,7 +408,7 @@ impl RateLimitedBackOff {
             })
         };
         let headers = proto.reset_headers.iter().enumerate().map(each);
-        let max = duration(proto.max_interval.as_ref(), "max_interval")?;
+        let max = duration::of_field(proto.max_interval.as_ref(), "max_interval")?;
         Ok(Self {
             reset_headers: headers.collect::<Result<_, ConfigError>>()?,
             max_interval: max.unwrap_or(Duration::from_secs(300)),

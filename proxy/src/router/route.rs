@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use filters::formatter::FormatContext;
 use filters::head::{RequestHead, ResponseHead};
-use filters::header_mutation::HeaderMutations;
+use filters::header_mutation::{HeaderMutations, MessageMutations};
 use filters::stream::{FilterId, RouteFilterConfig, RouteView, StreamInfo};
 use http::StatusCode;
 
@@ -24,8 +24,7 @@ pub(super) struct Shared {
     pub(super) virtual_host: Arc<VirtualHostInfo>,
     pub(super) config: Arc<RouteConfigInfo>,
     pub(super) matched: MatchedPath,
-    pub(super) request: HeaderMutations,
-    pub(super) response: HeaderMutations,
+    pub(super) headers: MessageMutations,
     pub(super) filter_configs: FilterConfigs,
     /// By filter name; few enough to look through.
     pub(super) metadata: Box<[(Box<str>, serde_json::Value)]>,
@@ -36,8 +35,7 @@ pub(super) struct Shared {
 /// What a weighted cluster adds to its route.
 #[derive(Default)]
 pub(super) struct Weighted {
-    pub(super) request: HeaderMutations,
-    pub(super) response: HeaderMutations,
+    pub(super) headers: MessageMutations,
     pub(super) filter_configs: FilterConfigs,
     pub(super) host: Option<HostRewrite>,
 }
@@ -190,10 +188,10 @@ impl Route {
     /// along in `x-envoy-original-*`.
     pub fn prepare_request(&self, head: &mut RequestHead, info: &StreamInfo, keep_original: bool) {
         for mutations in self.order([
-            self.weighted.as_ref().map(|w| &w.request),
-            Some(&self.shared.request),
-            Some(&self.shared.virtual_host.request),
-            Some(&self.shared.config.request),
+            self.weighted.as_ref().map(|w| &w.headers.request),
+            Some(&self.shared.headers.request),
+            Some(&self.shared.virtual_host.headers.request),
+            Some(&self.shared.config.headers.request),
         ]) {
             mutations.remove(&mut head.headers);
             let values = mutations.values(&FormatContext {
@@ -224,10 +222,10 @@ impl Route {
         info: &StreamInfo,
     ) {
         for mutations in self.order([
-            self.weighted.as_ref().map(|w| &w.response),
-            Some(&self.shared.response),
-            Some(&self.shared.virtual_host.response),
-            Some(&self.shared.config.response),
+            self.weighted.as_ref().map(|w| &w.headers.response),
+            Some(&self.shared.headers.response),
+            Some(&self.shared.virtual_host.headers.response),
+            Some(&self.shared.config.headers.response),
         ]) {
             mutations.remove(&mut head.headers);
             let values = mutations.values(&FormatContext {

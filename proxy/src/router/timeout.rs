@@ -181,7 +181,7 @@ impl AfterRequest {
         };
         let timer = match &mut self.timer {
             Some(timer) => timer,
-            None if info.borrow().request_complete => self
+            None if info.borrow().request_complete() => self
                 .timer
                 .insert(Box::pin(sleep_until(Instant::now() + length))),
             None => return Poll::Pending,

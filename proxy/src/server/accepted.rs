@@ -1,4 +1,4 @@
-//! A socket that was accepted, and what listener filters find out about it before it has a filter chain.
+//! A socket that was accepted.
 
 use std::io;
 use std::sync::Arc;
@@ -12,98 +12,11 @@ use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::compiled::ListenerFilters;
-use super::listener_stats::Inspectors;
-use super::sniff::{self, Sniff};
-
 /// An accepted socket.
 pub(super) enum Accepted {
     Tcp(TcpStream),
     /// With the path listened on.
     Unix(UnixStream, Arc<str>),
-}
-
-/// What the listener filters found out.
-#[derive(Default)]
-pub(super) struct Sniffed {
-    /// What was read.
-    pub(super) prefix: BytesMut,
-    /// SNI, lower case; empty without one.
-    pub(super) server_name: String,
-    /// `tls`, `raw_buffer`, or empty when nobody looked.
-    pub(super) transport: &'static str,
-    /// What the client offers (ALPN), or what its first bytes are.
-    pub(super) protocols: Vec<String>,
-}
-
-impl Sniffed {
-    /// Runs the listener filters of a connection to `port`.
-    pub(super) async fn look(
-        &mut self,
-        io: &mut Accepted,
-        filters: &ListenerFilters,
-        port: u16,
-        stats: &Inspectors,
-    ) -> io::Result<()> {
-        if filters.tls_inspector.runs(port) {
-            self.look_for_tls(io, stats).await?;
-        }
-        if self.transport != "tls" && filters.http_inspector.runs(port) {
-            self.look_for_http(io, stats).await?;
-        }
-        Ok(())
-    }
-
-    async fn look_for_tls(&mut self, io: &mut Accepted, stats: &Inspectors) -> io::Result<()> {
-        loop {
-            match sniff::client_hello(&self.prefix) {
-                Sniff::More => io.read(&mut self.prefix).await?,
-                Sniff::No => {
-                    self.transport = "raw_buffer";
-                    stats.tls(|s| s.tls_not_found.inc());
-                    return Ok(());
-                }
-                Sniff::TooLarge => {
-                    stats.tls(|s| s.client_hello_too_large.inc());
-                    return Err(io::Error::other("ClientHello too large"));
-                }
-                Sniff::Yes(hello) => {
-                    stats.tls(|s| {
-                        let of = |found, yes, no| if found { yes } else { no };
-                        let (name, alpn) = (!hello.server_name.is_empty(), !hello.alpn.is_empty());
-                        s.tls_found.inc();
-                        of(name, &s.sni_found, &s.sni_not_found).inc();
-                        of(alpn, &s.alpn_found, &s.alpn_not_found).inc();
-                    });
-                    self.transport = "tls";
-                    self.server_name = hello.server_name;
-                    self.protocols = hello.alpn;
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    async fn look_for_http(&mut self, io: &mut Accepted, stats: &Inspectors) -> io::Result<()> {
-        loop {
-            match sniff::http(&self.prefix) {
-                Sniff::More => io.read(&mut self.prefix).await?,
-                Sniff::No | Sniff::TooLarge => {
-                    stats.http(|s| s.http_not_found.inc());
-                    return Ok(());
-                }
-                Sniff::Yes(protocol) => {
-                    stats.http(|s| match protocol {
-                        "h2c" => s.http2_found.inc(),
-                        "http/1.0" => s.http10_found.inc(),
-                        _ => s.http11_found.inc(),
-                    });
-                    self.protocols = vec![protocol.to_owned()];
-                    return Ok(());
-                }
-            }
-        }
-    }
 }
 
 impl Accepted {
@@ -127,7 +40,7 @@ impl Accepted {
     }
 
     /// Reads once. The callers stop long before the buffer grows past their own limits.
-    async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
+    pub(super) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
         buffer.reserve(1024);
         let n = match self {
             Self::Tcp(s) => s.read_buf(buffer).await?,
@@ -146,10 +59,10 @@ impl Accepted {
         }
     }
 
-    /// Closes a socket that nothing serves. If something was read, as Envoy: its listener filters leave what they
+    /// Closes a socket that nothing serves. If bytes are `unread`, as Envoy: its listener filters leave what they
     /// look at in the kernel, which answers the close of a socket with unread data by a reset.
-    pub(super) fn abandon(self, sniffed: &Sniffed) {
-        if let (Self::Tcp(stream), false) = (&self, sniffed.prefix.is_empty()) {
+    pub(super) fn abandon(self, unread: bool) {
+        if let (Self::Tcp(stream), true) = (&self, unread) {
             // A failure only makes the end a polite one.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }

@@ -5,17 +5,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener, ListenerFilter};
+use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener};
 use filters::stream::ConnectionInfo;
 use futures_util::future::LocalBoxFuture;
 use pingora_core::protocols::Stream;
 use std::rc::Rc;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::filter_chain_match::FilterChainIndex;
+use super::listener_filters::ListenerFilters;
 use super::socket::{BindAddress, SocketOptions};
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
+use crate::telemetry::stats::Scope;
 
 /// Serves the connections of one filter chain: transport socket, network filters.
 pub trait FilterChainHandler: Send + Sync {
@@ -59,37 +62,6 @@ pub struct CompiledChain {
     source: pb::FilterChain,
 }
 
-/// A listener filter that looks at bytes, or nothing.
-#[derive(Debug, Clone, Default)]
-pub struct FilterSwitch {
-    enabled: bool,
-    disabled_on: Option<pb::ListenerFilterChainMatchPredicate>,
-}
-
-impl FilterSwitch {
-    /// Whether the listener has the filter.
-    pub fn is_present(&self) -> bool {
-        self.enabled
-    }
-
-    /// Whether the filter runs for a connection to `port`.
-    pub fn runs(&self, port: u16) -> bool {
-        self.enabled && !self.disabled_on.as_ref().is_some_and(|p| matches(p, port))
-    }
-}
-
-/// The listener filters that exist here. Their order does not matter: TLS is looked for first, and HTTP only
-/// in what is not TLS.
-#[derive(Debug, Clone, Default)]
-pub struct ListenerFilters {
-    /// `envoy.filters.listener.tls_inspector`
-    pub tls_inspector: FilterSwitch,
-    /// `envoy.filters.listener.http_inspector`
-    pub http_inspector: FilterSwitch,
-    /// `envoy.filters.listener.original_dst`, or `use_original_dst`
-    pub original_dst: FilterSwitch,
-}
-
 /// A listener, compiled. Immutable.
 pub struct CompiledListener {
     /// Its name.
@@ -128,7 +100,7 @@ pub struct CompiledListener {
 
 impl CompiledListener {
     /// Compiles `source`. Chains that are equal in `previous`, and whose listener is otherwise unchanged,
-    /// keep their handlers.
+    /// keep their handlers. `stats` is the scope of all stats.
     ///
     /// # Errors
     /// The first thing wrong, by its path.
@@ -137,6 +109,7 @@ impl CompiledListener {
         version: &str,
         previous: Option<&Self>,
         compiler: &dyn FilterChainCompiler,
+        stats: &Scope,
     ) -> Result<Self, ConfigError> {
         if source.bind_to_port.as_ref().is_some_and(|v| !v.value) {
             return Err(ConfigError::unsupported("bind_to_port"));
@@ -181,7 +154,7 @@ impl CompiledListener {
             .map(ToString::to_string)
             .unwrap_or_default();
         compiled.stat_name = stat_name(source);
-        compiled.filters = listener_filters(source)?;
+        compiled.filters = ListenerFilters::compile(source, stats)?;
         if source.filter_chains.is_empty() && source.default_filter_chain.is_none() {
             return Err(ConfigError::new(format!(
                 "error adding listener '{main}': no filter chains specified"
@@ -290,13 +263,9 @@ fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
 }
 
 fn filters_timeout(l: &Listener) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = &l.listener_filters_timeout else {
-        return Ok(Some(Duration::from_secs(15)));
-    };
-    let bad = |_| ConfigError::new("negative duration").at("listener_filters_timeout");
-    let seconds = u64::try_from(d.seconds).map_err(bad)?;
-    let nanos = u32::try_from(d.nanos).map_err(bad)?;
-    let timeout = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos.into()));
+    let timeout = l.listener_filters_timeout.as_ref();
+    let timeout = duration::of_field(timeout, "listener_filters_timeout")?;
+    let timeout = timeout.unwrap_or(Duration::from_secs(15));
     Ok((!timeout.is_zero()).then_some(timeout))
 }
 
@@ -312,78 +281,4 @@ fn addresses(l: &Listener) -> Result<Vec<BindAddress>, ConfigError> {
         all.push(BindAddress::parse(&address).at("address").at(path)?);
     }
     Ok(all)
-}
-
-fn listener_filters(l: &Listener) -> Result<ListenerFilters, ConfigError> {
-    let mut filters = ListenerFilters::default();
-    filters.original_dst.enabled = l.use_original_dst.as_ref().is_some_and(|v| v.value);
-    for (i, filter) in l.listener_filters.iter().enumerate() {
-        add_filter(&mut filters, filter).at(format!("listener_filters[{i}]"))?;
-    }
-    Ok(filters)
-}
-
-fn add_filter(filters: &mut ListenerFilters, f: &ListenerFilter) -> Result<(), ConfigError> {
-    let type_url = match &f.config_type {
-        Some(pb::listener_filter::ConfigType::TypedConfig(any)) => any.type_url.as_str(),
-        Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)) => {
-            return Err(ConfigError::unsupported("config_discovery"));
-        }
-        None => "",
-    };
-    // By type; by name only where there is no configuration, as old configurations write it.
-    let kind = match type_url.rsplit_once('/') {
-        Some((_, kind)) => kind,
-        None => f.name.as_str(),
-    };
-    let switch = match kind {
-        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
-        | "envoy.filters.listener.tls_inspector" => &mut filters.tls_inspector,
-        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"
-        | "envoy.filters.listener.http_inspector" => &mut filters.http_inspector,
-        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
-        | "envoy.filters.listener.original_dst" => &mut filters.original_dst,
-        other => {
-            return Err(ConfigError::new(format!(
-                "Didn't find a registered implementation for '{}' with type URL: '{other}'",
-                f.name
-            )));
-        }
-    };
-    if let Some(predicate) = &f.filter_disabled {
-        check_depth(predicate, 8).at("filter_disabled")?;
-    }
-    switch.enabled = true;
-    switch.disabled_on.clone_from(&f.filter_disabled);
-    Ok(())
-}
-
-/// Bounds the recursion of [`matches`].
-fn check_depth(p: &pb::ListenerFilterChainMatchPredicate, left: usize) -> Result<(), ConfigError> {
-    use pb::listener_filter_chain_match_predicate::Rule;
-    let left = left
-        .checked_sub(1)
-        .ok_or_else(|| ConfigError::new("nested too deeply"))?;
-    match &p.rule {
-        Some(Rule::OrMatch(set) | Rule::AndMatch(set)) => {
-            set.rules.iter().try_for_each(|r| check_depth(r, left))
-        }
-        Some(Rule::NotMatch(rule)) => check_depth(rule, left),
-        Some(Rule::AnyMatch(_) | Rule::DestinationPortRange(_)) => Ok(()),
-        None => Err(ConfigError::new("value is required").at("rule")),
-    }
-}
-
-fn matches(p: &pb::ListenerFilterChainMatchPredicate, port: u16) -> bool {
-    use pb::listener_filter_chain_match_predicate::Rule;
-    match &p.rule {
-        Some(Rule::OrMatch(set)) => set.rules.iter().any(|r| matches(r, port)),
-        Some(Rule::AndMatch(set)) => set.rules.iter().all(|r| matches(r, port)),
-        Some(Rule::NotMatch(rule)) => !matches(rule, port),
-        Some(Rule::AnyMatch(any)) => *any,
-        Some(Rule::DestinationPortRange(range)) => {
-            (range.start..range.end).contains(&i32::from(port))
-        }
-        None => false,
-    }
 }

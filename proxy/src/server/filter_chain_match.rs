@@ -6,59 +6,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use envoy_types::pb::envoy::config::core::v3::CidrRange;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::FilterChainMatch;
+use filters::matcher::cidr::CidrRange;
 use rustc_hash::FxHashMap;
 use xds_client::error::{At, ConfigError};
-
-/// An address range in canonical form (host bits cleared).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Cidr {
-    address: IpAddr,
-    length: u8,
-}
-
-impl Cidr {
-    /// A range from its protobuf form.
-    ///
-    /// # Errors
-    /// The prefix is no IP address. A length beyond its width is its width, as in Envoy.
-    pub fn parse(range: &CidrRange) -> Result<Self, ConfigError> {
-        let address: IpAddr = range.address_prefix.parse().map_err(|_| {
-            ConfigError::new(format!("malformed IP address: {}", range.address_prefix))
-                .at("address_prefix")
-        })?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let length = range.prefix_len.as_ref().map_or(0, |v| v.value);
-        let length = u8::try_from(length).map_or(width, |l| l.min(width));
-        Ok(Self::new(address, length))
-    }
-
-    fn new(address: IpAddr, length: u8) -> Self {
-        let address = match address {
-            IpAddr::V4(v4) => IpAddr::from((u32::from(v4) & mask32(length)).to_be_bytes()),
-            IpAddr::V6(v6) => IpAddr::from((u128::from(v6) & mask128(length)).to_be_bytes()),
-        };
-        Self { address, length }
-    }
-
-    /// Whether `ip` lies in the range. Addresses of the other family never do.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        match (self.address, ip) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => u32::from(b) & mask32(self.length) == u32::from(a),
-            (IpAddr::V6(a), IpAddr::V6(b)) => u128::from(b) & mask128(self.length) == u128::from(a),
-            _ => false,
-        }
-    }
-}
-
-fn mask32(length: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
-}
-
-fn mask128(length: u8) -> u128 {
-    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
-}
 
 /// What is known about a connection when its chain is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -79,14 +31,14 @@ pub struct MatchInput<'a> {
 
 type Chain = usize;
 type Ports = Vec<(u16, Chain)>;
-type SourceIps = Vec<(Cidr, Ports)>;
+type SourceIps = Vec<(CidrRange, Ports)>;
 /// By source type: any, same IP or loopback, external.
 type SourceTypes = [SourceIps; 3];
-type DirectSources = Vec<(Cidr, SourceTypes)>;
+type DirectSources = Vec<(CidrRange, SourceTypes)>;
 type Applications = Vec<(Box<str>, DirectSources)>;
 type Transports = Vec<(Box<str>, Applications)>;
 type ServerNames = FxHashMap<Box<str>, Transports>;
-type Destinations = Vec<(Cidr, ServerNames)>;
+type Destinations = Vec<(CidrRange, ServerNames)>;
 
 /// The compiled match of a listener. Yields the position of the chain.
 #[derive(Debug, Default)]
@@ -214,7 +166,7 @@ impl FilterChainIndex {
 
     /// Puts the longest prefixes first, so that the first hit is the most specific one.
     fn order(&mut self) {
-        let by_length = |c: &Cidr| std::cmp::Reverse(c.length);
+        let by_length = |c: &CidrRange| std::cmp::Reverse(c.len());
         for destinations in self.ports.values_mut() {
             destinations.sort_by_key(|(c, _)| by_length(c));
             for applications in destinations
@@ -275,14 +227,11 @@ fn or_empty(mut names: Vec<Box<str>>) -> Vec<Box<str>> {
     names
 }
 
-fn ranges(list: &[CidrRange]) -> Result<Vec<Cidr>, ConfigError> {
+fn ranges(list: &[core::CidrRange]) -> Result<Vec<CidrRange>, ConfigError> {
     if list.is_empty() {
-        return Ok(vec![
-            Cidr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-            Cidr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 0),
-        ]);
+        return Ok(vec![CidrRange::ALL_V4, CidrRange::ALL_V6]);
     }
-    list.iter().map(Cidr::parse).collect()
+    list.iter().map(CidrRange::compile).collect()
 }
 
 /// The table key of a server name: lower case, and `.example.com` for `*.example.com`.
@@ -311,7 +260,7 @@ fn slot<'a, K: PartialEq + Clone, V: Default>(list: &'a mut Vec<(K, V)>, key: &K
     &mut list[position].1
 }
 
-fn most_specific<V>(list: &[(Cidr, V)], address: Option<SocketAddr>) -> Option<&V> {
+fn most_specific<V>(list: &[(CidrRange, V)], address: Option<SocketAddr>) -> Option<&V> {
     // Envoy stands in 255.255.255.255 for ends without an IP: only a catch-all range is meant to hit.
     let ip = address.map_or(IpAddr::V4(Ipv4Addr::BROADCAST), |a| a.ip().to_canonical());
     list.iter().find(|(c, _)| c.contains(ip)).map(|(_, v)| v)
@@ -352,178 +301,5 @@ fn is_local(input: &MatchInput<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use envoy_types::pb::google::protobuf::UInt32Value;
-
-    fn range(text: &str) -> CidrRange {
-        let (address, length) = text.split_once('/').unwrap();
-        CidrRange {
-            address_prefix: address.into(),
-            prefix_len: Some(UInt32Value {
-                value: length.parse().unwrap(),
-            }),
-        }
-    }
-
-    fn input<'a>() -> MatchInput<'a> {
-        MatchInput {
-            destination: Some("10.0.0.1:443".parse().unwrap()),
-            source: Some("192.0.2.7:5000".parse().unwrap()),
-            direct_source: Some("192.0.2.7:5000".parse().unwrap()),
-            server_name: "",
-            transport_protocol: "",
-            application_protocols: &[],
-        }
-    }
-
-    fn build(matches: &[FilterChainMatch]) -> Result<FilterChainIndex, ConfigError> {
-        let names = ["a", "b", "c", "d", "e", "f"];
-        FilterChainIndex::compile(
-            "0.0.0.0:443",
-            names.iter().copied().zip(matches.iter().map(Some)),
-        )
-    }
-
-    fn names(list: &[&str]) -> FilterChainMatch {
-        FilterChainMatch {
-            server_names: list.iter().map(|s| (*s).to_owned()).collect(),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn server_names_go_exact_then_longest_wildcard_then_any() {
-        let index = build(&[
-            names(&["www.Example.com"]),
-            names(&["*.example.com"]),
-            names(&["*.b.example.com"]),
-            names(&[]),
-        ])
-        .unwrap();
-        for (name, chain) in [
-            ("www.example.com", 0),
-            ("x.example.com", 1),
-            ("a.b.example.com", 2),
-            ("b.example.com", 1),
-            ("example.com", 3),
-            ("", 3),
-        ] {
-            let found = index.find(&MatchInput {
-                server_name: name,
-                ..input()
-            });
-            assert_eq!(found, Some(chain), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_winning_criterion_is_never_taken_back() {
-        let mut exact = names(&["www.example.com"]);
-        exact.transport_protocol = "tls".into();
-        let index = build(&[exact, names(&[])]).unwrap();
-        let raw = MatchInput {
-            server_name: "www.example.com",
-            transport_protocol: "raw_buffer",
-            ..input()
-        };
-        assert_eq!(index.find(&raw), None);
-
-        let port = FilterChainMatch {
-            destination_port: Some(UInt32Value { value: 443 }),
-            prefix_ranges: vec![range("10.9.0.0/16")],
-            ..Default::default()
-        };
-        let index = build(&[port, names(&[])]).unwrap();
-        assert_eq!(index.find(&input()), None);
-        let other = MatchInput {
-            destination: Some("10.0.0.1:80".parse().unwrap()),
-            ..input()
-        };
-        assert_eq!(index.find(&other), Some(1));
-    }
-
-    #[test]
-    fn the_longest_prefix_wins_for_every_kind_of_address() {
-        let of = |set: fn(&mut FilterChainMatch, Vec<CidrRange>)| {
-            ["10.0.0.0/8", "10.0.0.1/32", "0.0.0.0/0", "192.0.2.0/24"].map(|r| {
-                let mut m = FilterChainMatch::default();
-                set(&mut m, vec![range(r)]);
-                m
-            })
-        };
-        let index = build(&of(|m, r| m.prefix_ranges = r)).unwrap();
-        assert_eq!(index.find(&input()), Some(1));
-        let index = build(&of(|m, r| m.source_prefix_ranges = r)).unwrap();
-        assert_eq!(index.find(&input()), Some(3));
-        let index = build(&of(|m, r| m.direct_source_prefix_ranges = r)).unwrap();
-        assert_eq!(index.find(&input()), Some(3));
-        let v6 = MatchInput {
-            direct_source: Some("[2001:db8::1]:1".parse().unwrap()),
-            ..input()
-        };
-        assert_eq!(index.find(&v6), None, "a v4 catch-all holds no v6 address");
-        let mapped = MatchInput {
-            direct_source: Some("[::ffff:192.0.2.1]:1".parse().unwrap()),
-            ..input()
-        };
-        assert_eq!(index.find(&mapped), Some(3));
-    }
-
-    #[test]
-    fn application_protocols_follow_the_clients_order() {
-        let of = |p: &[&str]| FilterChainMatch {
-            application_protocols: p.iter().map(|s| (*s).to_owned()).collect(),
-            ..Default::default()
-        };
-        let index = build(&[of(&["h2"]), of(&["http/1.1", "http/1.0"]), of(&[])]).unwrap();
-        let find = |p: &[&str]| {
-            index.find(&MatchInput {
-                application_protocols: p,
-                ..input()
-            })
-        };
-        assert_eq!(find(&["http/1.1", "h2"]), Some(1));
-        assert_eq!(find(&["foo", "h2"]), Some(0));
-        assert_eq!(find(&["foo"]), Some(2));
-    }
-
-    #[test]
-    fn source_type_and_ports() {
-        let of = |source_type: i32, source_ports: &[u32]| FilterChainMatch {
-            source_type,
-            source_ports: source_ports.to_vec(),
-            ..Default::default()
-        };
-        let index = build(&[of(1, &[]), of(2, &[5000]), of(0, &[])]).unwrap();
-        let from = |s: &str| {
-            index.find(&MatchInput {
-                source: Some(s.parse().unwrap()),
-                ..input()
-            })
-        };
-        assert_eq!(from("127.0.0.1:9"), Some(0));
-        assert_eq!(from("10.0.0.1:9"), Some(0));
-        assert_eq!(from("192.0.2.7:5000"), Some(1));
-        assert_eq!(
-            from("192.0.2.7:5001"),
-            None,
-            "external was chosen before the port"
-        );
-    }
-
-    #[test]
-    fn the_same_rules_twice_and_half_wildcards_are_refused() {
-        let error = build(&[names(&["x", "y"]), names(&["y"])]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "filter_chains[1].filter_chain_match: error adding listener '0.0.0.0:443': filter chain 'b' \
-             has the same matching rules defined as 'a'"
-        );
-        assert!(build(&[names(&["y", "y"])]).is_ok());
-        for bad in ["*", "w*.example.com", "*.a*.com"] {
-            let text = build(&[names(&[bad])]).unwrap_err().to_string();
-            assert!(text.contains("partial wildcards"), "{bad}: {text}");
-        }
-    }
-}
+#[path = "filter_chain_match_tests.rs"]
+mod tests;

@@ -1,5 +1,4 @@
-//! One listener on one worker: accept, limits, listener filters, chain match, and the drain of what it
-//! accepted.
+//! One listener on one worker: accept, limits, and the drain of what it accepted.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -8,26 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use filters::flags::ResponseFlags;
-use filters::stream::{ConnectionInfo, StreamInfo};
 use futures_util::FutureExt;
 use rustc_hash::FxHashMap;
 use socket2::Socket;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::accepted::{Accepted, Sniffed};
+use super::accepted::Accepted;
 use super::acceptor::Acceptor;
 use super::compiled::{CompiledListener, FilterChainHandler};
+use super::connection::ConnectionGuard;
 use super::connection_drain::ConnectionDrain;
 use super::drain::{DrainEnd, DrainPlan};
-use super::filter_chain_match::MatchInput;
-use super::listener_stats::{Count, Inspectors, ListenerStats, ManagerStats, WorkerStats};
+use super::listener_stats::{Count, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
-use crate::telemetry::http_log::AccessLog;
-use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
+use crate::telemetry::stats::{Counter, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
 #[derive(Debug)]
@@ -53,6 +48,11 @@ impl GlobalLimit {
     /// Connections that count now.
     pub fn active(&self) -> u64 {
         self.active.get()
+    }
+
+    /// A connection that counted is over.
+    pub(super) fn release(&self) {
+        self.active.dec();
     }
 }
 
@@ -84,8 +84,6 @@ pub struct ListenerContext {
     pub scope: Scope,
     /// Set while health checks are failed: every response asks to close, as Envoy's do.
     pub unhealthy: Arc<AtomicBool>,
-    /// The numbers of the listener filters.
-    pub inspectors: Inspectors,
     next_connection: AtomicU64,
 }
 
@@ -98,12 +96,12 @@ impl ListenerContext {
             connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
             unhealthy: Arc::default(),
-            inspectors: Inspectors::default(),
             next_connection: AtomicU64::new(1),
         }
     }
 }
 
+/// A connection in the listener's book.
 struct Entry {
     control: ConnectionControl,
     abort: AbortHandle,
@@ -113,9 +111,9 @@ struct Entry {
 
 /// A listener as a worker runs it.
 pub(super) struct WorkerListener {
-    context: Arc<ListenerContext>,
-    shared: Arc<ListenerShared>,
-    stats: WorkerStats,
+    pub(super) context: Arc<ListenerContext>,
+    pub(super) shared: Arc<ListenerShared>,
+    pub(super) stats: WorkerStats,
     config: RefCell<Arc<CompiledListener>>,
     accepts: RefCell<Vec<JoinHandle<()>>>,
     stopping: Cell<bool>,
@@ -229,6 +227,25 @@ impl WorkerListener {
         }
     }
 
+    /// The configuration of now.
+    pub(super) fn config(&self) -> Arc<CompiledListener> {
+        self.config.borrow().clone()
+    }
+
+    /// A connection has found its chain.
+    pub(super) fn note_handler(&self, id: u64, handler: &Arc<dyn FilterChainHandler>) {
+        if let Some(entry) = self.connections.borrow_mut().get_mut(&id) {
+            entry.handler = Some(handler.clone());
+        }
+    }
+
+    /// A connection is over.
+    pub(super) fn forget(&self, id: u64) {
+        let entry = self.connections.borrow_mut().remove(&id);
+        // Outside the borrow, whatever a handler does at its end.
+        drop(entry);
+    }
+
     fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<u64> {
         let connections = self.connections.borrow();
         let wanted = connections.iter().filter(|(_, e)| wanted(e));
@@ -318,12 +335,7 @@ impl WorkerListener {
         }
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let control = ConnectionControl::new(self.context.unhealthy.clone());
-        let guard = ConnectionGuard {
-            listener: self.clone(),
-            id,
-            counted_globally,
-            matched: Cell::new(None),
-        };
+        let guard = ConnectionGuard::new(self.clone(), id, counted_globally);
         let task = tokio::task::spawn_local(guard.run(io, control.clone()));
         self.connections.borrow_mut().insert(
             id,
@@ -333,196 +345,5 @@ impl WorkerListener {
                 handler: None,
             },
         );
-    }
-}
-
-/// Holds a gauge up by one, also over an abort.
-struct Now<'a>(&'a Gauge);
-
-impl<'a> Now<'a> {
-    fn new(gauge: &'a Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Now<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// Takes a connection out of the books when its task ends, however it ends: return, abort or panic.
-struct ConnectionGuard {
-    listener: Rc<WorkerListener>,
-    id: u64,
-    counted_globally: bool,
-    /// When it found its chain; before that it is a socket, no connection.
-    matched: Cell<Option<Instant>>,
-}
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        // Tokio catches the panic at the task's boundary; the worker goes on.
-        if std::thread::panicking() {
-            self.listener.context.connection_panics.inc();
-        }
-        let stats = &self.listener.shared.stats;
-        self.listener.shared.active.dec();
-        if let Some(since) = self.matched.get() {
-            stats.downstream_cx_active.dec();
-            stats.downstream_cx_destroy.inc();
-            let length = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-            stats.downstream_cx_length_ms.record(length);
-            self.listener.stats.downstream_cx_active.dec();
-        }
-        if self.counted_globally {
-            self.listener.context.global.active.dec();
-        }
-        let entry = self.listener.connections.borrow_mut().remove(&self.id);
-        drop(entry);
-    }
-}
-
-/// The listener's access logs of one connection: written when this is dropped, however the connection ends.
-struct ConnectionLog {
-    logs: Arc<[AccessLog]>,
-    info: StreamInfo,
-}
-
-impl ConnectionLog {
-    /// `None` if nobody logs.
-    fn new(logs: &Arc<[AccessLog]>, connection: &Rc<ConnectionInfo>) -> Option<Self> {
-        (!logs.is_empty()).then(|| Self {
-            logs: logs.clone(),
-            info: StreamInfo::for_connection(connection.clone()),
-        })
-    }
-
-    /// No filter chain takes the connection.
-    fn refused(mut self) {
-        self.info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
-        self.info.details = Some("filter_chain_not_found".into());
-    }
-}
-
-impl Drop for ConnectionLog {
-    fn drop(&mut self) {
-        let outcome = self.info.connection.outcome.clone();
-        self.info.flags.insert(outcome.flags.get());
-        if let Some(tls) = outcome.tls.get() {
-            Rc::make_mut(&mut self.info.connection).tls = Some(tls.clone());
-        }
-        for log in self.logs.iter() {
-            log.record(&self.info, None, None, None);
-        }
-    }
-}
-
-impl ConnectionGuard {
-    /// The connection has found its chain.
-    fn matched(&self, handler: &Arc<dyn FilterChainHandler>) {
-        self.matched.set(Some(Instant::now()));
-        let (all, own) = (&self.listener.shared.stats, &self.listener.stats);
-        all.downstream_cx_active.inc();
-        all.downstream_cx_total.inc();
-        own.downstream_cx_active.inc();
-        own.downstream_cx_total.inc();
-        if let Some(entry) = self.listener.connections.borrow_mut().get_mut(&self.id) {
-            entry.handler = Some(handler.clone());
-        }
-    }
-
-    async fn run(self, mut io: Accepted, control: ConnectionControl) {
-        let listener = &self.listener;
-        let config = listener.config.borrow().clone();
-        let Ok((direct_remote, mut local)) = io.addresses() else {
-            return; // reset already
-        };
-        if let Accepted::Tcp(stream) = &io {
-            // Envoy's transports do the same; a failure only costs latency.
-            let _ = stream.set_nodelay(true);
-        }
-        if config
-            .filters
-            .original_dst
-            .runs(local.ip().map_or(0, |a| a.port()))
-        {
-            local = io.original_destination().unwrap_or(local);
-        }
-        let port = local.ip().map_or(0, |a| a.port());
-        let mut sniffed = Sniffed::default();
-        let stats = &listener.shared.stats;
-        let looked = {
-            let _now = Now::new(&stats.downstream_pre_cx_active);
-            let looking =
-                sniffed.look(&mut io, &config.filters, port, &listener.context.inspectors);
-            match config.filters_timeout {
-                Some(timeout) => tokio::time::timeout(timeout, looking).await.ok(),
-                None => Some(looking.await),
-            }
-        };
-        match looked {
-            Some(Ok(())) => {}
-            Some(Err(e)) => {
-                match e.kind() {
-                    io::ErrorKind::UnexpectedEof => {
-                        stats.downstream_listener_filter_remote_close.inc();
-                    }
-                    _ => stats.downstream_listener_filter_error.inc(),
-                }
-                return io.abandon(&sniffed);
-            }
-            None => {
-                stats.downstream_pre_cx_timeout.inc();
-                if !config.continue_on_timeout {
-                    return io.abandon(&sniffed);
-                }
-            }
-        }
-        // The configuration may have changed while the client was silent.
-        let config = listener.config.borrow().clone();
-        let protocols: Vec<&str> = sniffed.protocols.iter().map(String::as_str).collect();
-        let found = config.index.find(&MatchInput {
-            destination: local.ip(),
-            source: direct_remote.ip(),
-            direct_source: direct_remote.ip(),
-            server_name: &sniffed.server_name,
-            transport_protocol: sniffed.transport,
-            application_protocols: &protocols,
-        });
-        let chain = found
-            .or(config.default_chain)
-            .and_then(|position| config.chains.get(position));
-        let info = Rc::new(ConnectionInfo {
-            id: self.id,
-            remote: direct_remote.clone(),
-            direct_remote,
-            local,
-            server_name: (!sniffed.server_name.is_empty())
-                .then(|| sniffed.server_name.as_str().into()),
-            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
-            alpn: None,
-            secure: false,
-            tls: None,
-            listener: config.name.clone(),
-            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
-            outcome: Rc::default(),
-        });
-        let log = ConnectionLog::new(&config.access_logs, &info);
-        let Some(chain) = chain else {
-            stats.no_filter_chain_match.inc();
-            if let Some(log) = log {
-                log.refused();
-            }
-            return io.abandon(&sniffed);
-        };
-        self.matched(&chain.handler);
-        let prefix: Bytes = sniffed.prefix.freeze();
-        let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
-        // An old configuration must not live as long as its last idle connection.
-        drop(config);
-        serving.await;
-        drop(log);
     }
 }

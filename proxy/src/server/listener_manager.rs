@@ -138,7 +138,9 @@ impl ListenerManager {
     /// # Errors
     /// See [`apply`](Self::apply); nothing is bound.
     pub fn validate(&self, listener: &Listener) -> Result<(), ConfigError> {
-        CompiledListener::compile(&Arc::new(listener.clone()), "", None, &*self.compiler).map(drop)
+        let listener = Arc::new(listener.clone());
+        let scope = &self.context.scope;
+        CompiledListener::compile(&listener, "", None, &*self.compiler, scope).map(drop)
     }
 
     /// Adds or changes the listener of this name. Sockets stay as long as the addresses and socket options
@@ -173,6 +175,7 @@ impl ListenerManager {
             version,
             previous.map(|p| &*p.config),
             &*self.compiler,
+            &self.context.scope,
         )?);
         if config.addresses.is_empty() {
             tracing::info!(
@@ -181,14 +184,6 @@ impl ListenerManager {
             );
         }
         self.refuse_duplicates(&config)?;
-        let (tls, http) = (
-            &config.filters.tls_inspector,
-            &config.filters.http_inspector,
-        );
-        let context = &self.context;
-        context
-            .inspectors
-            .used(tls.is_present(), http.is_present(), &context.scope);
         if let Some(active) = self.listeners.get_mut(&listener.name)
             && active.config.same_sockets(&config)
         {

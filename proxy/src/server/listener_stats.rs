@@ -1,6 +1,5 @@
 //! The numbers that listeners and their manager keep, and the counts that limits are checked against.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::telemetry::stats::{Counter, Gauge, Histogram, Scope};
@@ -46,6 +45,8 @@ macro_rules! stats {
     };
 }
 
+pub(super) use stats;
+
 stats!(
     /// `listener.<address or stat_prefix>.*`
     ListenerStats {
@@ -85,73 +86,6 @@ stats!(
         downstream_cx_active: Gauge gauge,
     }
 );
-
-stats!(
-    /// `tls_inspector.*`
-    TlsInspectorStats {
-        /// ClientHellos.
-        tls_found: Counter counter,
-        /// First bytes of something else.
-        tls_not_found: Counter counter,
-        /// ClientHellos with a server name.
-        sni_found: Counter counter,
-        /// ClientHellos without one.
-        sni_not_found: Counter counter,
-        /// ClientHellos with application protocols.
-        alpn_found: Counter counter,
-        /// ClientHellos without.
-        alpn_not_found: Counter counter,
-        /// ClientHellos over the limit; the connection is closed.
-        client_hello_too_large: Counter counter,
-    }
-);
-
-stats!(
-    /// `http_inspector.*`
-    HttpInspectorStats {
-        /// Requests of HTTP/1.0.
-        http10_found: Counter counter,
-        /// Requests of HTTP/1.1.
-        http11_found: Counter counter,
-        /// HTTP/2 prefaces.
-        http2_found: Counter counter,
-        /// First bytes of something else.
-        http_not_found: Counter counter,
-        /// Failed reads.
-        read_error: Counter counter,
-    }
-);
-
-/// The numbers of the listener filters that look at bytes; made when the first listener has the filter.
-#[derive(Debug, Default)]
-pub struct Inspectors {
-    tls: OnceLock<TlsInspectorStats>,
-    http: OnceLock<HttpInspectorStats>,
-}
-
-impl Inspectors {
-    /// A listener with these filters is there. `root` is the scope of all stats.
-    pub fn used(&self, tls: bool, http: bool, root: &Scope) {
-        if tls {
-            let make = || TlsInspectorStats::new(&root.scope("tls_inspector."));
-            self.tls.get_or_init(make);
-        }
-        if http {
-            let make = || HttpInspectorStats::new(&root.scope("http_inspector."));
-            self.http.get_or_init(make);
-        }
-    }
-
-    /// Counts for the tls_inspector.
-    pub fn tls(&self, count: impl FnOnce(&TlsInspectorStats)) {
-        self.tls.get().map(count);
-    }
-
-    /// Counts for the http_inspector.
-    pub fn http(&self, count: impl FnOnce(&HttpInspectorStats)) {
-        self.http.get().map(count);
-    }
-}
 
 stats!(
     /// `listener_manager.*`

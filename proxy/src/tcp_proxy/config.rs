@@ -6,8 +6,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
-use envoy_types::pb::google::protobuf as wkt;
-use xds_client::error::ConfigError;
+use xds_client::duration;
+use xds_client::error::{At, ConfigError};
 
 use super::stats::TcpProxyStats;
 use crate::telemetry::http_log::AccessLog;
@@ -92,13 +92,12 @@ impl TcpProxyConfig {
             clusters,
             idle_timeout: match &proto.idle_timeout {
                 None => Some(IDLE),
-                Some(d) => Some(duration(d, "idle_timeout")?).filter(|d| !d.is_zero()),
+                Some(d) => Some(duration::read(d).at("idle_timeout")?).filter(|d| !d.is_zero()),
             },
-            max_duration: proto
-                .max_downstream_connection_duration
-                .as_ref()
-                .map(|d| duration(d, "max_downstream_connection_duration"))
-                .transpose()?,
+            max_duration: duration::of_field(
+                proto.max_downstream_connection_duration.as_ref(),
+                "max_downstream_connection_duration",
+            )?,
             connect_attempts: attempts,
             hash_source_ip,
             access_logs,
@@ -113,11 +112,6 @@ impl TcpProxyConfig {
         let found = self.clusters.iter().find(|(sum, _)| turn < *sum);
         found.map(|(_, slot)| slot)
     }
-}
-
-fn duration(d: &wkt::Duration, field: &str) -> Result<Duration, ConfigError> {
-    xds_client::duration::read(d)
-        .ok_or_else(|| ConfigError::new("is not a valid duration").at(field))
 }
 
 /// Fields that would change where bytes go, or when a connection ends, and that nothing here implements.

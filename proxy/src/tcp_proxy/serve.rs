@@ -84,7 +84,9 @@ impl ConnectionEnd {
             self.info.upstream.host = Some(host.address.clone());
             match tcp::connect(&cluster, &host).await {
                 Ok(connection) => {
-                    self.info.upstream.local.clone_from(&connection.local);
+                    let facts = &connection.facts;
+                    self.info.upstream.local.clone_from(&facts.local);
+                    self.info.upstream.tls.clone_from(&facts.tls);
                     return Some(connection);
                 }
                 Err(ConnectError {
@@ -128,6 +130,7 @@ impl Drop for ConnectionEnd {
         self.config.stats.downstream_cx_tx_bytes_total.add(sent);
         self.info.bytes_received = received;
         self.info.bytes_sent = sent;
+        self.info.take_notes();
         for log in &self.config.access_logs {
             log.record(&self.info, None, None, None);
         }

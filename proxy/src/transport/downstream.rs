@@ -12,6 +12,7 @@ use filters::stream::ConnectionInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::prefixed::Prefixed;
@@ -88,13 +89,9 @@ impl DownstreamTransport {
 }
 
 fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = &chain.transport_socket_connect_timeout else {
-        return Ok(None);
-    };
-    let read = xds_client::duration::read(d).ok_or_else(|| {
-        ConfigError::new("is not a valid duration").at("transport_socket_connect_timeout")
-    })?;
-    Ok(Some(read).filter(|d| !d.is_zero()))
+    let timeout = chain.transport_socket_connect_timeout.as_ref();
+    let timeout = duration::of_field(timeout, "transport_socket_connect_timeout")?;
+    Ok(timeout.filter(|d| !d.is_zero()))
 }
 
 impl TlsTransport {
@@ -117,10 +114,10 @@ impl TlsTransport {
                 Err(_) => {
                     self.timed_out.inc();
                     tracing::debug!(remote = %info.direct_remote, "TLS handshake timed out");
-                    let outcome = &info.outcome;
-                    outcome.termination.set(Some(TIMED_OUT));
-                    // Nothing else has set it.
-                    let _ = outcome.tls.set(Rc::new(unknown()));
+                    info.note(|notes| {
+                        notes.termination_details = Some(TIMED_OUT.into());
+                        notes.tls = Some(Rc::new(unknown()));
+                    });
                     return None;
                 }
             },
@@ -130,7 +127,7 @@ impl TlsTransport {
                 let session = io.get_ref().1;
                 let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
                 let tls = Rc::new(tls);
-                let _ = info.outcome.tls.set(tls.clone());
+                info.note(|notes| notes.tls = Some(tls.clone()));
                 let mut info = Rc::unwrap_or_clone(info);
                 info.secure = true;
                 info.alpn = session.alpn_protocol().and_then(text);
@@ -139,11 +136,10 @@ impl TlsTransport {
             }
             Err(HandshakeFailure { text, info: tls }) => {
                 tracing::debug!(remote = %info.direct_remote, error = %text, "TLS handshake failed");
-                let outcome = &info.outcome;
-                if !text.is_empty() {
-                    let _ = outcome.transport_failure.set(text.into());
-                }
-                let _ = outcome.tls.set(Rc::new(tls));
+                info.note(|notes| {
+                    notes.transport_failure = (!text.is_empty()).then(|| text.into());
+                    notes.tls = Some(Rc::new(tls));
+                });
                 None
             }
         }

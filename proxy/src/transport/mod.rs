@@ -1,7 +1,9 @@
-//! Byte streams: raw sockets and TLS; PROXY protocol, internal and HBONE to come.
+//! Byte streams: raw sockets, TLS and the PROXY protocol; internal and HBONE to come.
 
 pub mod downstream;
+pub mod options;
 pub mod prefixed;
+pub mod proxy_protocol;
 pub mod tls;
 pub mod upstream;
 

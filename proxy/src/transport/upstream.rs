@@ -34,8 +34,6 @@ pub struct UpstreamContext<'a> {
     pub secrets: &'a SecretStore,
     /// `cluster.<name>.`; stats are made in it with the first connection.
     pub scope: Option<Scope>,
-    /// The protocols that are spoken over the connection, for TLS contexts that name none (ALPN).
-    pub protocols: &'a [&'static str],
 }
 
 fn type_name(socket: &TransportSocket) -> Result<String, ConfigError> {
@@ -64,12 +62,7 @@ impl UpstreamTransport {
             (RAW_BUFFER, _) => Ok(Self::Raw),
             (TLS, Some(ConfigType::TypedConfig(config))) => {
                 let proto: UpstreamTlsContext = any::unpack(config).at("typed_config")?;
-                let tls = UpstreamTls::compile(
-                    &proto,
-                    context.secrets,
-                    context.protocols,
-                    context.scope.clone(),
-                );
+                let tls = UpstreamTls::compile(&proto, context.secrets, context.scope.clone());
                 Ok(Self::Tls(tls.at("typed_config")?))
             }
             _ => Ok(Self::Unavailable(

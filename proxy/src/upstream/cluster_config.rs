@@ -7,18 +7,18 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as wkt;
-use prost::Message;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use crate::http::h1::Http1Settings;
-use crate::http::h2::Keepalive;
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
+use crate::upstream::http_options::HttpOptions;
+pub use crate::upstream::http_options::{AutoNames, Http2Options, UpstreamProtocol};
 use crate::upstream::lb_policy::Balancing;
 
 /// What compiling a cluster takes from the process.
@@ -50,42 +50,6 @@ pub enum Discovery {
     OriginalDst,
 }
 
-/// Which version of HTTP a cluster is spoken to in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamProtocol {
-    /// HTTP/1.1, also for `auto_config` over plain bytes.
-    Http1,
-    /// HTTP/2 by prior knowledge.
-    Http2,
-    /// What the downstream speaks.
-    Downstream,
-}
-
-/// HTTP/2 settings, bounded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Http2Options {
-    /// `initial_stream_window_size`, bytes; 1 MiB by default. Envoy's 16 MiB would be memory that one slow
-    /// client makes us hold, as a window here is only given back when the client has taken the data.
-    pub stream_window: u32,
-    /// `initial_connection_window_size`, bytes; 24 MiB by default.
-    pub connection_window: u32,
-    /// `max_concurrent_streams` on one connection; 1024 by default.
-    pub max_streams: u32,
-    /// `connection_keepalive`.
-    pub keepalive: Option<Keepalive>,
-}
-
-impl Default for Http2Options {
-    fn default() -> Self {
-        Self {
-            stream_window: 1 << 20,
-            connection_window: 24 << 20,
-            max_streams: 1024,
-            keepalive: None,
-        }
-    }
-}
-
 /// The settings of a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterConfig {
@@ -109,6 +73,10 @@ pub struct ClusterConfig {
     pub http1: Http1Settings,
     /// HTTP/2 settings.
     pub http2: Http2Options,
+    /// Names for TLS that come from requests.
+    pub auto: AutoNames,
+    /// `metadata` says `istio: {alpn_override: "false"}`: what istio's ALPN filter asks for does not count here.
+    pub keeps_alpn: bool,
     /// After how many requests a connection is not reused; none: no limit.
     pub max_requests: Option<u32>,
     /// After how long a connection takes no more requests; none: never.
@@ -132,61 +100,6 @@ pub struct ClusterConfig {
     pub metadata: Option<core::Metadata>,
     /// Circuit breaker limits: default and high priority.
     pub limits: [Limits; 2],
-}
-
-pub(super) fn duration(
-    d: Option<&wkt::Duration>,
-    field: &str,
-) -> Result<Option<Duration>, ConfigError> {
-    let Some(d) = d else { return Ok(None) };
-    let read = xds_client::duration::read(d);
-    let read = read.ok_or_else(|| ConfigError::new("is not a valid duration").at(field))?;
-    Ok(Some(read))
-}
-
-fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
-}
-
-fn window(value: Option<&wkt::UInt32Value>, default: u32, field: &str) -> Result<u32, ConfigError> {
-    let value = value.map_or(default, |v| v.value);
-    if (65_535..=0x7fff_ffff).contains(&value) {
-        Ok(value)
-    } else {
-        Err(ConfigError::new("must be between 65535 and 2147483647").at(field))
-    }
-}
-
-fn http2(options: Option<&core::Http2ProtocolOptions>) -> Result<Http2Options, ConfigError> {
-    let Some(o) = options else {
-        return Ok(Http2Options::default());
-    };
-    if o.allow_metadata {
-        return Err(ConfigError::unsupported("allow_metadata"));
-    }
-    if !o.custom_settings_parameters.is_empty() {
-        return Err(ConfigError::unsupported("custom_settings_parameters"));
-    }
-    let default = Http2Options::default();
-    let keepalive = match &o.connection_keepalive {
-        None => None,
-        Some(keepalive) => Keepalive::compile(keepalive).at("connection_keepalive")?,
-    };
-    let max = o.max_concurrent_streams.as_ref();
-    Ok(Http2Options {
-        stream_window: window(
-            o.initial_stream_window_size.as_ref(),
-            default.stream_window,
-            "initial_stream_window_size",
-        )?,
-        connection_window: window(
-            o.initial_connection_window_size.as_ref(),
-            default.connection_window,
-            "initial_connection_window_size",
-        )?,
-        max_streams: max.map_or(default.max_streams, |v| v.value).max(1),
-        keepalive,
-    })
 }
 
 fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
@@ -257,36 +170,13 @@ impl ClusterConfig {
             set.panic_threshold = threshold.value;
         }
         let limits = Limits::compile(proto.circuit_breakers.as_ref()).at("circuit_breakers")?;
-        let (mut protocol, mut h2) = match &proto.http2_protocol_options {
-            Some(options) => (
-                UpstreamProtocol::Http2,
-                http2(Some(options)).at("http2_protocol_options")?,
-            ),
-            None => (UpstreamProtocol::Http1, Http2Options::default()),
-        };
-        if proto.protocol_selection == 1 {
-            protocol = UpstreamProtocol::Downstream;
-        }
-        let mut http1 = Http1Settings::upstream();
-        if let Some(options) = &proto.http_protocol_options {
-            http1 = http1.with_options(options).at("http_protocol_options")?;
-        }
-        let mut common = proto.common_http_protocol_options;
-        if let Some(any) = proto
-            .typed_extension_protocol_options
-            .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
-        {
-            let step = "typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]";
-            let options: http::HttpProtocolOptions = decode(any).at(step)?;
-            (protocol, h2) = http_protocol(&options).at(step)?;
-            http1 = http1_settings(&options).at(step)?;
-            if !options.http_filters.is_empty() {
-                return Err(ConfigError::unsupported("http_filters").at(step));
-            }
-            if options.common_http_protocol_options.is_some() {
-                common = options.common_http_protocol_options;
-            }
-        }
+        let HttpOptions {
+            protocol,
+            mut http1,
+            http2: h2,
+            auto,
+            common,
+        } = HttpOptions::compile(proto)?;
         let common = common.unwrap_or_default();
         if let Some(max) = &common.max_headers_count {
             http1.max_headers = max.value as usize;
@@ -296,18 +186,19 @@ impl ClusterConfig {
             return Err(ConfigError::unsupported("max_stream_duration").at(path));
         }
         let max_age = common.max_connection_duration.as_ref();
-        let max_age = duration(max_age, "max_connection_duration").at(path)?;
+        let max_age = duration::of_field(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
             .max_requests_per_connection
             .as_ref()
             .or(proto.max_requests_per_connection.as_ref())
             .map(|v| v.value)
             .filter(|v| *v > 0);
-        let idle = duration(
+        let idle = duration::of_field(
             common.idle_timeout.as_ref(),
             "common_http_protocol_options.idle_timeout",
         )?;
-        let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout")?;
+        let connect_timeout =
+            duration::of_field(proto.connect_timeout.as_ref(), "connect_timeout")?;
         if connect_timeout == Some(Duration::ZERO) {
             return Err(ConfigError::new("must be greater than 0").at("connect_timeout"));
         }
@@ -334,11 +225,6 @@ impl ClusterConfig {
                 .scope
                 .as_ref()
                 .map(|root| root.scope(&format!("cluster.{stat_name}."))),
-            protocols: match protocol {
-                UpstreamProtocol::Http1 => &["http/1.1"],
-                UpstreamProtocol::Http2 => &["h2"],
-                UpstreamProtocol::Downstream => &[],
-            },
         };
         let mut transport_matches = Vec::with_capacity(proto.transport_socket_matches.len());
         for (i, m) in proto.transport_socket_matches.iter().enumerate() {
@@ -346,7 +232,7 @@ impl ClusterConfig {
                 .at(format!("transport_socket_matches[{i}].transport_socket"))?;
             transport_matches.push((m.r#match.clone().unwrap_or_default(), transport));
         }
-        Ok(Self {
+        let config = Self {
             name: proto.name.as_str().into(),
             stat_name: stat_name.into(),
             discovery: discovery(proto)?,
@@ -360,10 +246,12 @@ impl ClusterConfig {
             protocol,
             http1,
             http2: h2,
+            auto,
+            keeps_alpn: keeps_alpn(proto.metadata.as_ref()),
             max_requests,
             max_connection_age: max_age.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
-            dns_refresh: duration(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
+            dns_refresh: duration::of_field(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))
                 .max(Duration::from_millis(1)),
             dns_family: pb::cluster::DnsLookupFamily::try_from(proto.dns_lookup_family)
@@ -375,7 +263,30 @@ impl ClusterConfig {
             transport_matches,
             metadata: proto.metadata.clone(),
             limits,
-        })
+        };
+        config.check_alpn()?;
+        Ok(config)
+    }
+
+    /// `auto_config` lets servers choose, so every transport must be able to ask them.
+    fn check_alpn(&self) -> Result<(), ConfigError> {
+        if self.protocol != UpstreamProtocol::Auto {
+            return Ok(());
+        }
+        let asks = |transport: &UpstreamTransport| matches!(transport, UpstreamTransport::Tls(_));
+        let refused = |what: &str| {
+            let name = &self.name;
+            ConfigError::new(format!(
+                "ALPN configured for cluster {name} which has a non-ALPN {what}"
+            ))
+        };
+        if !asks(&self.transport) {
+            return Err(refused("transport socket").at("transport_socket"));
+        }
+        if !self.transport_matches.iter().all(|(_, t)| asks(t)) {
+            return Err(refused("transport socket matcher").at("transport_socket_matches"));
+        }
+        Ok(())
     }
 
     /// The circuit breaker limits of a priority.
@@ -402,62 +313,9 @@ impl ClusterConfig {
     }
 }
 
-fn http_protocol(
-    options: &http::HttpProtocolOptions,
-) -> Result<(UpstreamProtocol, Http2Options), ConfigError> {
-    use http::http_protocol_options::UpstreamProtocolOptions as U;
-    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
-    match &options.upstream_protocol_options {
-        None => Err(ConfigError::new("is required").at("upstream_protocol_options")),
-        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
-            None | Some(P::HttpProtocolOptions(_)) => {
-                Ok((UpstreamProtocol::Http1, Http2Options::default()))
-            }
-            Some(P::Http2ProtocolOptions(o)) => Ok((
-                UpstreamProtocol::Http2,
-                http2(Some(o)).at("explicit_http_config.http2_protocol_options")?,
-            )),
-            Some(P::Http3ProtocolOptions(_)) => Err(ConfigError::unsupported(
-                "explicit_http_config.http3_protocol_options",
-            )),
-        },
-        Some(U::UseDownstreamProtocolConfig(c)) => {
-            let h2 = http2(c.http2_protocol_options.as_ref())
-                .at("use_downstream_protocol_config.http2_protocol_options")?;
-            Ok((UpstreamProtocol::Downstream, h2))
-        }
-        Some(U::AutoConfig(c)) => {
-            let h2 = http2(c.http2_protocol_options.as_ref())
-                .at("auto_config.http2_protocol_options")?;
-            // ALPN decides, and plain bytes have none.
-            Ok((UpstreamProtocol::Http1, h2))
-        }
-    }
-}
-
-fn http1_settings(options: &http::HttpProtocolOptions) -> Result<Http1Settings, ConfigError> {
-    use http::http_protocol_options::UpstreamProtocolOptions as U;
-    use http::http_protocol_options::explicit_http_config::ProtocolConfig as P;
-    let (http1, step) = match &options.upstream_protocol_options {
-        Some(U::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
-            Some(P::HttpProtocolOptions(o)) => {
-                (Some(o), "explicit_http_config.http_protocol_options")
-            }
-            _ => (None, ""),
-        },
-        Some(U::UseDownstreamProtocolConfig(c)) => (
-            c.http_protocol_options.as_ref(),
-            "use_downstream_protocol_config.http_protocol_options",
-        ),
-        Some(U::AutoConfig(c)) => (
-            c.http_protocol_options.as_ref(),
-            "auto_config.http_protocol_options",
-        ),
-        None => (None, ""),
-    };
-    let settings = Http1Settings::upstream();
-    match http1 {
-        Some(options) => settings.with_options(options).at(step),
-        None => Ok(settings),
-    }
+fn keeps_alpn(metadata: Option<&core::Metadata>) -> bool {
+    let istio = metadata.and_then(|m| m.filter_metadata.get("istio"));
+    let value = istio.and_then(|fields| fields.fields.get("alpn_override"));
+    let kind = value.and_then(|value| value.kind.as_ref());
+    matches!(kind, Some(wkt::value::Kind::StringValue(text)) if text == "false")
 }

@@ -1,14 +1,18 @@
 //! Making upstream connections.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytestring::ByteString;
 use filters::body::ResetReason;
 use filters::stream::Address;
+use filters::tls::TlsInfo;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use tokio::net::{TcpSocket, UnixStream};
 
 use crate::transport::ByteStream;
+use crate::transport::options::TransportOptions;
+use crate::transport::tls::upstream::Connecting;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
 use crate::upstream::host::Host;
@@ -26,15 +30,32 @@ pub struct ConnectError {
 pub struct Connected {
     /// The bytes.
     pub io: Box<dyn ByteStream>,
-    /// Its local end, for `%UPSTREAM_LOCAL_ADDRESS%`.
-    pub local: Option<Address>,
+    /// Whether the server has chosen HTTP/2 (ALPN).
+    pub http2: bool,
+    /// What logs tell of it.
+    pub facts: ConnectionFacts,
 }
 
-/// Connects to `host` within the cluster's `connect_timeout`.
+/// What is known of an upstream connection.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionFacts {
+    /// Its local end, for `%UPSTREAM_LOCAL_ADDRESS%`.
+    pub local: Option<Address>,
+    /// What TLS found out.
+    pub tls: Option<Rc<TlsInfo>>,
+}
+
+/// Connects to `host` within the cluster's `connect_timeout`. `protocols` are offered by TLS if neither the cluster
+/// nor `options` name any.
 ///
 /// # Errors
 /// A timeout, a refusal, or a transport that this version cannot speak.
-pub async fn connect(config: &ClusterConfig, host: &Host) -> Result<Connected, ConnectError> {
+pub async fn connect(
+    config: &ClusterConfig,
+    host: &Host,
+    options: &TransportOptions,
+    protocols: &'static [&'static str],
+) -> Result<Connected, ConnectError> {
     if let UpstreamTransport::Unavailable(text) = &host.transport {
         return Err(local(text.as_ref()));
     }
@@ -66,16 +87,26 @@ pub async fn connect(config: &ClusterConfig, host: &Host) -> Result<Connected, C
     };
     let whole = async {
         let (io, local) = attempt.await?;
+        let mut facts = ConnectionFacts { local, tls: None };
+        let mut http2 = false;
         let io: Box<dyn ByteStream> = match &host.transport {
             UpstreamTransport::Raw => Box::new(io),
             UpstreamTransport::Tls(tls) => {
-                let ip = host.address.ip().map(|address| address.ip());
-                let (io, _) = tls.connect(io, ip).await.map_err(|e| tls_failure(&e))?;
+                let connecting = Connecting {
+                    address: host.address.ip().map(|address| address.ip()),
+                    hostname: &host.hostname,
+                    options,
+                    protocols,
+                };
+                let connected = tls.connect(io, connecting).await;
+                let (io, info) = connected.map_err(|e| tls_failure(&e))?;
+                http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
+                facts.tls = Some(Rc::new(info));
                 Box::new(io)
             }
             UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),
         };
-        Ok(Connected { io, local })
+        Ok(Connected { io, http2, facts })
     };
     within(config.connect_timeout, whole)
         .await
@@ -145,17 +176,21 @@ mod tests {
         Host::new(address, "".into(), transport, 1, Health::Healthy)
     }
 
+    async fn reach(host: &Host) -> Result<Connected, ConnectError> {
+        connect(&config(), host, &TransportOptions::default(), &[]).await
+    }
+
     #[tokio::test]
     async fn refusals_and_unavailable_transports_say_why() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Ip(listener.local_addr().unwrap());
         let tls = UpstreamTransport::Unavailable("no tls".into());
-        let error = connect(&config(), &host(address.clone(), tls)).await.err();
+        let error = reach(&host(address.clone(), tls)).await.err();
         assert_eq!(error, Some(local("no tls")));
-        let up = connect(&config(), &host(address.clone(), UpstreamTransport::Raw)).await;
-        assert!(up.ok().unwrap().local.is_some());
+        let up = reach(&host(address.clone(), UpstreamTransport::Raw)).await;
+        assert!(up.ok().unwrap().facts.local.is_some());
         drop(listener);
-        let error = connect(&config(), &host(address, UpstreamTransport::Raw)).await;
+        let error = reach(&host(address, UpstreamTransport::Raw)).await;
         let error = error.err().unwrap();
         assert_eq!(error.reason, ResetReason::RemoteConnectionFailure);
         assert_eq!(

@@ -13,10 +13,11 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf as wkt;
 use policies::common::v3 as common;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier;
-use prost::Message;
+use prost::{Message, Name};
+use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use crate::upstream::cluster_config::duration;
 use crate::upstream::hash_table::{HashTableConfig, HashTableKind, RingHash, is_prime};
 
 /// How hosts are picked.
@@ -61,7 +62,7 @@ impl SlowStart {
         aggression: Option<&RuntimeDouble>,
         min: Option<&Percent>,
     ) -> Result<Option<Self>, ConfigError> {
-        let window = duration(window, "slow_start_config.slow_start_window")?;
+        let window = duration::of_field(window, "slow_start_config.slow_start_window")?;
         let aggression = aggression.map_or(1.0, |a| a.default_value);
         if aggression.is_nan() || aggression <= 0.0 {
             return Err(ConfigError::new("must be greater than 0")
@@ -203,7 +204,7 @@ impl Balancing {
         let kind = kind.strip_prefix("envoy.extensions.load_balancing_policies.");
         Ok(Some(match kind.unwrap_or_default() {
             "round_robin.v3.RoundRobin" => {
-                let c: policies::round_robin::v3::RoundRobin = decode(any)?;
+                let c: policies::round_robin::v3::RoundRobin = unpack(any)?;
                 Self {
                     slow_start: slow_start(c.slow_start_config.as_ref())?,
                     locality_weighted: weighted(c.locality_lb_config.as_ref()),
@@ -211,14 +212,14 @@ impl Balancing {
                 }
             }
             "random.v3.Random" => {
-                let c: policies::random::v3::Random = decode(any)?;
+                let c: policies::random::v3::Random = unpack(any)?;
                 Self {
                     locality_weighted: weighted(c.locality_lb_config.as_ref()),
                     ..LbPolicy::Random.into()
                 }
             }
             "least_request.v3.LeastRequest" => {
-                let c: policies::least_request::v3::LeastRequest = decode(any)?;
+                let c: policies::least_request::v3::LeastRequest = unpack(any)?;
                 let all = c.selection_method == 1 || c.enable_full_scan.is_some_and(|v| v.value);
                 let every = wkt::UInt32Value { value: u32::MAX };
                 Self {
@@ -232,7 +233,7 @@ impl Balancing {
                 }
             }
             "ring_hash.v3.RingHash" => {
-                let c: policies::ring_hash::v3::RingHash = decode(any)?;
+                let c: policies::ring_hash::v3::RingHash = unpack(any)?;
                 #[allow(deprecated)] // deprecated fields are still sent
                 let (hostname, balance) = (c.use_hostname_for_hashing, c.hash_balance_factor);
                 if balance.is_some() {
@@ -247,7 +248,7 @@ impl Balancing {
                 }
             }
             "maglev.v3.Maglev" => {
-                let c: policies::maglev::v3::Maglev = decode(any)?;
+                let c: policies::maglev::v3::Maglev = unpack(any)?;
                 let hostname = hashing(c.consistent_hashing_lb_config.as_ref())?;
                 Self {
                     locality_weighted: c.locality_weighted_lb_config.is_some(),
@@ -255,7 +256,7 @@ impl Balancing {
                 }
             }
             "wrr_locality.v3.WrrLocality" => {
-                let c: policies::wrr_locality::v3::WrrLocality = decode(any)?;
+                let c: policies::wrr_locality::v3::WrrLocality = unpack(any)?;
                 let field = "endpoint_picking_policy";
                 Self {
                     locality_weighted: true,
@@ -264,7 +265,7 @@ impl Balancing {
             }
             // Nothing here overrides the host, so the policy behind it decides.
             "override_host.v3.OverrideHost" => {
-                let c: policies::override_host::v3::OverrideHost = decode(any)?;
+                let c: policies::override_host::v3::OverrideHost = unpack(any)?;
                 nested(c.fallback_policy.as_ref(), "fallback_policy")?
             }
             _ => return Ok(None),
@@ -275,8 +276,8 @@ impl Balancing {
 /// How deep policies may be nested.
 const MAX_NESTING: u32 = 4;
 
-fn decode<M: Message + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()).at("typed_config"))
+fn unpack<M: Message + Name + Default>(any: &wkt::Any) -> Result<M, ConfigError> {
+    any::unpack(any).at("typed_config")
 }
 
 fn least_request(choices: Option<&wkt::UInt32Value>) -> Balancing {

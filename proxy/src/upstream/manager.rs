@@ -1,6 +1,6 @@
 //! The control side of clusters: applies resources, keeps hosts over updates, fills the slots.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::DnsLookupFamily;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use filters::stream::Address;
 use tokio::sync::Notify;
 use xds_client::error::{At, ConfigError};
 
 use crate::telemetry::stats::Scope;
 use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::assignment::{Locality, compile_assignment};
-use crate::upstream::balance::{HostSet, LocalityHosts};
+use crate::upstream::balance::HostSet;
 use crate::upstream::cluster::{Cluster, ClusterConfig, Discovery};
 use crate::upstream::cluster_config::Stores;
-use crate::upstream::host::{Host, Target};
+use crate::upstream::host::Target;
+use crate::upstream::membership::{Members, Resolved};
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 use crate::upstream::stats::{LazyStats, Update};
 
@@ -66,8 +66,7 @@ pub struct ClusterManager {
     assignments: HashMap<ByteString, ClusterLoadAssignment>,
     /// Which clusters an EDS resource feeds, so that an update touches no others.
     eds_users: HashMap<ByteString, Vec<ByteString>>,
-    /// DNS answers by name and family.
-    resolved: HashMap<(ByteString, DnsLookupFamily), Vec<IpAddr>>,
+    resolved: Resolved,
     /// Told when the names that are wanted may have changed.
     dns_changed: Arc<Notify>,
     /// The root scope; none: stats record nothing.
@@ -415,99 +414,26 @@ impl ClusterManager {
         all
     }
 
-    /// Builds the hosts anew, keeping those whose address and transport stayed, and fills the slot.
+    /// Builds the hosts anew and fills the slot once they are known.
     fn rebuild(&mut self, name: &str) {
         let Some(entry) = self.entries.get(name) else {
             return;
         };
         let Some(active) = &entry.active else { return };
-        let config = &active.cluster.config;
-        let before = active.cluster.hosts();
-        // A static cluster may list an address twice, and then has two hosts, as in Envoy.
-        let mut old: HashMap<Address, Vec<Arc<Host>>> = HashMap::new();
-        for host in before.hosts() {
-            old.entry(host.address.clone())
-                .or_default()
-                .push(host.clone());
+        let cluster = &active.cluster;
+        let members = Members::build(
+            &cluster.config,
+            &active.localities,
+            active.overprovisioning,
+            &cluster.hosts(),
+            &self.resolved,
+        );
+        cluster.set_hosts(members.set);
+        if members.changed {
+            cluster.lazy_stats().count(Update::MembershipChange);
         }
-        old.values_mut().for_each(|same| same.reverse());
-        let eds = matches!(config.discovery, Discovery::Eds { .. });
-        let mut seen = HashSet::new();
-        let mut added = false;
-        let mut warm = active.known;
-        let mut localities = Vec::with_capacity(active.localities.len());
-        for locality in &active.localities {
-            let mut hosts = Vec::with_capacity(locality.endpoints.len());
-            for endpoint in &locality.endpoints {
-                let (hostname, addresses) = match &endpoint.target {
-                    Target::Address(address) => (&endpoint.hostname, vec![address.clone()]),
-                    Target::Name(dns, port) => {
-                        let found = self.resolved.get(&(dns.clone(), config.dns_family));
-                        warm &= found.is_some();
-                        let found = found.map(Vec::as_slice).unwrap_or_default();
-                        let take = match config.discovery {
-                            Discovery::LogicalDns => 1,
-                            _ => usize::MAX,
-                        };
-                        let addresses = found.iter().take(take);
-                        let addresses = addresses.map(|ip| Address::Ip((*ip, *port).into()));
-                        let mut addresses: Vec<_> = addresses.collect();
-                        if addresses.is_empty() && config.discovery == Discovery::LogicalDns {
-                            // An empty answer does not take a logical host away.
-                            addresses.extend(before.hosts().take(1).map(|h| h.address.clone()));
-                        }
-                        let hostname = if endpoint.hostname.is_empty() {
-                            dns
-                        } else {
-                            &endpoint.hostname
-                        };
-                        (hostname, addresses)
-                    }
-                };
-                for address in addresses {
-                    // Of endpoints with one address, EDS has the first, whatever its priority.
-                    if eds && !seen.insert(address.clone()) {
-                        continue;
-                    }
-                    let kept = old.get_mut(&address).and_then(|same| {
-                        let at = same
-                            .iter()
-                            .rposition(|h| h.transport == endpoint.transport)?;
-                        Some(same.remove(at))
-                    });
-                    added |= kept.is_none();
-                    let host = kept.unwrap_or_else(|| {
-                        Host::new(
-                            address,
-                            hostname.clone(),
-                            endpoint.transport.clone(),
-                            endpoint.weight,
-                            endpoint.health,
-                        )
-                    });
-                    host.update(endpoint.weight, endpoint.health);
-                    host.set_labels(endpoint.canary, endpoint.hash_key.as_deref());
-                    hosts.push(host);
-                }
-            }
-            localities.push(LocalityHosts {
-                priority: locality.priority,
-                weight: locality.weight,
-                locality: locality.name.clone(),
-                hosts,
-            });
-        }
-        let mut gone = old.values().flatten().peekable();
-        let changed = added || gone.peek().is_some();
-        gone.for_each(|host| host.set_removed());
-        let mut options = config.set;
-        options.overprovisioning = active.overprovisioning;
-        active.cluster.set_hosts(HostSet::new(localities, &options));
-        if changed {
-            active.cluster.lazy_stats().count(Update::MembershipChange);
-        }
-        if warm {
-            entry.slot.set(Some(active.cluster.clone()));
+        if active.known && members.resolved {
+            entry.slot.set(Some(cluster.clone()));
         }
     }
 }

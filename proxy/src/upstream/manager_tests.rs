@@ -1,5 +1,7 @@
 #![allow(deprecated)]
 
+use std::collections::HashSet;
+
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
@@ -9,6 +11,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use super::*;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::balance::LbContext;
+use crate::upstream::host::Host;
 
 fn cluster(name: &str, kind: DiscoveryType) -> pb::Cluster {
     pb::Cluster {

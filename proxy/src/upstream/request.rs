@@ -6,16 +6,17 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use filters::body::{Body, ResetReason};
 use filters::head::{RequestHead, ResponseHead};
-use filters::stream::{Address, Protocol};
+use filters::stream::Protocol;
 
 use super::circuit_breaker::Priority;
 use super::cluster::{Cluster, UpstreamProtocol};
-use super::connect::ConnectError;
+use super::connect::{ConnectError, ConnectionFacts};
 use super::host::Host;
 pub(crate) use super::pool::RequestGuard;
-use super::pool::{self, HostPool};
+use super::pool::{self, HostPool, Missed, PendingGuard};
 use crate::http::h1::client::ExchangeOptions;
 use crate::http::service::EarlyResponses;
+use crate::transport::options::TransportOptions;
 
 /// A response as it begins.
 pub struct UpstreamResponse {
@@ -25,8 +26,8 @@ pub struct UpstreamResponse {
     pub body: Body,
     /// The version spoken.
     pub protocol: Protocol,
-    /// The local end of the connection.
-    pub local: Option<Address>,
+    /// What logs tell of the connection.
+    pub facts: ConnectionFacts,
     /// What the request holds of the cluster's limits; keep it as long as the body.
     pub(crate) guard: RequestGuard,
 }
@@ -63,6 +64,8 @@ pub(crate) struct SendOptions {
     pub(crate) priority: Priority,
     /// Where 1xx responses go.
     pub(crate) early: EarlyResponses,
+    /// What is asked of the transport.
+    pub(crate) transport: TransportOptions,
 }
 
 /// Sends a request to a host and waits for the response's head. Dropping the future cancels it.
@@ -76,18 +79,49 @@ pub(crate) async fn send(
     body: Body,
     options: SendOptions,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let pool = pool::of(cluster, host, options.priority);
-    let http2 = match cluster.config.protocol {
+    let Some(pool) = pool::of(cluster, host, options.priority, options.transport) else {
+        cluster.stats().upstream_cx_pool_overflow.inc();
+        return Err(OVERFLOW);
+    };
+    let http2 = |pool: &HostPool| match cluster.config.protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Downstream => options.downstream == Protocol::Http2,
+        UpstreamProtocol::Auto => !pool.place.prefers_http1(),
     };
-    if http2 {
-        over_http2(&pool, head, body, options.early).await
-    } else {
-        over_http1(&pool, head, body, options.early).await
+    let mut sending = Sending {
+        pool: &pool,
+        head,
+        body,
+        early: options.early,
+        pending: None,
+    };
+    let mut turns = 0;
+    loop {
+        let sent = match http2(&pool) {
+            true => sending.over_http2().await,
+            false => sending.over_http1().await,
+        };
+        match sent {
+            Ok(response) => return Ok(response),
+            Err(Stopped::Turned) if turns < MAX_TURNS => turns += 1,
+            Err(Stopped::Turned) => return Err(UNDECIDED),
+            Err(Stopped::Failed(error)) => return Err(error),
+        }
     }
 }
+
+/// How often the servers of a host may change the protocol between while one request looks for a connection.
+const MAX_TURNS: u32 = 4;
+
+const UNDECIDED: UpstreamError = UpstreamError {
+    reason: ResetReason::RemoteConnectionFailure,
+    transport_failure: Some(ByteString::from_static(
+        "the servers keep changing the protocol",
+    )),
+    request_sent: false,
+    host_tried: true,
+};
 
 const OVERFLOW: UpstreamError = UpstreamError {
     reason: ResetReason::Overflow,
@@ -96,119 +130,152 @@ const OVERFLOW: UpstreamError = UpstreamError {
     host_tried: true,
 };
 
-async fn over_http1(
-    pool: &HostPool,
-    head: &RequestHead,
-    mut body: Body,
-    early: EarlyResponses,
-) -> Result<UpstreamResponse, UpstreamError> {
-    let no_body = body.is_end() && !head.is_tunnel();
-    let mut fresh = false;
-    loop {
-        let checkout = pool.http1.checkout(fresh).await?;
-        let Some(mut guard) = RequestGuard::take(&pool.place, &checkout.state, None) else {
-            pool.http1.give_back(checkout.connection);
-            return Err(OVERFLOW);
-        };
-        let options = ExchangeOptions {
-            recycle: Some(pool.http1.recycler()),
-            early: Some(early.clone()),
-        };
-        match checkout
-            .connection
-            .exchange(head, std::mem::take(&mut body), options)
-            .await
-        {
-            Ok(response) => {
-                return Ok(UpstreamResponse {
-                    head: response.head,
-                    body: response.body,
-                    protocol: Protocol::Http11,
-                    local: checkout.local,
-                    guard,
-                });
-            }
-            // RFC 9112, 9.3.1 and RFC 9110, 9.2.2: a connection that was closed while it was idle says
-            // nothing of the request; one that has not left, or is idempotent, may go again, once.
-            Err(error)
-                if error.was_reused
-                    && !error.response_started
-                    && no_body
-                    && !fresh
-                    && error.reason == ResetReason::ConnectionTermination
-                    && (!error.request_sent || head.method.is_idempotent()) =>
-            {
-                fresh = true;
-            }
-            Err(error) => {
-                guard.ended(Some(error.reason));
-                return Err(UpstreamError {
-                    reason: error.reason,
-                    transport_failure: None,
-                    request_sent: error.request_sent,
-                    host_tried: true,
-                });
-            }
+/// Why an attempt goes no further on one protocol.
+enum Stopped {
+    Failed(UpstreamError),
+    /// The server speaks the other one; nothing of the request has left.
+    Turned,
+}
+
+impl From<Missed> for Stopped {
+    fn from(missed: Missed) -> Self {
+        match missed {
+            Missed::Failed(error) => Self::Failed(error.into()),
+            Missed::Turned => Self::Turned,
         }
     }
+}
+
+/// A request on its way to a host.
+struct Sending<'a> {
+    pool: &'a HostPool,
+    head: &'a RequestHead,
+    body: Body,
+    early: EarlyResponses,
+    /// What it holds while it waits for a connection.
+    pending: Option<PendingGuard>,
 }
 
 /// How many connections a request finds to be going away before it gives up.
 const GOING_AWAY: u32 = 3;
 
-async fn over_http2(
-    pool: &HostPool,
-    head: &RequestHead,
-    body: Body,
-    early: EarlyResponses,
-) -> Result<UpstreamResponse, UpstreamError> {
-    let end = body.is_end() && !head.is_tunnel();
-    let mut tries = 0;
-    let (pooled, mut guard, opened) = loop {
-        tries += 1;
-        let pooled = pool.http2.checkout().await?;
-        let freed = Some(pool.http2.freed());
-        let Some(mut guard) = RequestGuard::take(&pool.place, &pooled.state, freed) else {
-            return Err(OVERFLOW);
-        };
-        match pooled.connection.open(head, end).await {
-            Ok(opened) => break (pooled, guard, opened),
-            Err(reason) => {
-                // The server says GOAWAY, or the connection is dead: nothing of the request has left, so another
-                // connection may have it.
-                pooled.connection.retire();
-                guard.ended(None);
-                if tries >= GOING_AWAY || reason == ResetReason::ProtocolError {
-                    return Err(UpstreamError {
-                        reason,
-                        transport_failure: None,
-                        request_sent: false,
-                        host_tried: true,
+impl Sending<'_> {
+    async fn over_http1(&mut self) -> Result<UpstreamResponse, Stopped> {
+        let Self {
+            pool,
+            head,
+            body,
+            early,
+            pending,
+        } = self;
+        let no_body = body.is_end() && !head.is_tunnel();
+        let mut fresh = false;
+        loop {
+            let checkout = pool.http1.checkout(fresh, pending).await?;
+            let Some(mut guard) = RequestGuard::take(&pool.place, &checkout.state, None) else {
+                pool.http1.give_back(checkout.connection);
+                return Err(Stopped::Failed(OVERFLOW));
+            };
+            let facts = checkout.state.facts();
+            let options = ExchangeOptions {
+                recycle: Some(pool.http1.recycler()),
+                early: Some(early.clone()),
+            };
+            match checkout
+                .connection
+                .exchange(head, std::mem::take(body), options)
+                .await
+            {
+                Ok(response) => {
+                    return Ok(UpstreamResponse {
+                        head: response.head,
+                        body: response.body,
+                        protocol: Protocol::Http11,
+                        facts,
+                        guard,
                     });
+                }
+                // RFC 9112, 9.3.1 and RFC 9110, 9.2.2: a connection that was closed while it was idle says
+                // nothing of the request; one that has not left, or is idempotent, may go again, once.
+                Err(error)
+                    if error.was_reused
+                        && !error.response_started
+                        && no_body
+                        && !fresh
+                        && error.reason == ResetReason::ConnectionTermination
+                        && (!error.request_sent || head.method.is_idempotent()) =>
+                {
+                    fresh = true;
+                }
+                Err(error) => {
+                    guard.ended(Some(error.reason));
+                    return Err(Stopped::Failed(UpstreamError {
+                        reason: error.reason,
+                        transport_failure: None,
+                        request_sent: error.request_sent,
+                        host_tried: true,
+                    }));
                 }
             }
         }
-    };
-    match opened.exchange(body, Some(&early)).await {
-        Ok((head, body)) => Ok(UpstreamResponse {
+    }
+
+    async fn over_http2(&mut self) -> Result<UpstreamResponse, Stopped> {
+        let Self {
+            pool,
             head,
             body,
-            protocol: Protocol::Http2,
-            local: pooled.local.clone(),
-            guard,
-        }),
-        Err(reason) => {
-            guard.ended(Some(reason));
-            Err(UpstreamError {
-                reason,
-                transport_failure: None,
-                request_sent: true,
-                host_tried: true,
-            })
+            early,
+            pending,
+        } = self;
+        let end = body.is_end() && !head.is_tunnel();
+        let mut tries = 0;
+        let (pooled, mut guard, opened) = loop {
+            tries += 1;
+            let pooled = pool.http2.checkout(pending).await?;
+            let freed = Some(pool.http2.freed());
+            let Some(mut guard) = RequestGuard::take(&pool.place, &pooled.state, freed) else {
+                return Err(Stopped::Failed(OVERFLOW));
+            };
+            match pooled.connection.open(head, end).await {
+                Ok(opened) => break (pooled, guard, opened),
+                Err(reason) => {
+                    // The server says GOAWAY, or the connection is dead: nothing of the request has left, so another
+                    // connection may have it.
+                    pooled.connection.retire();
+                    guard.ended(None);
+                    if tries >= GOING_AWAY || reason == ResetReason::ProtocolError {
+                        return Err(Stopped::Failed(UpstreamError {
+                            reason,
+                            transport_failure: None,
+                            request_sent: false,
+                            host_tried: true,
+                        }));
+                    }
+                }
+            }
+        };
+        match opened.exchange(std::mem::take(body), Some(early)).await {
+            Ok((head, body)) => Ok(UpstreamResponse {
+                head,
+                body,
+                protocol: Protocol::Http2,
+                facts: pooled.state.facts(),
+                guard,
+            }),
+            Err(reason) => {
+                guard.ended(Some(reason));
+                Err(Stopped::Failed(UpstreamError {
+                    reason,
+                    transport_failure: None,
+                    request_sent: true,
+                    host_tried: true,
+                }))
+            }
         }
     }
 }
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
+#[path = "request_tests/mod.rs"]
 mod tests;

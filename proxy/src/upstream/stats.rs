@@ -80,6 +80,8 @@ stats! {
     upstream_cx_max_requests: Counter counter;
     upstream_cx_none_healthy: Counter counter;
     upstream_cx_overflow: Counter counter;
+    /// Requests that asked for one pool too many of a host.
+    upstream_cx_pool_overflow: Counter counter;
     upstream_cx_protocol_error: Counter counter;
     upstream_cx_rx_bytes_total: Counter counter;
     upstream_cx_total: Counter counter;

@@ -13,5 +13,6 @@ mod command_line;
 mod control_plane;
 mod fairway;
 mod lifecycle;
+mod reading;
 mod upstream;
 mod xds;

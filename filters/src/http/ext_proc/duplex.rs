@@ -207,6 +207,10 @@ impl BodyStream for Duplex {
     fn is_end(&self) -> bool {
         self.done
     }
+
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        self.pump.original.poll_progress(cx)
+    }
 }
 
 impl Drop for Duplex {

@@ -20,6 +20,7 @@ use http::header::CONTENT_LENGTH;
 use pb::processing_request::Request;
 use pb::processing_response::Response;
 use xds_client::any::unpack;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use self::duplex::{Duplex, Pump, message_of};
@@ -161,7 +162,7 @@ impl HttpFilterFactory for ExtProcFactory {
         ])?;
         let service = proto.grpc_service.as_ref();
         let service = service.ok_or_else(|| ConfigError::new("is required").at("grpc_service"))?;
-        let timeout = wire::duration(proto.message_timeout.as_ref(), MESSAGE_TIMEOUT);
+        let timeout = duration::of_field(proto.message_timeout.as_ref(), "message_timeout")?;
         let clear_route_cache = match (proto.route_cache_action, proto.disable_clear_route_cache) {
             (0, false) => Clear::IfAsked,
             (0, true) | (2, _) => Clear::Never,
@@ -176,7 +177,7 @@ impl HttpFilterFactory for ExtProcFactory {
             mode: Mode::compile(&mode).at("processing_mode")?,
             failure_mode_allow: proto.failure_mode_allow,
             settings: Arc::new(Settings {
-                timeout: timeout.at("message_timeout")?,
+                timeout: timeout.unwrap_or(MESSAGE_TIMEOUT),
                 status_on_error: on_error
                     .map(|s| wire::status(Some(s), StatusCode::INTERNAL_SERVER_ERROR)),
                 namespaces: namespaces(proto.metadata_options.as_ref())?,

@@ -90,10 +90,6 @@ fn pack(type_url: &str, message: &impl Message) -> Any {
     }
 }
 
-fn decode<M: Message + Default>(any: &Any) -> Result<M, ConfigError> {
-    M::decode(any.value.as_slice()).map_err(|e| ConfigError::new(e.to_string()))
-}
-
 fn kind(type_url: &str) -> Option<Kind> {
     Some(match type_url.rsplit('/').next().unwrap_or_default() {
         "envoy.config.cluster.v3.Cluster" => Kind::Cluster,

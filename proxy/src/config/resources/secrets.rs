@@ -8,10 +8,11 @@ use envoy_types::pb::envoy::config::core::v3::{ConfigSource, DataSource};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
 use envoy_types::pb::google::protobuf::Any;
+use xds_client::any::unpack;
 use xds_client::error::{At, ConfigError};
 use xds_client::subscription::Resource;
 
-use super::{Resources, SDS, decode, pack};
+use super::{Resources, SDS, pack};
 use crate::server::admin::config_dump::Kind;
 use crate::transport::tls::context::references;
 use crate::transport::tls::secrets::SecretValue;
@@ -72,7 +73,7 @@ impl Resources {
     }
 
     pub(super) fn secret(&self, resource: &Resource) -> Result<(), ConfigError> {
-        let secret: Secret = decode(&resource.any)?;
+        let secret: Secret = unpack(&resource.any)?;
         match SecretValue::compile(&secret) {
             Ok(value) => {
                 self.context.secrets.apply(&resource.name, value);

@@ -10,12 +10,13 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::service::runtime::v3 as rtds;
 use tokio::sync::Notify;
+use xds_client::any::unpack;
 use xds_client::error::ConfigError;
 use xds_client::json::Pool;
 use xds_client::subscription::{Event, Rejected, Resource, ResourceHandler};
 
 use super::secrets::{cluster_secrets, redacted};
-use super::{RTDS, Resources, State, Static, decode, kind, lock};
+use super::{RTDS, Resources, State, Static, kind, lock};
 use crate::config::fields;
 use crate::config::update_stats::UpdateStats;
 use crate::server::admin::config_dump::Kind;
@@ -49,7 +50,7 @@ impl Resources {
         }
         match kind {
             Kind::Cluster => {
-                let cluster: Cluster = decode(any)?;
+                let cluster: Cluster = unpack(any)?;
                 if state
                     .statics
                     .contains(&(Static::Cluster, resource.name.clone()))
@@ -61,16 +62,16 @@ impl Resources {
                 state.sds_sources.extend(cluster_secrets(&cluster));
             }
             Kind::Endpoint => {
-                let assignment: ClusterLoadAssignment = decode(any)?;
+                let assignment: ClusterLoadAssignment = unpack(any)?;
                 lock(&self.clusters).apply_endpoints(&assignment)?;
             }
             Kind::Listener => {
-                let listener: Listener = decode(any)?;
+                let listener: Listener = unpack(any)?;
                 // It tells the configuration store itself, which depends on whether it is warm.
                 return self.listener(state, listener, version, any);
             }
             Kind::Route => {
-                let routes: RouteConfiguration = decode(any)?;
+                let routes: RouteConfiguration = unpack(any)?;
                 let table = self.context.compile_routes(&routes, false)?;
                 self.context.routes.apply(&resource.name, table);
             }
@@ -123,7 +124,7 @@ impl Resources {
         }
         let mut rejected = Vec::new();
         for resource in added {
-            let taken = decode::<rtds::Runtime>(&resource.any)
+            let taken = unpack::<rtds::Runtime>(&resource.any)
                 .and_then(|r| self.runtime.apply_rtds(&resource.name, r.layer.as_ref()));
             let name = resource.name;
             rejected.extend(taken.err().map(|error| Rejected { name, error }));
@@ -225,7 +226,7 @@ impl ResourceHandler for Subscriber {
             if let Err(error) = this.take(state, kind, &resource) {
                 let any = match kind {
                     Kind::Secret => {
-                        let secret = decode(&resource.any);
+                        let secret = unpack(&resource.any);
                         Arc::new(secret.map(|s| redacted(&s)).unwrap_or_default())
                     }
                     _ => resource.any.clone(),

@@ -3,7 +3,7 @@
 //! Envoy: "x-forwarded-for", `use_remote_address`, `original_ip_detection_extensions`,
 //! `internal_address_config`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -294,10 +294,15 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
-/// Adds our peer to `x-forwarded-for`. One on this machine is known to others by the machine's address.
+/// Adds our peer to `x-forwarded-for`. One on this machine is known to others by the machine's address; as in
+/// Envoy that is 127.0.0.1 only, not its whole network.
 fn append_peer(head: &mut RequestHead, peer: Option<IpAddr>) {
+    const LOOPBACK: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
     match peer {
-        Some(peer) if peer.is_loopback() => append_to_xff(head, local_address()),
+        Some(peer) if LOOPBACK.contains(&peer) => append_to_xff(head, local_address()),
         Some(peer) => append_to_xff(head, peer),
         None => {}
     }

@@ -17,6 +17,7 @@ use filters::chain::FilterChain;
 use filters::header_mutation::MutationList;
 use http::HeaderValue;
 use xds_client::any;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::client_address::ClientAddress;
@@ -131,6 +132,8 @@ impl HcmConfig {
             .at("common_http_protocol_options.idle_timeout")?;
         let head_timeout =
             duration_or(&proto.request_headers_timeout, None).at("request_headers_timeout")?;
+        let linger = duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
+            .at("delayed_close_timeout")?;
         let underscores = underscores(&common)?;
         Ok(Self {
             codec: codec(proto)?,
@@ -140,13 +143,15 @@ impl HcmConfig {
                 underscores,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
-                linger: duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
-                    .at("delayed_close_timeout")?,
+                linger,
                 ..Http1Settings::default()
             }
             .with_options(&http1)
             .at("http_protocol_options")?,
-            http2: http2(proto, max_head_bytes, max_headers, underscores)?,
+            http2: Http2Settings {
+                linger,
+                ..http2(proto, max_head_bytes, max_headers, underscores)?
+            },
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
                 .at("common_http_protocol_options.max_connection_duration")?,
@@ -400,13 +405,6 @@ fn duration_or(
     let Some(value) = value else {
         return Ok(default);
     };
-    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos))
-    else {
-        return Err(ConfigError::new("negative duration"));
-    };
-    if nanos >= 1_000_000_000 {
-        return Err(ConfigError::new("not a valid duration"));
-    }
-    let duration = Duration::new(seconds, nanos);
+    let duration = duration::read(value)?;
     Ok((!duration.is_zero()).then_some(duration))
 }

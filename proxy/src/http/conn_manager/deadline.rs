@@ -62,7 +62,7 @@ impl Limits {
     /// When the first limit strikes of a stream that began at `start`.
     fn next(&self, start: Instant, info: &SharedInfo) -> Option<Instant> {
         let info = info.borrow();
-        let request = self.request.filter(|_| !info.request_complete);
+        let request = self.request.filter(|_| !info.request_complete());
         let active: Instant = info.last_activity.into();
         let all = [
             self.whole.map(|limit| start + limit),
@@ -79,7 +79,7 @@ impl Limits {
         let quiet = now.saturating_duration_since(info.last_activity.into());
         if self.whole.is_some_and(|limit| age >= limit) {
             Some(Struck::Whole)
-        } else if !info.request_complete && self.request.is_some_and(|limit| age >= limit) {
+        } else if !info.request_complete() && self.request.is_some_and(|limit| age >= limit) {
             Some(Struck::Request)
         } else if self.idle.is_some_and(|limit| quiet >= limit) {
             Some(Struck::Idle)
@@ -122,7 +122,7 @@ impl Struck {
 
     /// Envoy answers 408 to a request that is still coming in and 504 to one that waits for its upstream.
     fn answer(self, info: &SharedInfo) -> Stop {
-        let status = if info.borrow().request_complete {
+        let status = if info.borrow().request_complete() {
             StatusCode::GATEWAY_TIMEOUT
         } else {
             StatusCode::REQUEST_TIMEOUT

@@ -23,7 +23,7 @@ fn the_first_limit_strikes_first() {
     assert_eq!(limits.next(start, &info), Some(at(1)));
     assert_eq!(limits.struck(start, start, &info), None);
     assert_eq!(limits.struck(start, at(1), &info), Some(Struck::Request));
-    info.borrow_mut().request_complete = true;
+    info.borrow_mut().request_end = Some(std::time::Instant::now());
     assert_eq!(limits.next(start, &info), Some(at(2)));
     assert_eq!(limits.struck(start, at(1), &info), None);
     assert_eq!(limits.struck(start, at(2), &info), Some(Struck::Idle));
@@ -35,7 +35,7 @@ fn activity_puts_the_idle_timeout_off_and_nothing_else() {
     let info = Rc::new(RefCell::new(stream_info()));
     let active: Instant = info.borrow().last_activity.into();
     let start = active - SECOND;
-    info.borrow_mut().request_complete = true;
+    info.borrow_mut().request_end = Some(std::time::Instant::now());
     let limits = limits();
     assert_eq!(limits.next(start, &info), Some(start + SECOND * 3));
     assert_eq!(limits.struck(start, start + SECOND * 2, &info), None);

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::{
-    DataSource, SubstitutionFormatString, data_source, substitution_format_string,
+    DataSource, SubstitutionFormatString, substitution_format_string,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     self as pb, ResponseMapper,
@@ -16,6 +16,7 @@ use filters::head::{RequestHead, ResponseHead};
 use filters::header_mutation::HeaderMutations;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
+use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
 use crate::telemetry::http_log::{Filter, Format};
@@ -184,18 +185,10 @@ fn status(code: u32) -> Result<StatusCode, ConfigError> {
 }
 
 fn body(source: &DataSource) -> Result<Bytes, ConfigError> {
-    use data_source::Specifier;
-    match &source.specifier {
-        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes().into()),
-        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone().into()),
-        Some(Specifier::Filename(path)) => std::fs::read(path)
-            .map(Bytes::from)
-            .map_err(|error| ConfigError::new(format!("{path}: {error}")).at("filename")),
-        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name)
-            .map(|text| text.into_bytes().into())
-            .map_err(|_| ConfigError::new("is not set").at("environment_variable")),
-        None => Err(ConfigError::new("is required").at("specifier")),
+    if source.specifier.is_none() {
+        return Err(ConfigError::new("is required").at("specifier"));
     }
+    data_source::read(source).map(Bytes::from)
 }
 
 fn body_format(

@@ -12,6 +12,7 @@ mod local_reply_config;
 pub(crate) mod names;
 mod path;
 mod reply;
+mod request_body;
 mod request_id;
 mod request_mutation;
 mod response;
@@ -127,8 +128,9 @@ impl HttpService for CountedManager {
         stats.downstream_rq_total.inc();
         if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
             stats.downstream_cx_protocol_error.inc();
-            let outcome = &manager.connection.outcome;
-            outcome.add_flags(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            manager.connection.note(|notes| {
+                notes.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            });
         }
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = bytes::Bytes::from_static(rejection.body.as_bytes());

@@ -20,8 +20,8 @@ use super::deadline::{Clock, Limits};
 use super::path::Outcome;
 use super::reply::{self, Stop, reply};
 use super::request_mutation::mutate;
-use super::response;
-use super::stream_end::{StreamEnd, observe_request};
+use super::stream_end::StreamEnd;
+use super::{request_body, response};
 use crate::http::service::{ConnectionControl, EarlyResponses, Request, Response};
 use crate::router::RouteTable;
 use crate::router::action::Action;
@@ -48,12 +48,8 @@ pub(super) async fn serve(
     let clock = Clock::new(Limits::of(&config, None, &head));
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
-    let at_hand = match &body {
-        Body::Full(bytes) => Some(bytes.len() as u64),
-        _ => None,
-    };
-    body = observe_request(body, &info);
-    let mut waited = false;
+    let (observed, ahead) = request_body::observe(body, &info);
+    body = observed;
     let outcome = match prepare(&mut head, &config, &connection, &info, routes.as_deref()) {
         Ok(client) => {
             end.remember(&head);
@@ -69,7 +65,10 @@ pub(super) async fn serve(
             let mut running = pin!(clock.race(running, &config.stats, &info));
             poll_fn(|cx| {
                 let polled = running.as_mut().poll(cx);
-                waited |= polled.is_pending();
+                if polled.is_pending() && ahead.poll(cx) {
+                    // The request is complete now, and there are clocks to start.
+                    return running.as_mut().poll(cx);
+                }
                 polled
             })
             .await
@@ -77,12 +76,6 @@ pub(super) async fn serve(
         Err(reply) => Err(Stop::Reply(reply)),
     };
     shape.head = head.method == Method::HEAD || shape.head;
-    if waited && let Some(length) = at_hand {
-        // Envoy reads on while it waits: a body that was here all the time is received, used or not.
-        let mut info = info.borrow_mut();
-        info.request_complete = true;
-        info.bytes_received = length;
-    }
     let mut close = false;
     let (mut response_head, mut response_body) = match outcome {
         Ok(parts) => parts,
@@ -118,7 +111,7 @@ pub(super) async fn serve(
     response::finish(&mut response_head, &config, request_id);
     close |= control.asks_to_close();
     // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
-    close |= protocol != Protocol::Http2 && !info.borrow().request_complete;
+    close |= protocol != Protocol::Http2 && !info.borrow().request_complete();
     Ok(Response {
         body: end.attach(&response_head, response_body, clock),
         head: response_head,

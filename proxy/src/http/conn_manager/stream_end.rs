@@ -1,4 +1,4 @@
-//! What watches a stream's two bodies, and the end of a stream: stats, filters, access log.
+//! What watches a stream's response body, and the end of a stream: stats, filters, access log.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,70 +6,15 @@ use std::task::{Context, Poll};
 
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::chain::StreamFilters;
-use filters::filter::{LocalReply, SharedInfo};
+use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
-use http::StatusCode;
 use tokio::time::{Sleep, sleep_until};
 
 use super::config::HcmConfig;
 use super::deadline::Clock;
 use crate::http::service::EarlyResponses;
 use crate::router::route::Route;
-
-/// Wraps a request body that is not empty, to count it and to note when it is complete.
-pub(super) fn observe_request(body: Body, info: &SharedInfo) -> Body {
-    if body.is_end() {
-        info.borrow_mut().request_complete = true;
-        return body;
-    }
-    Body::stream(RequestBody {
-        body,
-        info: info.clone(),
-    })
-}
-
-struct RequestBody {
-    body: Body,
-    info: SharedInfo,
-}
-
-impl BodyStream for RequestBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let polled = self.body.poll_frame(cx);
-        if let Poll::Ready(frame) = &polled {
-            let mut info = self.info.borrow_mut();
-            info.touch();
-            match frame {
-                Some(Ok(Frame::Data(data))) => info.bytes_received += data.len() as u64,
-                Some(Err(error)) => {
-                    // The client's fault, whatever becomes of the upstream's request by it.
-                    if error.reason == ResetReason::ProtocolError {
-                        let details = error.details.unwrap_or(error.reason.as_str());
-                        let reply =
-                            LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", details)
-                                .with_flags(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-                        info.body_reply = Some(Box::new(reply));
-                    }
-                    info.request_error = Some(error.clone());
-                }
-                _ => {}
-            }
-            if self.body.is_end() || !matches!(frame, Some(Ok(Frame::Data(_)))) {
-                info.request_complete = true;
-            }
-        }
-        polled
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        self.body.remaining()
-    }
-
-    fn is_end(&self) -> bool {
-        self.body.is_end()
-    }
-}
 
 /// The end of a stream, however it comes: stats, filters, access log. Runs when it is dropped.
 pub(super) struct StreamEnd {
@@ -267,5 +212,16 @@ impl BodyStream for ResponseBody {
 
     fn is_end(&self) -> bool {
         self.body.is_end()
+    }
+
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        if let Poll::Ready(error) = self.body.poll_progress(cx) {
+            if self.end.info.borrow().request_error.is_none() {
+                self.end.complete = true;
+                self.end.config.stats.downstream_rq_tx_reset.inc();
+            }
+            return Poll::Ready(error);
+        }
+        self.poll_limits(cx)
     }
 }

@@ -445,6 +445,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> BodyStream for ResponseBody<I
         polled
     }
 
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Some(exchange) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        exchange.send(cx);
+        match exchange.request_error.take() {
+            Some(error) => {
+                self.0 = None;
+                Poll::Ready(error)
+            }
+            None => Poll::Pending,
+        }
+    }
+
     fn remaining(&self) -> Option<u64> {
         match self.0.as_ref().map(|e| &e.decoder) {
             Some(BodyDecoder::Length(n)) => Some(*n),

@@ -1,11 +1,7 @@
-//! Drives the fuzzing properties on mutated messages: some in every test run, more for as long as
-//! `FAIRWAY_FUZZ_SECONDS` says (`fuzz/README.md`).
-
-use std::time::{Duration, Instant};
+//! Drives the codec's fuzzing properties on mutated messages.
 
 use super::properties;
-
-type Property = fn(&[u8]);
+use crate::fuzz_driver::{Property, drive};
 
 /// Requests, whole and nearly so; what mutation makes of them is what attackers make of them.
 const REQUESTS: &[&[u8]] = &[
@@ -71,51 +67,6 @@ const REGRESSIONS: &[(Property, &[u8])] = &[
     ),
 ];
 
-fn mutated(random: &mut fastrand::Rng, corpus: &[&[u8]], flags: usize) -> Vec<u8> {
-    let mut input = corpus[random.usize(..corpus.len())].to_vec();
-    for _ in 0..random.usize(..6) {
-        let at = random.usize(..=input.len());
-        let end = (at + random.usize(..9)).min(input.len());
-        match random.u8(..5) {
-            0 => drop(input.drain(at..end)),
-            1 => drop(input.splice(
-                at..end,
-                TOKENS[random.usize(..TOKENS.len())].iter().copied(),
-            )),
-            2 => input.insert(at, random.u8(..)),
-            3 => drop(input.splice(at..at, input[at..end].to_vec())),
-            _ => {
-                if let Some(byte) = input.get_mut(at) {
-                    *byte ^= 1 << random.u8(..8);
-                }
-            }
-        }
-    }
-    let flags = std::iter::repeat_with(|| random.u8(..))
-        .take(flags)
-        .collect::<Vec<_>>();
-    [flags, input].concat()
-}
-
-fn drive(name: &str, property: Property, corpus: &[&[u8]], flags: usize) {
-    let seconds = std::env::var("FAIRWAY_FUZZ_SECONDS")
-        .ok()
-        .and_then(|s| s.parse().ok());
-    let until = seconds.map(|s| Instant::now() + Duration::from_secs(s));
-    let mut random = match until {
-        Some(_) => fastrand::Rng::new(),
-        None => fastrand::Rng::with_seed(9112),
-    };
-    let mut rounds = 0u64;
-    while until.map_or(rounds < 3000, |until| Instant::now() < until) {
-        rounds += 1;
-        let input = mutated(&mut random, corpus, flags);
-        if std::panic::catch_unwind(|| property(&input)).is_err() {
-            panic!("{name}: b\"{}\"", input.escape_ascii());
-        }
-    }
-}
-
 #[test]
 fn inputs_that_once_failed() {
     for (property, input) in REGRESSIONS {
@@ -125,25 +76,25 @@ fn inputs_that_once_failed() {
 
 #[test]
 fn request_heads() {
-    drive("request", properties::request, REQUESTS, 1);
+    drive("request", properties::request, REQUESTS, TOKENS, 1);
 }
 
 #[test]
 fn response_heads() {
-    drive("response", properties::response, RESPONSES, 2);
+    drive("response", properties::response, RESPONSES, TOKENS, 2);
 }
 
 #[test]
 fn chunked_bodies() {
-    drive("chunked", properties::chunked, CHUNKS, 0);
+    drive("chunked", properties::chunked, CHUNKS, TOKENS, 0);
 }
 
 #[test]
 fn server_connections() {
-    drive("connection", properties::connection, REQUESTS, 1);
+    drive("connection", properties::connection, REQUESTS, TOKENS, 1);
 }
 
 #[test]
 fn client_exchanges() {
-    drive("exchange", properties::exchange, RESPONSES, 2);
+    drive("exchange", properties::exchange, RESPONSES, TOKENS, 2);
 }

@@ -114,7 +114,14 @@ impl Pump {
                 return Poll::Ready(Err(error));
             }
             if !self.pending.is_empty() {
-                ready!(self.poll_send(stream, cx))?;
+                match self.poll_send(stream, cx) {
+                    Poll::Ready(sent) => sent?,
+                    // A peer that does not read stops neither its own upload nor the clock.
+                    Poll::Pending => {
+                        self.failed = Some(ready!(self.body.poll_progress(cx)));
+                        self.pending = Bytes::new();
+                    }
+                }
                 continue;
             }
             match self.body.poll_frame(cx) {

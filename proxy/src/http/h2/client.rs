@@ -239,6 +239,11 @@ impl BodyStream for ClientBody {
         self.received.poll_frame(cx)
     }
 
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let _ = poll_sending(&mut self.sending, cx);
+        Poll::Pending
+    }
+
     fn is_end(&self) -> bool {
         self.received.is_end()
     }

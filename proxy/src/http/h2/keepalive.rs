@@ -5,6 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::KeepaliveSettings;
 use envoy_types::pb::google::protobuf as wkt;
 use h2::{Ping, PingPong};
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 /// When and how to ask.
@@ -26,7 +27,7 @@ impl Keepalive {
     pub fn compile(proto: &KeepaliveSettings) -> Result<Option<Self>, ConfigError> {
         let timeout = proto.timeout.as_ref();
         let timeout = timeout.ok_or_else(|| ConfigError::new("is required").at("timeout"))?;
-        let timeout = duration(timeout).at("timeout")?;
+        let timeout = at_least_a_millisecond(timeout).at("timeout")?;
         let Some(interval) = &proto.interval else {
             return Ok(None);
         };
@@ -35,7 +36,7 @@ impl Keepalive {
             return Err(ConfigError::new("must be from 0 to 100").at("interval_jitter"));
         }
         Ok(Some(Self {
-            interval: duration(interval).at("interval")?,
+            interval: at_least_a_millisecond(interval).at("interval")?,
             timeout,
             jitter: (percent * 10.0) as u32,
         }))
@@ -56,12 +57,9 @@ impl Keepalive {
     }
 }
 
-/// A duration of at least a millisecond.
-fn duration(value: &wkt::Duration) -> Result<Duration, ConfigError> {
-    let seconds = u64::try_from(value.seconds).ok();
-    let nanos = u32::try_from(value.nanos).ok();
-    let duration = seconds.zip(nanos).map(|(s, n)| Duration::new(s, n));
-    duration
-        .filter(|d| *d >= Duration::from_millis(1))
-        .ok_or_else(|| ConfigError::new("must be at least 1ms"))
+fn at_least_a_millisecond(value: &wkt::Duration) -> Result<Duration, ConfigError> {
+    match duration::read(value)? {
+        short if short < Duration::from_millis(1) => Err(ConfigError::new("must be at least 1ms")),
+        duration => Ok(duration),
+    }
 }

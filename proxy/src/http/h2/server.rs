@@ -70,7 +70,7 @@ pub async fn serve<IO, S>(
 {
     let keep = settings.keep_connection_on_bad_message;
     let watch = Rc::new(Watch::new(settings.floods, keep));
-    let io = Watched::new(io, watch.clone());
+    let io = Watched::new(io, watch.clone(), settings.linger);
     let handshake = builder(settings).handshake::<_, Bytes>(io);
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
         return;

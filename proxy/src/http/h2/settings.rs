@@ -1,5 +1,7 @@
 //! `Http2ProtocolOptions`, validated and compiled for the server side.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use xds_client::error::{At, ConfigError};
@@ -32,6 +34,8 @@ pub struct Http2Settings {
     pub keepalive: Option<Keepalive>,
     /// How much of each kind of cheap frame is too much.
     pub floods: FloodLimits,
+    /// How long a connection that we end waits for its client to read the rest (`delayed_close_timeout`).
+    pub linger: Option<Duration>,
 }
 
 /// Envoy's flood limits.
@@ -71,6 +75,7 @@ impl Default for Http2Settings {
             keep_connection_on_bad_message: false,
             keepalive: None,
             floods: FloodLimits::default(),
+            linger: Some(Duration::from_secs(1)),
         }
     }
 }

@@ -9,12 +9,14 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use filters::flags::ResponseFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Frame, Kind, Scanner};
 use super::settings::FloodLimits;
+use crate::http::linger::Linger;
 
 /// Why streams end though nobody reset them: details and flags, as logs tell them.
 pub(super) type Fault = (&'static str, ResponseFlags);
@@ -210,14 +212,20 @@ pub(super) struct Watched<IO> {
     outbound: Scanner,
     /// Bytes that were shown to `outbound` and not yet taken by the socket.
     shown: usize,
+    /// For how long the connection lingers at its end.
+    linger: Option<Duration>,
+    lingering: Option<Linger>,
 }
 
 impl<IO> Watched<IO> {
     /// Watches the server's side of a connection: the peer's preface comes first.
-    pub(super) fn new(io: IO, watch: Rc<Watch>) -> Self {
+    /// At its end it reads on for `linger`, so that the client gets to read the GOAWAY and what was before it.
+    pub(super) fn new(io: IO, watch: Rc<Watch>, linger: Option<Duration>) -> Self {
         Self {
             io,
             watch,
+            linger,
+            lingering: None,
             inbound: Scanner::behind_preface(),
             outbound: Scanner::default(),
             shown: 0,
@@ -247,7 +255,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -288,12 +296,20 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        let Some(time) = this.linger else {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        };
+        let lingering = this.lingering.get_or_insert_with(|| Linger::new(time));
+        lingering.poll(&mut this.io, cx).map(Ok)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn frame(kind: Kind, stream: u32, length: usize, code: u32) -> Frame {
@@ -354,6 +370,20 @@ mod tests {
         lenient.sending(frame(Kind::Reset, 3, 4, PROTOCOL_ERROR));
         assert_eq!(lenient.take_refused(), 1);
         assert!(lenient.fault().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_connection_lingers_until_its_client_closes_too() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let linger = Some(Duration::from_secs(600));
+        let mut server = Watched::new(server, Rc::new(watch(false)), linger);
+        let mut shutdown = Box::pin(server.shutdown());
+        assert!((&mut shutdown).now_or_never().is_none());
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the end is told");
+        client.write_all(b"late").await.unwrap();
+        assert!((&mut shutdown).now_or_never().is_none());
+        drop(client);
+        shutdown.await.unwrap();
     }
 
     #[test]

@@ -13,15 +13,17 @@ mod prometheus;
 mod stats;
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use xds_client::error::ConfigError;
 
 pub use backend::{
@@ -34,6 +36,8 @@ use crate::telemetry::stats::Stats;
 
 /// Connections served at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 128;
+/// The time the answer to `/quitquitquit` may take to leave.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 /// The time a client has to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -104,18 +108,37 @@ async fn connection<I>(io: I, backend: Arc<dyn AdminBackend>, stats: Arc<Stats>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+    let last = Notify::new();
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
         let page = commands::respond(request.method(), request.uri(), &*backend, &stats);
+        if page.is_last {
+            last.notify_one();
+        }
         std::future::ready(Ok::<_, Infallible>(page.into_response()))
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(io), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "admin: connection ended");
+    let mut serving = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    tokio::select! {
+        biased;
+        served = &mut serving => {
+            if let Err(error) = served {
+                tracing::debug!(%error, "admin: connection ended");
+            }
+            if last.notified().now_or_never().is_none() {
+                return;
+            }
+        }
+        () = last.notified() => {
+            // The answer leaves before the process does, unless nobody reads it.
+            serving.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(LAST_ANSWER, serving).await;
+        }
     }
+    backend.quit();
 }
 
 #[cfg(test)]

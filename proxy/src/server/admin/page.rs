@@ -14,6 +14,8 @@ pub(super) struct Page {
     pub(super) status: u16,
     content_type: &'static str,
     pub(super) body: String,
+    /// The process ends once this has been sent.
+    pub(super) is_last: bool,
 }
 
 impl Page {
@@ -26,6 +28,15 @@ impl Page {
             status,
             content_type: "text/plain; charset=UTF-8",
             body: body.into(),
+            is_last: false,
+        }
+    }
+
+    /// The answer before the end of the process.
+    pub(super) fn last(body: impl Into<String>) -> Self {
+        Self {
+            is_last: true,
+            ..Self::text(body)
         }
     }
 
@@ -34,6 +45,7 @@ impl Page {
             status: 200,
             content_type: "application/json",
             body,
+            is_last: false,
         }
     }
 
@@ -43,6 +55,7 @@ impl Page {
             status,
             content_type: "text/plain",
             body,
+            is_last: false,
         }
     }
 

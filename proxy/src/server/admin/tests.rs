@@ -39,7 +39,9 @@ impl AdminBackend for Fake {
         self.0.lock().unwrap().push(format!("{request:?}"));
     }
     fn health_check(&self, _: bool) {}
-    fn quit(&self) {}
+    fn quit(&self) {
+        self.0.lock().unwrap().push("quit".into());
+    }
     fn loggers(&self) -> Vec<(String, String)> {
         vec![("http".into(), "info".into())]
     }
@@ -217,4 +219,23 @@ fn numbers_print_as_c_does() {
     let uri = "/stats".parse().unwrap();
     let page = commands::respond(&http::Method::GET, &uri, &Fake::default(), &stats).body;
     assert!(page.contains("P50(nan,2.55e+06)"), "{page}");
+}
+
+#[tokio::test]
+async fn the_process_ends_after_its_last_answer() {
+    let backend = Arc::new(Fake::default());
+    // So small that the answer waits for its reader.
+    let (mut client, server) = tokio::io::duplex(64);
+    let serving = tokio::spawn(connection(server, backend.clone(), Stats::new()));
+    let asked = b"POST /quitquitquit HTTP/1.1\r\nhost: a\r\n\r\n";
+    client.write_all(asked).await.unwrap();
+    let mut answer = vec![0; 32];
+    client.read_exact(&mut answer).await.unwrap();
+    assert!(backend.0.lock().unwrap().is_empty(), "before it was sent");
+    client.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("OK\n"), "{answer}");
+    serving.await.unwrap();
+    assert_eq!(*backend.0.lock().unwrap(), ["quit"]);
 }

@@ -122,18 +122,13 @@ impl DownstreamTls {
     fn info(&self, compiled: &Compiled, connection: &ServerConnection) -> TlsInfo {
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.verifies());
-        let info = TlsInfo {
+        self.stats.shook_hands(connection);
+        TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             local: compiled.shown(connection).map(|c| c.facts.clone()),
             peer,
-        };
-        let group = connection.negotiated_key_exchange_group();
-        self.stats.shaken(&info, group.map(|group| group.name()));
-        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-            self.stats.session_reused.inc();
         }
-        info
     }
 }
 

@@ -13,6 +13,7 @@ use prost::Message;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::certificate::{self, Certificate};
@@ -21,6 +22,7 @@ use super::parameters::Parameters;
 use super::secrets::{Dependent, SecretSlot, SecretStore, SecretValue};
 use super::sessions::{SessionSettings, Sessions, TicketKey};
 use super::stats::TlsStats;
+use super::upstream::Rules;
 use super::validation::Validation;
 use super::verifier::Verifier;
 
@@ -122,12 +124,8 @@ impl DownstreamTls {
                 (true, Some(slot))
             }
         };
-        let timeout = proto.session_timeout.as_ref().map(|timeout| {
-            xds_client::duration::read(timeout)
-                .filter(|d| d.as_secs() <= u64::from(u32::MAX))
-                .ok_or_else(|| ConfigError::new("is not a valid duration").at("session_timeout"))
-        });
-        let lifetime = SessionSettings::lifetime(timeout.transpose()?);
+        let timeout = duration::of_field(proto.session_timeout.as_ref(), "session_timeout")?;
+        let lifetime = SessionSettings::lifetime(timeout);
         let flag = |value: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
             value.as_ref().is_some_and(|v| v.value)
         };
@@ -196,6 +194,7 @@ impl DownstreamTls {
                 algorithms,
                 stats: self.stats.clone(),
                 required: self.require_client_certificate,
+                rules: Rules::default(),
             })
         });
         let compiled = Compiled {

@@ -301,7 +301,7 @@ mod tests {
     fn first_bytes_are_told_apart() {
         let told = |bytes: &[u8]| {
             let (failure, alert) = first_bytes(bytes)?;
-            let reason = failure.text.split(':').nth(3)?.to_owned();
+            let reason = failure.text.split(':').nth(4)?.to_owned();
             Some((reason, alert))
         };
         assert_eq!(told(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\x03"), None);

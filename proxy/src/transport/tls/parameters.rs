@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use rustls::crypto::aws_lc_rs::{cipher_suite as suite, kx_group as kx};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite, SupportedProtocolVersion};
 use xds_client::error::{At, ConfigError};
 
 use super::PROVIDER;
@@ -100,6 +100,17 @@ const OBSOLETE: [&str; 8] = [
 pub(super) fn name_of(suite: SupportedCipherSuite) -> &'static str {
     let found = SUITES.iter().find(|(_, s)| *s == suite);
     found.map_or("", |(name, _)| name)
+}
+
+/// BoringSSL's name of a group.
+pub(super) fn group_name(group: NamedGroup) -> &'static str {
+    match group {
+        NamedGroup::X25519 => "X25519",
+        NamedGroup::secp256r1 => "P-256",
+        NamedGroup::secp384r1 => "P-384",
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        _ => "",
+    }
 }
 
 fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {

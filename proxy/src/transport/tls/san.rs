@@ -104,6 +104,13 @@ pub(super) fn covers(name: &str, wanted: &str) -> bool {
         && rest.eq_ignore_ascii_case(parent)
 }
 
+/// Whether a certificate is for `subject`: a DNS name that it covers, or a URI or address that it has.
+pub(super) fn names(facts: &CertificateFacts, subject: &str) -> bool {
+    facts.dns_sans.iter().any(|name| covers(name, subject))
+        || facts.uri_sans.iter().any(|uri| uri == subject)
+        || facts.ip_sans.iter().any(|ip| ip == subject)
+}
+
 /// Whether one of `matchers` accepts one of the names; no matchers accept everything.
 pub(super) fn accepted(matchers: &[SanMatcher], facts: &CertificateFacts) -> bool {
     matchers.is_empty() || matchers.iter().any(|m| m.matches(facts))

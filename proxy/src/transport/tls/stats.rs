@@ -1,76 +1,12 @@
 //! `ssl.*` stats of a listener or cluster.
 
-use std::sync::OnceLock;
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 
-use filters::tls::TlsInfo;
-use rustls::{NamedGroup, SignatureScheme};
+use rustls::{CommonState, HandshakeKind, SignatureScheme};
 
+use super::{parameters, suite_name, version_name};
 use crate::telemetry::stats::{Counter, Scope};
-
-/// Suites, versions, groups and signatures by Envoy's names.
-const VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
-const CIPHERS: [&str; 9] = [
-    "TLS_AES_128_GCM_SHA256",
-    "TLS_AES_256_GCM_SHA384",
-    "TLS_CHACHA20_POLY1305_SHA256",
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "ECDHE-RSA-CHACHA20-POLY1305",
-];
-const CURVES: [(NamedGroup, &str); 4] = [
-    (NamedGroup::X25519, "X25519"),
-    (NamedGroup::secp256r1, "P-256"),
-    (NamedGroup::secp384r1, "P-384"),
-    (NamedGroup::X25519MLKEM768, "X25519MLKEM768"),
-];
-const SIGNATURES: [(SignatureScheme, &str); 10] = [
-    (
-        SignatureScheme::ECDSA_NISTP256_SHA256,
-        "ecdsa_secp256r1_sha256",
-    ),
-    (
-        SignatureScheme::ECDSA_NISTP384_SHA384,
-        "ecdsa_secp384r1_sha384",
-    ),
-    (
-        SignatureScheme::ECDSA_NISTP521_SHA512,
-        "ecdsa_secp521r1_sha512",
-    ),
-    (SignatureScheme::ED25519, "ed25519"),
-    (SignatureScheme::RSA_PKCS1_SHA256, "rsa_pkcs1_sha256"),
-    (SignatureScheme::RSA_PKCS1_SHA384, "rsa_pkcs1_sha384"),
-    (SignatureScheme::RSA_PKCS1_SHA512, "rsa_pkcs1_sha512"),
-    (SignatureScheme::RSA_PSS_SHA256, "rsa_pss_rsae_sha256"),
-    (SignatureScheme::RSA_PSS_SHA384, "rsa_pss_rsae_sha384"),
-    (SignatureScheme::RSA_PSS_SHA512, "rsa_pss_rsae_sha512"),
-];
-
-/// Counters of one family, each made with its first count.
-#[derive(Default)]
-struct Family<const N: usize>(Option<(Scope, &'static str, [OnceLock<Counter>; N])>);
-
-impl<const N: usize> Family<N> {
-    fn new(scope: &Scope, family: &'static str) -> Self {
-        Self(Some((
-            scope.clone(),
-            family,
-            std::array::from_fn(|_| OnceLock::new()),
-        )))
-    }
-
-    fn inc(&self, position: Option<usize>, name: &str) {
-        let Some((scope, family, counters)) = &self.0 else {
-            return;
-        };
-        if let Some(counter) = position.and_then(|position| counters.get(position)) {
-            let make = || scope.counter(&format!("ssl.{family}.{name}"));
-            counter.get_or_init(make).inc();
-        }
-    }
-}
 
 /// Envoy's TLS statistics, as far as rustls lets them be known. The default ones count for nobody.
 #[derive(Default)]
@@ -95,10 +31,46 @@ pub struct TlsStats {
     pub context_secrets_not_ready: Counter,
     /// Contexts compiled again because a secret has changed.
     pub context_updated_by_sds: Counter,
-    versions: Family<{ VERSIONS.len() }>,
-    ciphers: Family<{ CIPHERS.len() }>,
-    curves: Family<{ CURVES.len() }>,
-    sigalgs: Family<{ SIGNATURES.len() }>,
+    ciphers: Tally,
+    curves: Tally,
+    signatures: Tally,
+    versions: Tally,
+}
+
+/// Counters by one of a few names, each made when it is first needed.
+#[derive(Default)]
+struct Tally {
+    scope: Option<Scope>,
+    counters: RwLock<BTreeMap<&'static str, Counter>>,
+}
+
+impl Tally {
+    fn new(scope: &Scope, kind: &str) -> Self {
+        Self {
+            scope: Some(scope.scope(&format!("ssl.{kind}."))),
+            counters: RwLock::default(),
+        }
+    }
+
+    /// A lock for reading, but for a name's first time: once in a handshake it does not count.
+    fn count(&self, name: &'static str) {
+        let Some(scope) = self.scope.as_ref().filter(|_| !name.is_empty()) else {
+            return;
+        };
+        let counters = self.counters.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counter) = counters.get(name) {
+            return counter.inc();
+        }
+        drop(counters);
+        let mut counters = self
+            .counters
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        counters
+            .entry(name)
+            .or_insert_with(|| scope.counter(name))
+            .inc();
+    }
 }
 
 impl TlsStats {
@@ -126,33 +98,51 @@ impl TlsStats {
             fail_verify_cert_hash: ssl("fail_verify_cert_hash"),
             context_secrets_not_ready: made(format!("{side}_context_secrets_not_ready")),
             context_updated_by_sds: made("ssl_context_update_by_sds".to_owned()),
-            versions: Family::new(scope, "versions"),
-            ciphers: Family::new(scope, "ciphers"),
-            curves: Family::new(scope, "curves"),
-            sigalgs: Family::new(scope, "sigalgs"),
+            ciphers: Tally::new(scope, "ciphers"),
+            curves: Tally::new(scope, "curves"),
+            signatures: Tally::new(scope, "sigalgs"),
+            versions: Tally::new(scope, "versions"),
         }
     }
 
-    /// A handshake is done.
-    pub(super) fn shaken(&self, info: &TlsInfo, group: Option<NamedGroup>) {
+    /// A handshake succeeded.
+    pub(super) fn shook_hands(&self, connection: &CommonState) {
         self.handshake.inc();
-        if info.peer.is_none() {
+        if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
+            self.session_reused.inc();
+        }
+        if connection.peer_certificates().is_none_or(<[_]>::is_empty) {
             self.no_certificate.inc();
         }
-        let version = VERSIONS.iter().position(|v| *v == info.version);
-        self.versions.inc(version, info.version);
-        let cipher = CIPHERS.iter().position(|c| *c == info.cipher);
-        self.ciphers.inc(cipher, info.cipher);
-        let curve = CURVES.iter().position(|(g, _)| Some(*g) == group);
-        let name = curve.and_then(|at| CURVES.get(at)).map_or("", |c| c.1);
-        self.curves.inc(curve, name);
+        self.ciphers
+            .count(suite_name(connection.negotiated_cipher_suite()));
+        self.versions
+            .count(version_name(connection.protocol_version()));
+        if let Some(group) = connection.negotiated_key_exchange_group() {
+            self.curves.count(parameters::group_name(group.name()));
+        }
     }
 
-    /// The peer has signed the handshake.
-    pub(super) fn signed_with(&self, scheme: SignatureScheme) {
-        let at = SIGNATURES.iter().position(|(s, _)| *s == scheme);
-        let name = at.and_then(|at| SIGNATURES.get(at)).map_or("", |s| s.1);
-        self.sigalgs.inc(at, name);
+    /// A peer has signed with this.
+    pub(super) fn signed(&self, scheme: SignatureScheme) {
+        self.signatures.count(signature_name(scheme));
+    }
+}
+
+/// As BoringSSL has it: RFC 8446's name.
+fn signature_name(scheme: SignatureScheme) -> &'static str {
+    match scheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256 => "ecdsa_secp256r1_sha256",
+        SignatureScheme::ECDSA_NISTP384_SHA384 => "ecdsa_secp384r1_sha384",
+        SignatureScheme::ECDSA_NISTP521_SHA512 => "ecdsa_secp521r1_sha512",
+        SignatureScheme::RSA_PSS_SHA256 => "rsa_pss_rsae_sha256",
+        SignatureScheme::RSA_PSS_SHA384 => "rsa_pss_rsae_sha384",
+        SignatureScheme::RSA_PSS_SHA512 => "rsa_pss_rsae_sha512",
+        SignatureScheme::RSA_PKCS1_SHA256 => "rsa_pkcs1_sha256",
+        SignatureScheme::RSA_PKCS1_SHA384 => "rsa_pkcs1_sha384",
+        SignatureScheme::RSA_PKCS1_SHA512 => "rsa_pkcs1_sha512",
+        SignatureScheme::ED25519 => "ed25519",
+        _ => "",
     }
 }
 

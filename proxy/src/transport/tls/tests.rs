@@ -20,8 +20,9 @@ use super::downstream::DownstreamTls;
 use super::secrets::{SecretStore, SecretValue};
 use super::stats::TlsStats;
 use super::testing::Authority;
-use super::upstream::UpstreamTls;
+use super::upstream::{Connecting, UpstreamTls};
 use crate::telemetry::stats::Stats;
+use crate::transport::options::TransportOptions;
 
 fn stats() -> Arc<TlsStats> {
     Arc::new(TlsStats::downstream(&Stats::new().scope("listener.a.")))
@@ -34,7 +35,6 @@ fn common(
     CommonTlsContext {
         tls_certificates: certificate.into_iter().collect(),
         validation_context_type: validation.map(ValidationContextType::ValidationContext),
-        alpn_protocols: vec!["h2".into(), "http/1.1".into()],
         ..Default::default()
     }
 }
@@ -57,6 +57,20 @@ fn client(common: CommonTlsContext, sni: &str) -> UpstreamTlsContext {
 
 /// One handshake and one message each way; what each side knows then, or the first error of either.
 async fn meet(server: &DownstreamTls, client: &UpstreamTls) -> Result<(TlsInfo, TlsInfo), String> {
+    let options = TransportOptions::default();
+    meet_with(server, client, "", &options)
+        .await
+        .map(|(down, up, _)| (down, up))
+}
+
+/// [`meet`] with an endpoint's host name and what a request asks for; also the name that the server was asked for,
+/// and the protocol.
+async fn meet_with(
+    server: &DownstreamTls,
+    client: &UpstreamTls,
+    hostname: &str,
+    options: &TransportOptions,
+) -> Result<(TlsInfo, TlsInfo, String), String> {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serving = async {
         let (mut io, info) = server
@@ -69,7 +83,15 @@ async fn meet(server: &DownstreamTls, client: &UpstreamTls) -> Result<(TlsInfo, 
     };
     let asking = async {
         let (mut io, info) = client
-            .connect(near, None)
+            .connect(
+                near,
+                Connecting {
+                    address: None,
+                    hostname,
+                    options,
+                    protocols: &["h2"],
+                },
+            )
             .await
             .map_err(|e| format!("client: {e}"))?;
         let mut read = [0; 5];
@@ -80,7 +102,20 @@ async fn meet(server: &DownstreamTls, client: &UpstreamTls) -> Result<(TlsInfo, 
         Ok::<_, String>(info)
     };
     let (served, asked) = tokio::join!(serving, asking);
-    Ok((served?.0, asked?))
+    let ((down, io), asked) = match (served, asked) {
+        (Ok(served), Ok(asked)) => (served, asked),
+        (Err(a), Err(b)) => return Err(format!("{a}; {b}")),
+        (Err(a), _) | (_, Err(a)) => return Err(a),
+    };
+    let session = io.get_ref().1;
+    let protocol = session.alpn_protocol().unwrap_or_default();
+    let told = format!(
+        "{} {} {:?}",
+        session.server_name().unwrap_or("-"),
+        String::from_utf8_lossy(protocol),
+        session.handshake_kind().unwrap(),
+    );
+    Ok((down, asked, told))
 }
 
 fn compile(proto: &DownstreamTlsContext) -> Arc<DownstreamTls> {
@@ -88,7 +123,7 @@ fn compile(proto: &DownstreamTlsContext) -> Arc<DownstreamTls> {
 }
 
 fn connector(proto: &UpstreamTlsContext) -> Arc<UpstreamTls> {
-    UpstreamTls::compile(proto, &SecretStore::default(), &[], None).unwrap()
+    UpstreamTls::compile(proto, &SecretStore::default(), None).unwrap()
 }
 
 #[tokio::test]
@@ -137,7 +172,7 @@ async fn clients_without_or_with_a_wrong_certificate_are_refused() {
         "a.example",
     ));
     let error = meet(&tls, &foreign).await.unwrap_err();
-    assert!(error.contains("UnknownIssuer"), "{error}");
+    assert!(error.contains("unable to get local issuer"), "{error}");
     // Optional: none is fine, a wrong one is not.
     let tls = compile(&server(
         common(
@@ -254,7 +289,7 @@ async fn secrets_arrive_and_rotate_without_a_new_context() {
         ))
     };
     let early = meet(&tls, &connect(&authority, &authority)).await;
-    assert!(early.unwrap_err().contains("secrets"));
+    assert!(early.unwrap_err().contains("Secret is not supplied"));
     let secret = |kind| {
         SecretValue::compile(&Secret {
             name: String::new(),
@@ -334,4 +369,122 @@ fn contexts_that_cannot_be_honoured_are_refused() {
     let certificate = Some(authority.issue(&["a.example"]));
     let text = refused(&server(common(certificate, Some(insecure)), false));
     assert!(text.contains("without trusted CA is insecure"), "{text}");
+}
+
+/// What a request asks for.
+fn asking(server_name: &str, subject: Option<&str>, alpn: &[&str]) -> TransportOptions {
+    TransportOptions {
+        server_name: Some(server_name.into()),
+        subject: subject.map(Into::into),
+        alpn: (!alpn.is_empty()).then(|| alpn.iter().map(|n| (*n).into()).collect()),
+    }
+}
+
+#[tokio::test]
+async fn requests_endpoints_and_contexts_name_the_server_in_this_order() {
+    let authority = Authority::new("ca");
+    let tls = compile(&server(
+        common(Some(authority.issue(&["a.example"])), None),
+        false,
+    ));
+    let mut proto = client(common(None, None), "fixed.example");
+    let told = async |proto: &UpstreamTlsContext, hostname: &str, options: &TransportOptions| {
+        let client = connector(proto);
+        let met = meet_with(&tls, &client, hostname, options).await.unwrap();
+        met.2.split(' ').next().unwrap().to_owned()
+    };
+    let (nothing, asked) = (
+        TransportOptions::default(),
+        asking("asked.example", None, &[]),
+    );
+    assert_eq!(
+        told(&proto, "host.example", &nothing).await,
+        "fixed.example"
+    );
+    assert_eq!(told(&proto, "host.example", &asked).await, "asked.example");
+    assert_eq!(told(&proto, "", &asking("", None, &[])).await, "-");
+    proto.auto_host_sni = true;
+    assert_eq!(told(&proto, "host.example", &nothing).await, "host.example");
+    assert_eq!(told(&proto, "", &nothing).await, "fixed.example");
+    assert_eq!(told(&proto, "host.example", &asked).await, "asked.example");
+    let bad = asking("not a name", None, &[]);
+    let refused = meet_with(&tls, &connector(&proto), "", &bad).await;
+    assert!(refused.unwrap_err().contains("no host name"));
+}
+
+#[tokio::test]
+async fn the_certificate_must_cover_what_the_request_or_the_name_demands() {
+    let authority = Authority::new("ca");
+    let tls = compile(&server(
+        common(Some(authority.issue(&["a.example", "spiffe://td/a"])), None),
+        false,
+    ));
+    let validation = || Some(authority.trusted());
+    let plain = connector(&client(common(None, validation()), "fixed.example"));
+    let met = async |client: &UpstreamTls, options: &TransportOptions| {
+        meet_with(&tls, client, "", options).await.map(drop)
+    };
+    let subject = |name| asking("x.example", Some(name), &[]);
+    assert!(met(&plain, &subject("a.example")).await.is_ok());
+    assert!(met(&plain, &subject("spiffe://td/a")).await.is_ok());
+    let error = met(&plain, &subject("x.example")).await.unwrap_err();
+    assert!(error.contains("SAN matcher"), "{error}");
+    // A session that began under one rule is not resumed under another.
+    assert!(met(&plain, &subject("x.example")).await.is_err());
+    let mut proto = client(common(None, validation()), "a.example");
+    proto.auto_sni_san_validation = true;
+    let bound = connector(&proto);
+    assert!(met(&bound, &TransportOptions::default()).await.is_ok());
+    assert!(met(&bound, &asking("b.example", None, &[])).await.is_err());
+    assert!(met(&bound, &asking("", None, &[])).await.is_err());
+    proto.common_tls_context = Some(common(None, None));
+    let error = UpstreamTls::compile(&proto, &SecretStore::default(), None).unwrap_err();
+    assert!(error.reason().contains("without a validation context"));
+}
+
+#[tokio::test]
+async fn protocols_come_from_the_request_the_context_or_the_pool() {
+    let authority = Authority::new("ca");
+    let mut serving = common(Some(authority.issue(&["a.example"])), None);
+    serving.alpn_protocols = ["istio-h2", "http/1.1", "h2"].map(Into::into).to_vec();
+    let tls = compile(&server(serving, false));
+    let mut offering = common(None, None);
+    let chosen = async |common: &CommonTlsContext, alpn: &[&str]| {
+        let client = connector(&client(common.clone(), "a.example"));
+        let options = asking("a.example", None, alpn);
+        let met = meet_with(&tls, &client, "", &options).await.unwrap();
+        met.2.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(
+        chosen(&offering, &["istio-h2", "istio", "h2"]).await,
+        "istio-h2"
+    );
+    offering.alpn_protocols = vec!["http/1.1".into()];
+    assert_eq!(chosen(&offering, &[]).await, "http/1.1");
+    offering.alpn_protocols.clear();
+    assert_eq!(chosen(&offering, &[]).await, "h2");
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_for_the_same_name_and_protocols_only() {
+    let authority = Authority::new("ca");
+    let tls = compile(&server(
+        common(Some(authority.issue(&["a.example"])), None),
+        false,
+    ));
+    let client = connector(&client(common(None, Some(authority.trusted())), ""));
+    let kind = async |options: &TransportOptions| {
+        let met = meet_with(&tls, &client, "", options).await.unwrap();
+        met.2.split(' ').nth(2).unwrap().to_owned()
+    };
+    let first = asking("a.example", None, &["h2"]);
+    assert_eq!(kind(&first).await, "Full");
+    assert_eq!(kind(&first).await, "Resumed");
+    assert_eq!(kind(&asking("b.example", None, &["h2"])).await, "Full");
+    assert_eq!(
+        kind(&asking("a.example", None, &["http/1.1"])).await,
+        "Full"
+    );
+    let bound = asking("a.example", Some("a.example"), &["h2"]);
+    assert_eq!(kind(&bound).await, "Full");
 }

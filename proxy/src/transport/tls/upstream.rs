@@ -1,14 +1,18 @@
 //! `UpstreamTlsContext`: TLS as a client.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use bytestring::ByteString;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as Proto;
+use filters::http::alpn::AlpnNames;
 use filters::tls::TlsInfo;
 use prost::Message;
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection};
@@ -17,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use xds_client::error::{At, ConfigError};
 
+use super::certificate::Certificate;
 use super::context::{CommonContext, Ready};
 use super::failure::{Failure, Kind};
 use super::refusal;
@@ -26,6 +31,7 @@ use super::validation::Validation;
 use super::verifier::Verifier;
 use super::{facts, suite_name, version_name};
 use crate::telemetry::stats::Scope;
+use crate::transport::options::TransportOptions;
 
 /// Envoy's limit on the name that is asked for.
 const MAX_SNI: usize = 255;
@@ -33,12 +39,13 @@ const MAX_SNI: usize = 255;
 /// A cluster's TLS.
 pub struct UpstreamTls {
     common: CommonContext,
-    sni: Option<ServerName<'static>>,
-    /// The server's certificate must cover the name that is asked for.
+    /// `sni`; empty for none.
+    sni: ByteString,
+    /// `auto_host_sni`: ask for the endpoint's host name if it has one.
+    host_sni: bool,
+    /// `auto_sni_san_validation`: the server's certificate must cover the name that is asked for.
     validate_sni: bool,
     session_keys: usize,
-    /// What to offer if the context has no `alpn_protocols` of its own.
-    protocols: Vec<Vec<u8>>,
     scope: Option<Scope>,
     stats: OnceLock<Arc<TlsStats>>,
     /// Compiled for the first connection after a change: most clusters of a mesh are never used.
@@ -49,16 +56,64 @@ pub struct UpstreamTls {
 
 impl PartialEq for UpstreamTls {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && self.protocols == other.protocols
+        self.source == other.source
     }
 }
 
 impl Eq for UpstreamTls {}
 
+/// The most sets of names and protocols whose handshakes are remembered. Names may come from requests; beyond this
+/// many all are forgotten, which costs sessions that could have been resumed.
+const MAX_VARIANTS: usize = 1024;
+
+/// The context with its secrets as they are now.
 struct Compiled {
-    config: Arc<ClientConfig>,
-    verifies: bool,
-    local: Option<Arc<super::certificate::Certificate>>,
+    provider: Arc<CryptoProvider>,
+    validation: Arc<Validation>,
+    local: Option<Arc<Certificate>>,
+    /// Settings by what connections ask for. Only handshakes lock this.
+    variants: Mutex<HashMap<Variant, Arc<ClientConfig>>>,
+}
+
+/// What makes one connection's handshake differ from another's, but for the name that is asked for. Sessions are
+/// kept with it and by that name, so none is resumed under other rules than it began under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Variant {
+    alpn: Alpn,
+    rules: Rules,
+}
+
+/// The protocols that are offered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Alpn {
+    /// The request's.
+    Asked(AlpnNames),
+    /// The context's.
+    Own,
+    /// What the connection is for.
+    Fallback(&'static [&'static str]),
+}
+
+/// What the server's certificate must cover beside the validation context's demands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Rules {
+    /// The request's name (`auto_san_validation`).
+    pub(super) subject: Option<ByteString>,
+    /// The name that was asked for, in place of the context's list (`auto_sni_san_validation`).
+    pub(super) server_name: Option<ByteString>,
+}
+
+/// What a connection is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Connecting<'a> {
+    /// The host's address; without a name, sessions are kept by it.
+    pub address: Option<IpAddr>,
+    /// The endpoint's host name; may be empty.
+    pub hostname: &'a str,
+    /// What requests ask for.
+    pub options: &'a TransportOptions,
+    /// The protocols that are spoken, for a context that names none (ALPN).
+    pub protocols: &'static [&'static str],
 }
 
 impl std::fmt::Debug for UpstreamTls {
@@ -70,34 +125,26 @@ impl std::fmt::Debug for UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Compiles the context. It connects as soon as its secrets are there. `protocols` are offered if the context
-    /// names none. Stats are made in `scope` (`cluster.<name>.`) with the first connection.
+    /// Compiles the context. It connects as soon as its secrets are there. Stats are made in `scope`
+    /// (`cluster.<name>.`) with the first connection.
     ///
     /// # Errors
     /// What is wrong or not supported, by field.
     pub fn compile(
         proto: &Proto,
         secrets: &SecretStore,
-        protocols: &[&str],
         scope: Option<Scope>,
     ) -> Result<Arc<Self>, ConfigError> {
         if proto.allow_renegotiation {
             return Err(ConfigError::unsupported("allow_renegotiation"));
         }
-        if proto.auto_host_sni {
-            return Err(ConfigError::unsupported("auto_host_sni"));
-        }
         if proto.sni.len() > MAX_SNI {
             return Err(ConfigError::new("must have at most 255 bytes").at("sni"));
         }
-        let sni = match proto.sni.as_str() {
-            "" => None,
-            name => Some(
-                ServerName::try_from(name.to_owned())
-                    .map_err(|_| ConfigError::new(format!("'{name}' is no host name")))
-                    .at("sni")?,
-            ),
-        };
+        if !proto.sni.is_empty() && ServerName::try_from(proto.sni.as_str()).is_err() {
+            let reason = format!("'{}' is no host name", proto.sni);
+            return Err(ConfigError::new(reason).at("sni"));
+        }
         let default = Default::default();
         let common = proto.common_tls_context.as_ref().unwrap_or(&default);
         if common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len() > 1 {
@@ -106,15 +153,20 @@ impl UpstreamTls {
             )
             .at("common_tls_context"));
         }
+        if proto.auto_sni_san_validation && common.validation_context_type.is_none() {
+            return Err(ConfigError::new(
+                "'auto_sni_san_validation' was configured without a validation context",
+            ));
+        }
         let session_keys = proto.max_session_keys.as_ref().map_or(1, |v| v.value);
         let tls = Arc::new(Self {
             common: CommonContext::compile(common, secrets).at("common_tls_context")?,
-            validate_sni: proto.auto_sni_san_validation && sni.is_some(),
-            sni,
+            sni: proto.sni.as_str().into(),
+            host_sni: proto.auto_host_sni,
+            validate_sni: proto.auto_sni_san_validation,
             session_keys: usize::try_from(session_keys)
                 .unwrap_or(usize::MAX)
                 .min(1024),
-            protocols: protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
             scope,
             stats: OnceLock::new(),
             current: ArcSwapOption::empty(),
@@ -148,61 +200,90 @@ impl UpstreamTls {
     }
 
     fn build(&self, ready: Ready) -> Result<Compiled, ConfigError> {
-        let provider = self.common.parameters.provider.clone();
-        let algorithms = provider.signature_verification_algorithms;
-        let mut validation = Validation::compile(&ready.validation.unwrap_or_default())?;
-        if self.validate_sni
-            && validation.has_anchors()
-            && let Some(ServerName::DnsName(name)) = &self.sni
-        {
-            validation.require_dns(name.as_ref());
+        Ok(Compiled {
+            provider: self.common.parameters.provider.clone(),
+            validation: Arc::new(Validation::compile(&ready.validation.unwrap_or_default())?),
+            local: ready.certificates.into_iter().next(),
+            variants: Mutex::default(),
+        })
+    }
+
+    /// The settings for a handshake; those of an equal one are used again.
+    fn config(&self, compiled: &Compiled, variant: Variant) -> Result<Arc<ClientConfig>, String> {
+        let variants = &compiled.variants;
+        let mut variants = variants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = variants.get(&variant) {
+            return Ok(config.clone());
         }
-        let verifies = validation.verifies();
         let verifier = Arc::new(Verifier {
-            validation: Arc::new(validation),
-            algorithms,
+            validation: compiled.validation.clone(),
+            algorithms: compiled.provider.signature_verification_algorithms,
             stats: self.stats().clone(),
             required: false,
             hints: Vec::new(),
+            rules: variant.rules.clone(),
         });
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(compiled.provider.clone())
             .with_protocol_versions(&self.common.parameters.versions)
-            .map_err(|e| ConfigError::new(e.to_string()))?
+            .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let local = ready.certificates.into_iter().next();
-        let mut config = match &local {
+        let mut config = match &compiled.local {
             Some(certificate) => builder.with_client_cert_resolver(Arc::new(
                 SingleCertAndKey::from(certificate.key.clone()),
             )),
             None => builder.with_no_client_auth(),
         };
-        config.enable_sni = self.sni.is_some();
-        config.alpn_protocols = if self.common.alpn.is_empty() {
-            self.protocols.clone()
-        } else {
-            self.common.alpn.clone()
+        config.alpn_protocols = match &variant.alpn {
+            Alpn::Asked(names) => names.iter().map(|n| n.as_bytes().to_vec()).collect(),
+            Alpn::Own => self.common.alpn.clone(),
+            Alpn::Fallback(names) => names.iter().map(|n| n.as_bytes().to_vec()).collect(),
         };
-        // A new store with every change: no session outlives the rules it began under.
+        // A store of its own, and a new one with every change: no session outlives the rules it began under.
         config.resumption = match self.session_keys {
             0 => Resumption::disabled(),
             n => Resumption::in_memory_sessions(n),
         };
-        Ok(Compiled {
-            config: Arc::new(config),
-            verifies,
-            local,
-        })
+        let config = Arc::new(config);
+        if variants.len() >= MAX_VARIANTS {
+            variants.clear();
+        }
+        variants.insert(variant, config.clone());
+        Ok(config)
     }
 
-    /// Shakes hands as a client with the host at `address`.
+    /// The name that a connection asks for; empty for none.
+    fn server_name(&self, connecting: &Connecting<'_>) -> ByteString {
+        match &connecting.options.server_name {
+            Some(name) => name.clone(),
+            None if self.host_sni && !connecting.hostname.is_empty() => connecting.hostname.into(),
+            None => self.sni.clone(),
+        }
+    }
+
+    fn variant(&self, connecting: &Connecting<'_>, server_name: &ByteString) -> Variant {
+        Variant {
+            alpn: match &connecting.options.alpn {
+                Some(names) => Alpn::Asked(names.clone()),
+                None if !self.common.alpn.is_empty() => Alpn::Own,
+                None => Alpn::Fallback(connecting.protocols),
+            },
+            rules: Rules {
+                subject: connecting.options.subject.clone(),
+                // Without a name to ask for, no certificate fits.
+                server_name: self.validate_sni.then(|| server_name.clone()),
+            },
+        }
+    }
+
+    /// Shakes hands as a client.
     ///
     /// # Errors
     /// The server failed, its certificate was refused, or the context has no secrets yet.
     pub async fn connect<IO>(
         &self,
         io: IO,
-        address: Option<IpAddr>,
+        connecting: Connecting<'_>,
     ) -> io::Result<(TlsStream<IO>, TlsInfo)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -211,13 +292,23 @@ impl UpstreamTls {
             self.stats().context_secrets_not_ready.inc();
             return Err(io::Error::other("TLS error: Secret is not supplied by SDS"));
         };
-        // Without SNI the name only keeps the sessions of different hosts apart.
-        let name = self.sni.clone().unwrap_or_else(|| {
+        let asked = self.server_name(&connecting);
+        // An address is not asked for (RFC 6066, 3); it only keeps the sessions of different hosts apart.
+        let name = if asked.is_empty() {
             let unknown = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-            ServerName::IpAddress(address.unwrap_or(unknown).into())
-        });
-        let connecting = TlsConnector::from(compiled.config.clone()).connect(name, io);
-        match refusal::watched(connecting).await {
+            ServerName::IpAddress(connecting.address.unwrap_or(unknown).into())
+        } else {
+            ServerName::try_from(asked.to_string())
+                .ok()
+                .filter(|_| asked.len() <= MAX_SNI)
+                .ok_or_else(|| {
+                    io::Error::other("TLS error: the name that is to be asked for is no host name")
+                })?
+        };
+        let variant = self.variant(&connecting, &asked);
+        let config = self.config(&compiled, variant).map_err(io::Error::other)?;
+        let shaking = TlsConnector::from(config).connect(name, io);
+        match refusal::watched(shaking).await {
             (Ok(stream), _) => {
                 let info = self.info(&compiled, stream.get_ref().1);
                 Ok((stream, info))
@@ -233,20 +324,15 @@ impl UpstreamTls {
     }
 
     fn info(&self, compiled: &Compiled, connection: &ClientConnection) -> TlsInfo {
+        self.stats().shook_hands(connection);
         let chain = connection.peer_certificates().unwrap_or_default();
-        let peer = facts::peer(chain, compiled.verifies);
-        let info = TlsInfo {
+        let peer = facts::peer(chain, compiled.validation.verifies());
+        TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             local: compiled.local.as_ref().map(|c| c.facts.clone()),
             peer,
-        };
-        let group = connection.negotiated_key_exchange_group();
-        self.stats().shaken(&info, group.map(|group| group.name()));
-        if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-            self.stats().session_reused.inc();
         }
-        info
     }
 }
 

@@ -22,6 +22,7 @@ use super::chain;
 use super::digest::{Sha256, parse_base64, parse_hex, sha256};
 use super::facts;
 use super::san::{self, SanMatcher};
+use super::upstream::Rules;
 
 /// The most certificates above a peer's, the anchor among them, unless `max_verify_depth` says less.
 const MAX_DEPTH: usize = 100;
@@ -217,11 +218,6 @@ impl Validation {
         Ok(())
     }
 
-    /// Also accepts the names in `names`: for automatic SAN validation, where nothing else is asked for.
-    pub(super) fn require_dns(&mut self, name: &str) {
-        self.names = vec![SanMatcher::dns(name)];
-    }
-
     /// Whether a certificate that is refused is accepted all the same, and only counted.
     pub(super) fn accepts_untrusted(&self) -> bool {
         self.accept_untrusted
@@ -238,10 +234,10 @@ impl Validation {
         !self.anchors.is_empty()
     }
 
-    /// Verifies a peer's chain.
+    /// Verifies a peer's chain up to an authority.
     ///
     /// # Errors
-    /// The first step that refuses it.
+    /// Why it is not to be trusted.
     pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -250,28 +246,50 @@ impl Validation {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
     ) -> Result<(), Refused> {
-        if !self.anchors.is_empty() {
-            self.verify_chain(leaf, intermediates, peer, algorithms, now)
-                .map_err(|error| {
-                    let (error, what) =
-                        chain::describe(error, leaf, intermediates, self.max_depth, now);
-                    Refused {
-                        step: Step::Chain,
-                        error,
-                        why: format!("verify cert failed: {what}"),
-                    }
-                })?;
+        if self.anchors.is_empty() {
+            return Ok(());
         }
-        if !self.names.is_empty() {
-            let facts = facts::read(leaf).unwrap_or_default();
-            if !san::accepted(&self.names, &facts) {
-                let what = format!(
-                    "SAN matcher, certificate SANs are [{}]",
-                    facts::sans(leaf).join(", ")
-                );
-                return Err(refuse(Step::Name, &what));
+        let verified = self.verify_chain(leaf, intermediates, peer, algorithms, now);
+        verified.map_err(|error| {
+            let (error, what) = chain::describe(error, leaf, intermediates, self.max_depth, now);
+            Refused {
+                step: Step::Chain,
+                error,
+                why: format!("verify cert failed: {what}"),
             }
+        })
+    }
+
+    /// Verifies a peer's names: against the context's list, and what one connection demands.
+    ///
+    /// # Errors
+    /// It has none of the names.
+    pub(super) fn verify_names(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rules: &Rules,
+    ) -> Result<(), Refused> {
+        let asked = rules.server_name.as_deref().map(SanMatcher::dns);
+        let names = asked.as_ref().map_or(&*self.names, std::slice::from_ref);
+        if names.is_empty() && rules.subject.is_none() {
+            return Ok(());
         }
+        let accepted = facts::read(leaf).is_some_and(|f| {
+            san::accepted(names, &f) && rules.subject.as_deref().is_none_or(|s| san::names(&f, s))
+        });
+        if accepted {
+            return Ok(());
+        }
+        let shown = facts::sans(leaf).join(", ");
+        let what = format!("SAN matcher, certificate SANs are [{shown}]");
+        Err(refuse(Step::Name, &what))
+    }
+
+    /// Verifies a peer against the lists of certificates and keys.
+    ///
+    /// # Errors
+    /// There are such lists, and it is on none.
+    pub(super) fn verify_hashes(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
         if self.hashes.is_empty() && self.keys.is_empty() {
             return Ok(());
         }

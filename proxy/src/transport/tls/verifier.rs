@@ -11,6 +11,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use super::facts;
 use super::refusal::{self, Refusal};
 use super::stats::TlsStats;
+use super::upstream::Rules;
 use super::validation::{Peer, Refused, Step, Validation};
 
 /// Verifies the certificates of one side's peers.
@@ -23,6 +24,8 @@ pub(super) struct Verifier {
     pub(super) required: bool,
     /// Names of authorities that a client is told of.
     pub(super) hints: Vec<DistinguishedName>,
+    /// What one connection's server must be beside.
+    pub(super) rules: Rules,
 }
 
 impl Verifier {
@@ -35,7 +38,9 @@ impl Verifier {
     ) -> Result<(), Error> {
         let verified = self
             .validation
-            .verify(leaf, intermediates, peer, self.algorithms.all, now);
+            .verify(leaf, intermediates, peer, self.algorithms.all, now)
+            .and_then(|()| self.validation.verify_names(leaf, &self.rules))
+            .and_then(|()| self.validation.verify_hashes(leaf));
         let Err(Refused { step, error, why }) = verified else {
             return Ok(());
         };
@@ -82,7 +87,7 @@ impl ClientCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed_with(signature.scheme);
+        self.stats.signed(signature.scheme);
         Ok(verified)
     }
 
@@ -93,7 +98,7 @@ impl ClientCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed_with(signature.scheme);
+        self.stats.signed(signature.scheme);
         Ok(verified)
     }
 
@@ -103,7 +108,8 @@ impl ClientCertVerifier for Verifier {
 }
 
 impl ServerCertVerifier for Verifier {
-    /// The name that was asked for does not count, as in Envoy: what is accepted is what the context says.
+    /// The name that was asked for does not count by itself, as in Envoy: what is accepted is what the context and
+    /// the rules say.
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -123,7 +129,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed_with(signature.scheme);
+        self.stats.signed(signature.scheme);
         Ok(verified)
     }
 
@@ -134,7 +140,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed_with(signature.scheme);
+        self.stats.signed(signature.scheme);
         Ok(verified)
     }
 

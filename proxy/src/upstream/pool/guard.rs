@@ -1,6 +1,6 @@
 //! What connections and requests hold of their cluster's limits and numbers, given back on drop.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 use filters::body::ResetReason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Missed;
+use super::http1::overflow;
 use crate::transport::ByteStream;
+use crate::transport::options::TransportOptions;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::cluster::UpstreamProtocol;
+use crate::upstream::connect::{ConnectError, Connected, ConnectionFacts, connect};
 use crate::upstream::host::{Host, count};
 use crate::upstream::stats::ClusterStats;
 
@@ -24,9 +28,55 @@ pub(crate) struct Place {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) host: Arc<Host>,
     pub(crate) priority: Priority,
+    options: TransportOptions,
+    /// Where the server chooses the protocol: whether it chose HTTP/1 last. Until it is asked, HTTP/2 is what it is
+    /// thought to speak.
+    prefers_http1: Cell<bool>,
 }
 
 impl Place {
+    pub(in crate::upstream) fn new(
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        priority: Priority,
+        options: TransportOptions,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            cluster: cluster.clone(),
+            host: host.clone(),
+            priority,
+            options,
+            prefers_http1: Cell::new(false),
+        })
+    }
+
+    /// What is asked of the transport.
+    pub(super) fn options(&self) -> &TransportOptions {
+        &self.options
+    }
+
+    /// Whether the server chooses the protocol.
+    pub(super) fn server_chooses(&self) -> bool {
+        self.cluster.config.protocol == UpstreamProtocol::Auto
+    }
+
+    /// The protocol that the server chose last.
+    pub(in crate::upstream) fn prefers_http1(&self) -> bool {
+        self.prefers_http1.get()
+    }
+
+    pub(super) fn chose(&self, speaks: Speaks) {
+        self.prefers_http1.set(speaks == Speaks::Http1);
+    }
+
+    /// Connects to the host; see [`connect`].
+    pub(in crate::upstream) async fn connect(
+        &self,
+        protocols: &'static [&'static str],
+    ) -> Result<Connected, ConnectError> {
+        connect(&self.cluster.config, &self.host, &self.options, protocols).await
+    }
+
     pub(super) fn stats(&self) -> &ClusterStats {
         self.cluster.stats()
     }
@@ -83,7 +133,7 @@ impl RequestGuard {
     /// The response came to its end, or the exchange failed for this reason.
     pub(crate) fn ended(&mut self, failed: Option<ResetReason>) {
         if !std::mem::replace(&mut self.ended, true)
-            && self.connection.http2
+            && self.connection.http2.get()
             && let Some(reason) = failed
         {
             self.count_reset(reason);
@@ -120,14 +170,14 @@ impl Drop for RequestGuard {
 }
 
 /// A request that waits for a connection.
-pub(super) struct PendingGuard {
+pub(crate) struct PendingGuard {
     place: Rc<Place>,
     served: bool,
 }
 
 impl PendingGuard {
     /// Takes a waiting request's share; `None` when the circuit breaker is open.
-    pub(super) fn take(place: &Rc<Place>) -> Option<Self> {
+    fn take(place: &Rc<Place>) -> Option<Self> {
         let stats = place.stats();
         let (breaker, gauges) = place.breaker();
         if !breaker.pending.try_take(&gauges.rq_pending_open) {
@@ -144,8 +194,23 @@ impl PendingGuard {
         })
     }
 
+    /// Takes a share for `pending` if it has none yet.
+    pub(super) fn begin(pending: &mut Option<Self>, place: &Rc<Place>) -> Result<(), Missed> {
+        if pending.is_none() {
+            *pending = Some(Self::take(place).ok_or_else(overflow)?);
+        }
+        Ok(())
+    }
+
+    /// The wait of `pending` is over, if there was one.
+    pub(super) fn finish(pending: &mut Option<Self>, failed: bool) {
+        if let Some(pending) = pending.take() {
+            pending.served(failed);
+        }
+    }
+
     /// The wait is over.
-    pub(super) fn served(mut self, failed: bool) {
+    fn served(mut self, failed: bool) {
         self.served = true;
         if failed {
             self.place.stats().upstream_rq_pending_failure_eject.inc();
@@ -169,22 +234,26 @@ impl Drop for PendingGuard {
 
 /// What a connection's end needs to know, kept by those who see it.
 pub(crate) struct ConnectionState {
-    http2: bool,
+    http2: Cell<bool>,
     /// Requests in flight.
     active: Cell<u32>,
     /// Whether the other end closed.
     remote: Cell<bool>,
+    facts: OnceCell<ConnectionFacts>,
 }
 
-/// What goes over an upstream connection.
+impl ConnectionState {
+    /// What logs tell of the connection.
+    pub(in crate::upstream) fn facts(&self) -> ConnectionFacts {
+        self.facts.get().cloned().unwrap_or_default()
+    }
+}
+
+/// The version of HTTP on an upstream connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speaks {
-    /// HTTP/1.
     Http1,
-    /// HTTP/2.
     Http2,
-    /// Bytes that are nothing to us.
-    Other,
 }
 
 /// A connection's share of the cluster's limit.
@@ -198,11 +267,7 @@ pub(crate) struct ConnectionGuard {
 impl ConnectionGuard {
     /// Takes a connection's share. `None` when the circuit breaker is open, except for a pool's first
     /// connection: without it, whoever waits would wait for ever.
-    pub(in crate::upstream) fn take(
-        place: &Rc<Place>,
-        speaks: Speaks,
-        first: bool,
-    ) -> Option<Self> {
+    pub(in crate::upstream) fn take(place: &Rc<Place>, first: bool) -> Option<Self> {
         let stats = place.stats();
         let (breaker, gauges) = place.breaker();
         if !breaker.connections.try_take(&gauges.cx_open) {
@@ -214,37 +279,44 @@ impl ConnectionGuard {
         }
         stats.upstream_cx_total.inc();
         stats.upstream_cx_active.inc();
-        match speaks {
-            Speaks::Http1 => stats.upstream_cx_http1_total.inc(),
-            Speaks::Http2 => stats.upstream_cx_http2_total.inc(),
-            Speaks::Other => {}
-        }
         count(&place.host.stats.cx_total);
         place.host.stats.cx_active.fetch_add(1, Ordering::Relaxed);
         Some(Self {
             place: place.clone(),
             state: Rc::new(ConnectionState {
-                http2: speaks == Speaks::Http2,
+                http2: Cell::new(false),
                 active: Cell::new(0),
                 remote: Cell::new(false),
+                facts: OnceCell::new(),
             }),
             began: Instant::now(),
             on_close: None,
         })
     }
 
+    /// The connection is for HTTP; where the server chooses, this is known once it is made.
+    pub(super) fn speaks(&self, speaks: Speaks) {
+        let stats = self.place.stats();
+        match speaks {
+            Speaks::Http1 => stats.upstream_cx_http1_total.inc(),
+            Speaks::Http2 => stats.upstream_cx_http2_total.inc(),
+        }
+        self.state.http2.set(speaks == Speaks::Http2);
+    }
+
     /// What outlives the connection's bytes.
-    pub(super) fn state(&self) -> &Rc<ConnectionState> {
+    pub(in crate::upstream) fn state(&self) -> &Rc<ConnectionState> {
         &self.state
     }
 
-    /// Calls `f` when the connection is gone.
+    /// Calls `f` when the connection is gone, and nothing else that was to be called.
     pub(super) fn on_close(&mut self, f: impl FnOnce() + 'static) {
         self.on_close = Some(Box::new(f));
     }
 
     /// The connection was made.
-    pub(in crate::upstream) fn connected(&self) {
+    pub(in crate::upstream) fn connected(&self, facts: ConnectionFacts) {
+        let _ = self.state.facts.set(facts);
         let ms = milliseconds(self.began.elapsed());
         self.place.stats().upstream_cx_connect_ms.record(ms);
     }

@@ -1,20 +1,19 @@
 //! HTTP/1 connections to one host, of one worker.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use filters::body::ResetReason;
-use filters::stream::Address;
 use tokio::sync::oneshot;
 
 use super::guard::{ConnectionState, PendingGuard, Place};
-use super::{ConnectionGuard, PooledIo, Speaks};
+use super::{ConnectionGuard, Missed, PooledIo, Speaks, http2, protocols};
 use crate::http::h1::Http1Settings;
 use crate::http::h1::client::{ClientConnection, Recycle};
-use crate::upstream::connect::{ConnectError, connect};
+use crate::upstream::connect::{ConnectError, Connected};
 
 type Connection = ClientConnection<PooledIo>;
 
@@ -22,7 +21,6 @@ type Connection = ClientConnection<PooledIo>;
 pub(crate) struct Checkout {
     pub(crate) connection: Connection,
     pub(crate) state: Rc<ConnectionState>,
-    pub(crate) local: Option<Address>,
 }
 
 struct Idle {
@@ -35,11 +33,12 @@ pub(crate) struct Pool {
     place: Rc<Place>,
     settings: Rc<Http1Settings>,
     idle: RefCell<Vec<Idle>>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Connection, ConnectError>>>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Connection, Missed>>>>,
     /// Connections of any state.
     open: Cell<u32>,
     connecting: Cell<usize>,
-    local: RefCell<Option<Address>>,
+    /// Where connections go whose server has chosen HTTP/2.
+    other: OnceCell<Weak<http2::Pool>>,
 }
 
 impl Pool {
@@ -51,23 +50,35 @@ impl Pool {
             waiting: RefCell::default(),
             open: Cell::new(0),
             connecting: Cell::new(0),
-            local: RefCell::default(),
+            other: OnceCell::new(),
         })
     }
 
+    pub(super) fn set_other(&self, other: &Rc<http2::Pool>) {
+        let _ = self.other.set(Rc::downgrade(other));
+    }
+
     /// An idle connection that is alive, or the first that becomes free: a new one, unless the cluster's limit is
-    /// reached. `fresh` passes the idle ones by.
-    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool) -> Result<Checkout, ConnectError> {
+    /// reached. `fresh` passes the idle ones by. `pending` is the request's share while it waits, which it keeps if
+    /// it has to turn to the other pool.
+    pub(crate) async fn checkout(
+        self: &Rc<Self>,
+        fresh: bool,
+        pending: &mut Option<PendingGuard>,
+    ) -> Result<Checkout, Missed> {
         if !fresh && let Some(connection) = self.take_idle() {
+            PendingGuard::finish(pending, false);
             return Ok(self.checked_out(connection));
         }
-        let pending = PendingGuard::take(&self.place).ok_or_else(overflow)?;
+        PendingGuard::begin(pending, &self.place)?;
         let (sender, receiver) = oneshot::channel();
         self.waiting.borrow_mut().push_back(sender);
         self.grow();
         // The sender is dropped unused only with the pool itself.
         let given = receiver.await.unwrap_or_else(|_| Err(overflow()));
-        pending.served(given.is_err());
+        if !matches!(given, Err(Missed::Turned)) {
+            PendingGuard::finish(pending, given.is_err());
+        }
         given.map(|connection| self.checked_out(connection))
     }
 
@@ -75,7 +86,6 @@ impl Pool {
         Checkout {
             state: connection.io().state().clone(),
             connection,
-            local: self.local.borrow().clone(),
         }
     }
 
@@ -94,42 +104,75 @@ impl Pool {
     fn grow(self: &Rc<Self>) {
         while self.connecting.get() < self.waiting.borrow().len() {
             let first = self.open.get() == 0;
-            let Some(mut guard) = ConnectionGuard::take(&self.place, Speaks::Http1, first) else {
+            let Some(mut guard) = ConnectionGuard::take(&self.place, first) else {
                 return;
             };
-            let pool = Rc::downgrade(self);
-            guard.on_close(move || {
-                if let Some(pool) = pool.upgrade() {
-                    pool.closed();
-                }
-            });
-            self.open.set(self.open.get() + 1);
+            if !self.place.server_chooses() {
+                guard.speaks(Speaks::Http1);
+            }
+            self.own(&mut guard);
             self.connecting.set(self.connecting.get() + 1);
             // A task of its own: the connection is of use even if the request that caused it goes away.
             tokio::task::spawn_local(self.clone().make(guard));
         }
     }
 
+    /// Counts a connection among this pool's until it is gone.
+    fn own(self: &Rc<Self>, guard: &mut ConnectionGuard) {
+        let pool = Rc::downgrade(self);
+        guard.on_close(move || {
+            if let Some(pool) = pool.upgrade() {
+                pool.closed();
+            }
+        });
+        self.open.set(self.open.get() + 1);
+    }
+
     async fn make(self: Rc<Self>, guard: ConnectionGuard) {
-        let made = connect(&self.place.cluster.config, &self.place.host).await;
+        let chooses = self.place.server_chooses();
+        let made = self.place.connect(protocols(chooses, "http/1.1")).await;
         self.connecting.set(self.connecting.get() - 1);
         match made {
-            Ok(connected) => {
-                guard.connected();
-                if self.local.borrow().is_none() {
-                    self.local.replace(connected.local);
+            Ok(mut connected) => {
+                guard.connected(std::mem::take(&mut connected.facts));
+                if chooses && connected.http2 {
+                    // It is gone only when this pool is going, too.
+                    if let Some(other) = self.other.get().and_then(Weak::upgrade) {
+                        self.open.set(self.open.get().saturating_sub(1));
+                        other.adopt(connected, guard).await;
+                    }
+                    return self.miss(&Missed::Turned);
                 }
-                let io = PooledIo::new(connected.io, guard);
-                self.put(ClientConnection::new(io, self.settings.clone()));
+                if chooses {
+                    guard.speaks(Speaks::Http1);
+                }
+                self.put_new(connected, guard);
             }
             Err(error) => {
                 guard.failed(&error);
                 // As in Envoy, none of those who wait gets another try.
-                for waiter in self.waiting.take() {
-                    let _ = waiter.send(Err(error.clone()));
-                }
+                self.miss(&Missed::Failed(error));
             }
         }
+    }
+
+    fn miss(&self, why: &Missed) {
+        for waiter in self.waiting.take() {
+            let _ = waiter.send(Err(why.clone()));
+        }
+    }
+
+    fn put_new(&self, connected: Connected, guard: ConnectionGuard) {
+        let io = PooledIo::new(connected.io, guard);
+        self.put(ClientConnection::new(io, self.settings.clone()));
+    }
+
+    /// Takes a connection that was made for the other pool.
+    pub(super) fn adopt(self: &Rc<Self>, connected: Connected, mut guard: ConnectionGuard) {
+        self.place.chose(Speaks::Http1);
+        guard.speaks(Speaks::Http1);
+        self.own(&mut guard);
+        self.put_new(connected, guard);
     }
 
     /// Takes a connection back that was not used.
@@ -222,9 +265,9 @@ impl Recycle<PooledIo> for Pool {
     }
 }
 
-pub(super) fn overflow() -> ConnectError {
-    ConnectError {
+pub(super) fn overflow() -> Missed {
+    Missed::Failed(ConnectError {
         reason: ResetReason::Overflow,
         transport_failure: None,
-    }
+    })
 }

@@ -1,31 +1,29 @@
 //! HTTP/2 connections to one host, of one worker.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use filters::stream::Address;
 use tokio::sync::oneshot;
 
 use super::guard::{ConnectionState, Freed, PendingGuard, Place, is_worn};
 use super::http1::overflow;
-use super::{ConnectionGuard, PooledIo, Speaks};
+use super::{ConnectionGuard, Missed, PooledIo, Speaks, http1, protocols};
 use crate::http::h2::client::{ClientConnection, ClientSettings};
-use crate::upstream::connect::{ConnectError, connect};
+use crate::upstream::connect::{ConnectError, Connected};
 
 /// A pooled connection.
 pub(crate) struct Pooled {
     pub(crate) connection: ClientConnection,
     pub(crate) state: Rc<ConnectionState>,
-    pub(crate) local: Option<Address>,
     began: Instant,
     used: Cell<Instant>,
     requests: Cell<u32>,
 }
 
 /// Where one who waits learns of a connection with room.
-type Waiter = oneshot::Sender<Result<Rc<Pooled>, ConnectError>>;
+type Waiter = oneshot::Sender<Result<Rc<Pooled>, Missed>>;
 
 /// Connections, and those who wait for room on one.
 pub(crate) struct Pool {
@@ -35,6 +33,8 @@ pub(crate) struct Pool {
     open: Cell<u32>,
     connecting: Cell<bool>,
     waiting: RefCell<VecDeque<Waiter>>,
+    /// Where connections go whose server has chosen HTTP/1.
+    other: OnceCell<Weak<http1::Pool>>,
     me: Weak<Pool>,
 }
 
@@ -46,22 +46,34 @@ impl Pool {
             open: Cell::new(0),
             connecting: Cell::new(false),
             waiting: RefCell::default(),
+            other: OnceCell::new(),
             me: me.clone(),
         })
     }
 
-    /// A connection with room for a stream. Those who come while one is being made share it.
-    pub(crate) async fn checkout(&self) -> Result<Rc<Pooled>, ConnectError> {
+    pub(super) fn set_other(&self, other: &Rc<http1::Pool>) {
+        let _ = self.other.set(Rc::downgrade(other));
+    }
+
+    /// A connection with room for a stream. Those who come while one is being made share it. `pending` is as for
+    /// the other pool.
+    pub(crate) async fn checkout(
+        &self,
+        pending: &mut Option<PendingGuard>,
+    ) -> Result<Rc<Pooled>, Missed> {
         if let Some(pooled) = self.take() {
+            PendingGuard::finish(pending, false);
             return Ok(pooled);
         }
-        let pending = PendingGuard::take(&self.place).ok_or_else(overflow)?;
+        PendingGuard::begin(pending, &self.place)?;
         let (sender, receiver) = oneshot::channel();
         self.waiting.borrow_mut().push_back(sender);
         self.grow();
         // The sender is dropped unused only with the pool itself.
         let given = receiver.await.unwrap_or_else(|_| Err(overflow()));
-        pending.served(given.is_err());
+        if !matches!(given, Err(Missed::Turned)) {
+            PendingGuard::finish(pending, given.is_err());
+        }
         given
     }
 
@@ -109,12 +121,22 @@ impl Pool {
             return;
         }
         let first = self.open.get() == 0;
-        let (Some(mut guard), Some(me)) = (
-            ConnectionGuard::take(&self.place, Speaks::Http2, first),
-            self.me.upgrade(),
-        ) else {
+        let (Some(mut guard), Some(me)) =
+            (ConnectionGuard::take(&self.place, first), self.me.upgrade())
+        else {
             return;
         };
+        if !self.place.server_chooses() {
+            guard.speaks(Speaks::Http2);
+        }
+        self.own(&mut guard);
+        self.connecting.set(true);
+        // A task of its own: it goes on when the request that needed it first gives up.
+        tokio::task::spawn_local(me.make(guard));
+    }
+
+    /// Counts a connection among this pool's until it is gone.
+    fn own(&self, guard: &mut ConnectionGuard) {
         let pool = self.me.clone();
         guard.on_close(move || {
             if let Some(pool) = pool.upgrade() {
@@ -123,15 +145,54 @@ impl Pool {
             }
         });
         self.open.set(self.open.get() + 1);
-        self.connecting.set(true);
-        // A task of its own: it goes on when the request that needed it first gives up.
-        tokio::task::spawn_local(me.make(guard));
     }
 
     async fn make(self: Rc<Self>, guard: ConnectionGuard) {
-        let made = self.connect(guard).await;
+        let chooses = self.place.server_chooses();
+        let mut connected = match self.place.connect(protocols(chooses, "h2")).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                guard.failed(&error);
+                self.connecting.set(false);
+                return self.miss(&Missed::Failed(error));
+            }
+        };
+        guard.connected(std::mem::take(&mut connected.facts));
+        if chooses && !connected.http2 {
+            self.connecting.set(false);
+            // It is gone only when this pool is going, too.
+            if let Some(other) = self.other.get().and_then(Weak::upgrade) {
+                self.open.set(self.open.get().saturating_sub(1));
+                other.adopt(connected, guard);
+            }
+            return self.miss(&Missed::Turned);
+        }
+        if chooses {
+            guard.speaks(Speaks::Http2);
+        }
+        let begun = self.begin(connected, guard).await;
         self.connecting.set(false);
-        match made {
+        self.put(begun);
+    }
+
+    fn miss(&self, why: &Missed) {
+        for waiter in self.waiting.take() {
+            let _ = waiter.send(Err(why.clone()));
+        }
+    }
+
+    /// Takes a connection that was made for the other pool.
+    pub(super) async fn adopt(&self, connected: Connected, mut guard: ConnectionGuard) {
+        self.place.chose(Speaks::Http2);
+        guard.speaks(Speaks::Http2);
+        self.own(&mut guard);
+        let begun = self.begin(connected, guard).await;
+        self.put(begun);
+    }
+
+    /// Takes up a connection for those who wait, who fail with it.
+    fn put(&self, begun: Result<Pooled, ConnectError>) {
+        match begun {
             Ok(pooled) => {
                 let useful = pooled.connection.has_room();
                 self.connections.borrow_mut().push(Rc::new(pooled));
@@ -140,30 +201,22 @@ impl Pool {
                     self.grow();
                 }
             }
-            Err(error) => {
-                for waiter in self.waiting.take() {
-                    let _ = waiter.send(Err(error.clone()));
-                }
-            }
+            Err(error) => self.miss(&Missed::Failed(error)),
         }
     }
 
-    async fn connect(&self, guard: ConnectionGuard) -> Result<Pooled, ConnectError> {
-        let config = &self.place.cluster.config;
-        let connected = match connect(config, &self.place.host).await {
-            Ok(connected) => connected,
-            Err(error) => {
-                guard.failed(&error);
-                return Err(error);
-            }
-        };
-        guard.connected();
+    async fn begin(
+        &self,
+        connected: Connected,
+        guard: ConnectionGuard,
+    ) -> Result<Pooled, ConnectError> {
+        let options = &self.place.cluster.config.http2;
         let state = guard.state().clone();
         let settings = ClientSettings {
-            stream_window: config.http2.stream_window,
-            connection_window: config.http2.connection_window,
-            max_streams: config.http2.max_streams,
-            keepalive: config.http2.keepalive,
+            stream_window: options.stream_window,
+            connection_window: options.connection_window,
+            max_streams: options.max_streams,
+            keepalive: options.keepalive,
         };
         let io = PooledIo::new(connected.io, guard);
         let connection = ClientConnection::handshake(io, settings)
@@ -175,7 +228,6 @@ impl Pool {
         Ok(Pooled {
             connection,
             state,
-            local: connected.local,
             began: Instant::now(),
             used: Cell::new(Instant::now()),
             requests: Cell::new(0),

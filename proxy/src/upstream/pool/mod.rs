@@ -1,25 +1,51 @@
-//! One worker's upstream connections, by host and routing priority.
+//! One worker's upstream connections, by host, routing priority and what is asked of the transport.
 
 mod guard;
 pub(super) mod http1;
 pub(super) mod http2;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-pub(crate) use self::guard::{ConnectionGuard, Place, PooledIo, RequestGuard, Speaks};
+use self::guard::Speaks;
+pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, PooledIo, RequestGuard};
 use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
+use super::connect::ConnectError;
 use super::host::Host;
+use crate::transport::options::TransportOptions;
+use crate::transport::upstream::UpstreamTransport;
 
 /// How often idle connections are looked over, which is how late an idle timeout may strike.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The pools of one host and priority.
+/// The most pools of one host, priority and worker for what requests ask of the transport. Names that are asked for
+/// may come from requests, so somebody could try to have a pool for each.
+const MAX_POOLS: usize = 1024;
+
+/// What TLS offers on a pool's connections if nothing else is configured.
+fn protocols(server_chooses: bool, own: &'static str) -> &'static [&'static str] {
+    match (server_chooses, own) {
+        (true, _) => &["h2", "http/1.1"],
+        (false, "h2") => &["h2"],
+        (false, _) => &["http/1.1"],
+    }
+}
+
+/// Why a pool gives no connection.
+#[derive(Debug, Clone)]
+pub(crate) enum Missed {
+    Failed(ConnectError),
+    /// The server has chosen the other version of HTTP; that pool has the connection.
+    Turned,
+}
+
+/// The pools of one host and priority, for requests that ask the same of the transport.
 pub(super) struct HostPool {
     pub(super) place: Rc<Place>,
     pub(super) http1: Rc<http1::Pool>,
@@ -27,38 +53,71 @@ pub(super) struct HostPool {
 }
 
 impl HostPool {
-    fn new(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: Priority) -> Self {
-        let place = Rc::new(Place {
-            cluster: cluster.clone(),
-            host: host.clone(),
-            priority,
-        });
-        // There is no limit of pools, so this breaker is never open.
-        let gauges = cluster.stats().breakers_of(priority);
+    fn new(place: Rc<Place>) -> Self {
+        // The limit of pools is no setting, so this breaker is never open.
+        let gauges = place.stats().breakers_of(place.priority);
         gauges.cx_pool_open.add(0);
+        let http1 = http1::Pool::new(place.clone());
+        let http2 = http2::Pool::new(place.clone());
+        http1.set_other(&http2);
+        http2.set_other(&http1);
         Self {
-            http1: http1::Pool::new(place.clone()),
-            http2: http2::Pool::new(place.clone()),
+            http1,
+            http2,
             place,
         }
     }
+
+    fn sweep(&self) -> bool {
+        let gone = self.place.host.is_removed();
+        self.http1.sweep(gone);
+        self.http2.sweep(gone);
+        self.http1.is_empty() && self.http2.is_empty()
+    }
+}
+
+/// A host's pools at one priority.
+struct HostPools {
+    /// For requests that ask for nothing: nearly all.
+    plain: Rc<HostPool>,
+    /// By what is asked for. Not the fast hasher: names may be an attacker's.
+    others: HashMap<TransportOptions, Rc<HostPool>>,
 }
 
 thread_local! {
     /// Found by the host's number, which is never reused.
-    static POOLS: RefCell<FxHashMap<(u64, Priority), Rc<HostPool>>> = RefCell::default();
+    static POOLS: RefCell<FxHashMap<(u64, Priority), HostPools>> = RefCell::default();
     static SWEEPING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// This worker's pools for a host.
-pub(super) fn of(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: Priority) -> Rc<HostPool> {
-    let (pool, first) = POOLS.with_borrow_mut(|pools| {
-        let pool = pools
-            .entry((host.id, priority))
-            .or_insert_with(|| Rc::new(HostPool::new(cluster, host, priority)));
-        (pool.clone(), !SWEEPING.replace(true))
+/// This worker's pools for a host; `None` if requests ask for too many different things of it.
+pub(super) fn of(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    priority: Priority,
+    options: TransportOptions,
+) -> Option<Rc<HostPool>> {
+    let new = |options| Rc::new(HostPool::new(Place::new(cluster, host, priority, options)));
+    let pool = POOLS.with_borrow_mut(|pools| {
+        let entry = pools.entry((host.id, priority));
+        let pools = entry.or_insert_with(|| HostPools {
+            plain: new(TransportOptions::default()),
+            others: HashMap::new(),
+        });
+        // Bytes without TLS have nothing that could be asked for.
+        if options.is_empty() || !matches!(host.transport, UpstreamTransport::Tls(_)) {
+            return Some(pools.plain.clone());
+        }
+        if pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&options) {
+            return None;
+        }
+        let pool = pools.others.entry(options);
+        Some(
+            pool.or_insert_with_key(|options| new(options.clone()))
+                .clone(),
+        )
     });
-    if first {
+    if !SWEEPING.replace(true) {
         tokio::task::spawn_local(sweep());
     }
     pool
@@ -76,15 +135,32 @@ async fn sweep() {
     let _ended = Ended;
     loop {
         tokio::time::sleep(SWEEP).await;
-        let pools: Vec<_> = POOLS.with_borrow(|pools| pools.values().cloned().collect());
-        for pool in pools {
-            let gone = pool.place.host.is_removed();
-            pool.http1.sweep(gone);
-            pool.http2.sweep(gone);
-            if gone && pool.http1.is_empty() && pool.http2.is_empty() {
-                let key = (pool.place.host.id, pool.place.priority);
-                POOLS.with_borrow_mut(|pools| pools.remove(&key));
+        let all: Vec<_> = POOLS.with_borrow(|pools| {
+            let pools = pools.iter();
+            let pools = pools.map(|(key, p)| (*key, p.plain.clone(), p.others.values().cloned()));
+            pools
+                .map(|(key, plain, others)| (key, plain, others.collect::<Vec<_>>()))
+                .collect()
+        });
+        // Not while the map is borrowed: closing a connection may look into it.
+        for (key, plain, others) in all {
+            let empty = plain.sweep();
+            let mut unused = Vec::new();
+            for pool in &others {
+                if pool.sweep() {
+                    unused.push(pool.place.options().clone());
+                }
             }
+            let gone = empty && unused.len() == others.len() && plain.place.host.is_removed();
+            POOLS.with_borrow_mut(|pools| {
+                if gone {
+                    pools.remove(&key);
+                } else if let Some(pools) = pools.get_mut(&key) {
+                    for options in &unused {
+                        pools.others.remove(options);
+                    }
+                }
+            });
         }
     }
 }

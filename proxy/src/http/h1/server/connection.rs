@@ -24,6 +24,8 @@ pub(super) struct Conn<IO> {
     fault: Option<BodyFault>,
     /// The request that `body` belongs to: a body that outlives its request must not read the next one.
     request: u64,
+    /// Whether who reads the body waits for the client: then the body's end shows there.
+    awaited: bool,
     /// Whether trailers are passed on.
     pub(super) trailers: bool,
     /// The codec, to be woken when the body ends.
@@ -39,6 +41,7 @@ impl<IO> Conn<IO> {
             body: BodyDecoder::Done,
             fault: None,
             request: 0,
+            awaited: false,
             trailers,
             waker: None,
         }
@@ -48,6 +51,7 @@ impl<IO> Conn<IO> {
     pub(super) fn end_request(&mut self) {
         self.request += 1;
         self.body = BodyDecoder::Done;
+        self.awaited = false;
         self.waker = None;
     }
 
@@ -85,13 +89,14 @@ impl<IO> Conn<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> Conn<IO> {
-    /// Whether the client is gone. Reads ahead only while no body is being read, and boundedly.
+    /// Whether the client is gone. Reads ahead, boundedly, while nobody waits for a body: then nothing else would see
+    /// that the client has left.
     pub(super) fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
         self.register(cx);
         if matches!(self.fault, Some(BodyFault::Short | BodyFault::Broken)) {
             return true;
         }
-        if !self.body.is_done() {
+        if !self.body.is_done() && (self.awaited || self.is_tunnel()) {
             return false;
         }
         while !self.eof && self.buf.len() < PIPELINE_LIMIT {
@@ -146,6 +151,7 @@ impl<IO: AsyncRead + Unpin> BodyStream for RequestBody<IO> {
         let polled = conn
             .body
             .poll(&mut conn.io, &mut conn.buf, &mut conn.eof, cx);
+        conn.awaited = polled.is_pending();
         if conn.body.is_done() {
             conn.wake();
         }

@@ -157,6 +157,7 @@ async fn respond<IO: AsyncRead + AsyncWrite + Unpin>(
         };
         writer.head(persistence, None);
     }
+    let mut stuck = None;
     let written = poll_fn(|cx| {
         // The borrow never spans a poll of the response's body, which may read the request's.
         if let Poll::Ready(done) = writer.poll(conn, cx) {
@@ -164,6 +165,11 @@ async fn respond<IO: AsyncRead + AsyncWrite + Unpin>(
         }
         if conn.borrow_mut().is_gone(cx) {
             return Poll::Ready(false);
+        }
+        // A response that waits in full for its client has no stream any more, and no stream's limits.
+        if let Some(limit) = settings.idle_timeout.filter(|_| writer.is_ended()) {
+            let timer = stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+            return timer.as_mut().poll(cx).map(|()| false);
         }
         Poll::Pending
     })

@@ -91,6 +91,11 @@ impl Writer {
         encode::response(&mut self.out.head, &self.response.head, frame);
     }
 
+    /// Whether all of the response is in the buffer.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Writes until the end: true if the message was completed. Small bodies leave with the head in one
     /// write: the body is asked first, and the buffer goes out when the body has nothing at hand.
     pub(super) fn poll<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -128,8 +133,11 @@ impl Writer {
                     }
                 }
             }
-            match self.out.poll_flush(&mut conn.borrow_mut().io, cx) {
-                Poll::Pending => return Poll::Pending,
+            let flushed = self.out.poll_flush(&mut conn.borrow_mut().io, cx);
+            match flushed {
+                Poll::Pending if waiting => return Poll::Pending,
+                // A client that does not read stops neither its own upload nor the clock.
+                Poll::Pending => return self.response.body.poll_progress(cx).map(|_| false),
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Ready(Ok(())) if self.ended => {
                     let short = matches!(self.framing, Framing::Length(1..)) && !self.silent;

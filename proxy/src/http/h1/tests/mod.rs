@@ -23,6 +23,10 @@ impl HttpService for Echo {
                 "" => request.body,
                 "/unread" => Body::Empty,
                 "/hang" => std::future::pending().await,
+                "/first" => {
+                    request.body.frame().await;
+                    std::future::pending().await
+                }
                 "/up" => {
                     head.status = StatusCode::SWITCHING_PROTOCOLS;
                     request.body

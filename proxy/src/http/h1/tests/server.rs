@@ -334,3 +334,25 @@ fn nothing_behind_a_malformed_body_or_a_refused_tunnel_is_a_request() {
         }
     }
 }
+
+#[test]
+fn a_client_that_leaves_while_nobody_reads_its_body_is_noticed() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let serving = tokio::task::spawn_local(serve(
+            server,
+            Bytes::new(),
+            Rc::new(settings()),
+            Rc::new(Echo),
+            ConnectionControl::default(),
+        ));
+        let begun = b"POST /first HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n0123";
+        client.write_all(begun).await.unwrap();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        client.write_all(b"4567").await.unwrap();
+        drop(client);
+        serving.await.unwrap();
+    });
+}

@@ -1,0 +1,207 @@
+//! One accepted connection: listener filters, chain match, and its place in the listener's books.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use filters::flags::ResponseFlags;
+use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
+
+use super::accepted::Accepted;
+use super::compiled::FilterChainHandler;
+use super::filter_chain_match::MatchInput;
+use super::listener::WorkerListener;
+use super::listener_filters::{Found, Refusal};
+use crate::http::service::ConnectionControl;
+use crate::telemetry::http_log::AccessLog;
+use crate::telemetry::stats::Gauge;
+
+/// Holds a gauge up by one, also over an abort.
+struct Now<'a>(&'a Gauge);
+
+impl<'a> Now<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Now<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Takes a connection out of the books when its task ends, however it ends: return, abort or panic.
+pub(super) struct ConnectionGuard {
+    listener: Rc<WorkerListener>,
+    id: u64,
+    counted_globally: bool,
+    /// When it found its chain; before that it is a socket, no connection.
+    matched: Cell<Option<Instant>>,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        // Tokio catches the panic at the task's boundary; the worker goes on.
+        if std::thread::panicking() {
+            self.listener.context.connection_panics.inc();
+        }
+        let stats = &self.listener.shared.stats;
+        self.listener.shared.active.dec();
+        if let Some(since) = self.matched.get() {
+            stats.downstream_cx_active.dec();
+            stats.downstream_cx_destroy.inc();
+            let length = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            stats.downstream_cx_length_ms.record(length);
+            self.listener.stats.downstream_cx_active.dec();
+        }
+        if self.counted_globally {
+            self.listener.context.global.release();
+        }
+        self.listener.forget(self.id);
+    }
+}
+
+/// The listener's access logs of one connection: written when this is dropped, however the connection ends.
+struct ConnectionLog {
+    logs: Arc<[AccessLog]>,
+    info: StreamInfo,
+}
+
+impl ConnectionLog {
+    /// `None` if nobody logs.
+    fn new(logs: &Arc<[AccessLog]>, connection: &Rc<ConnectionInfo>) -> Option<Self> {
+        (!logs.is_empty()).then(|| Self {
+            logs: logs.clone(),
+            info: StreamInfo::for_connection(connection.clone()),
+        })
+    }
+
+    /// No filter chain takes the connection.
+    fn refused(mut self) {
+        self.info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+        self.info.details = Some("filter_chain_not_found".into());
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        self.info.take_notes();
+        for log in self.logs.iter() {
+            log.record(&self.info, None, None, None);
+        }
+    }
+}
+
+impl ConnectionGuard {
+    /// A connection that has been counted in.
+    pub(super) fn new(listener: Rc<WorkerListener>, id: u64, counted_globally: bool) -> Self {
+        Self {
+            listener,
+            id,
+            counted_globally,
+            matched: Cell::new(None),
+        }
+    }
+
+    /// The connection has found its chain.
+    fn matched(&self, handler: &Arc<dyn FilterChainHandler>) {
+        self.matched.set(Some(Instant::now()));
+        let (all, own) = (&self.listener.shared.stats, &self.listener.stats);
+        all.downstream_cx_active.inc();
+        all.downstream_cx_total.inc();
+        own.downstream_cx_active.inc();
+        own.downstream_cx_total.inc();
+        self.listener.note_handler(self.id, handler);
+    }
+
+    /// Takes the connection to its end.
+    pub(super) async fn run(self, mut io: Accepted, control: ConnectionControl) {
+        let listener = &self.listener;
+        let config = listener.config();
+        let Ok(mut found) = Found::new(&io) else {
+            return; // reset already
+        };
+        if let Accepted::Tcp(stream) = &io {
+            // Envoy's transports do the same; a failure only costs latency.
+            let _ = stream.set_nodelay(true);
+        }
+        let stats = &listener.shared.stats;
+        let looked = {
+            let _now = Now::new(&stats.downstream_pre_cx_active);
+            let looking = config.filters.run(&mut io, &mut found);
+            match config.filters_timeout {
+                Some(timeout) => tokio::time::timeout(timeout, looking).await.ok(),
+                None => Some(looking.await),
+            }
+        };
+        match looked {
+            Some(Ok(())) => {}
+            Some(Err(refusal)) => {
+                match refusal {
+                    Refusal::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                        stats.downstream_listener_filter_remote_close.inc();
+                    }
+                    Refusal::Io(_) => stats.downstream_listener_filter_error.inc(),
+                    Refusal::Filter => {}
+                }
+                return io.abandon(!found.prefix.is_empty());
+            }
+            None => {
+                stats.downstream_pre_cx_timeout.inc();
+                if !config.continue_on_timeout {
+                    return io.abandon(!found.prefix.is_empty());
+                }
+            }
+        }
+        // The configuration may have changed while the client was silent.
+        let config = listener.config();
+        let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
+        let position = config.index.find(&MatchInput {
+            destination: found.local.ip(),
+            source: found.remote.ip(),
+            direct_source: found.direct_remote.ip(),
+            server_name: &found.server_name,
+            transport_protocol: found.transport,
+            application_protocols: &protocols,
+        });
+        let chain = position
+            .or(config.default_chain)
+            .and_then(|position| config.chains.get(position));
+        let info = Rc::new(ConnectionInfo {
+            id: self.id,
+            remote: found.remote,
+            direct_remote: found.direct_remote,
+            local: found.local,
+            server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
+            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
+            alpn: None,
+            secure: false,
+            tls: None,
+            listener: config.name.clone(),
+            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+            proxy_tlvs: found.tlvs,
+            notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
+                .then(|| ConnectionNotes::with(found.metadata)),
+        });
+        let log = ConnectionLog::new(&config.access_logs, &info);
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            if let Some(log) = log {
+                log.refused();
+            }
+            return io.abandon(!found.prefix.is_empty());
+        };
+        self.matched(&chain.handler);
+        let prefix: Bytes = found.prefix.freeze();
+        let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
+        // An old configuration must not live as long as its last idle connection.
+        drop(config);
+        serving.await;
+        drop(log);
+    }
+}
