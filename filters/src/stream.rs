@@ -283,11 +283,12 @@ impl StreamInfo {
 
     /// Facts about a whole connection that is not HTTP. At its end [`take_notes`](Self::take_notes) adds what filters noted.
     pub fn for_connection(connection: Rc<ConnectionInfo>) -> Self {
+        let start = Instant::now();
         Self {
             remote: connection.remote.clone(),
             connection,
             protocol: None,
-            start: Instant::now(),
+            start,
             start_time: SystemTime::now(),
             flags: ResponseFlags::default(),
             details: None,
@@ -301,7 +302,7 @@ impl StreamInfo {
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
             request_end: None,
-            last_activity: Instant::now(),
+            last_activity: start,
             request_error: None,
             body_reply: None,
         }

@@ -272,8 +272,13 @@ async fn one(
         early: request.early.clone(),
         transport: request.transport.clone(),
     };
-    let sending = request::send(&request.charge.cluster, host, request.head, body, options);
-    let mut sending = pin!(sending);
+    let mut sending = pin!(request::send(
+        &request.charge.cluster,
+        host,
+        request.head,
+        body,
+        options
+    ));
     let mut per_try = AfterRequest::new(request.timeouts.per_try);
     let mut idle = Idle::new(request.timeouts.per_try_idle);
     let stats = request.charge.cluster.stats();

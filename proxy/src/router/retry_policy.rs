@@ -1,6 +1,6 @@
 //! When a failed attempt is repeated (Envoy's `RetryPolicy` and router filter headers).
 
-use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
@@ -268,11 +268,8 @@ impl RetryPolicy {
     /// The policy for one request: a route's, changed by what the request's `x-envoy-retry-*` headers ask
     /// for (only internal senders' survive the connection manager), which are taken off. None if nothing
     /// would be retried.
-    pub fn for_request<'a>(
-        policy: Option<&'a Self>,
-        head: &mut RequestHead,
-    ) -> Option<Cow<'a, Self>> {
-        let mut policy = policy.map(Cow::Borrowed);
+    pub fn for_request(policy: Option<&Arc<Self>>, head: &mut RequestHead) -> Option<Arc<Self>> {
+        let mut policy = policy.cloned();
         let text = |headers: &mut HeaderMap, name: &HeaderName| {
             let value = headers.remove(name)?;
             value.to_str().ok().map(str::to_owned)
@@ -297,18 +294,20 @@ impl RetryPolicy {
         }
         for on in on.into_iter().flatten() {
             let asked = RetryOn::parse(&on);
-            let own = policy.get_or_insert_with(Cow::default).to_mut();
+            let own = Arc::make_mut(policy.get_or_insert_default());
             own.retry_on = own.retry_on.union(asked);
         }
         let mut policy = policy.filter(|p| !p.retry_on.is_empty())?;
         if let Some(max) = max {
-            policy.to_mut().num_retries = max;
+            Arc::make_mut(&mut policy).num_retries = max;
         }
         if let Some(codes) = codes {
             let codes = codes
                 .split(',')
                 .filter_map(|c| c.trim().parse::<u16>().ok());
-            policy.to_mut().retriable_status_codes.extend(codes);
+            Arc::make_mut(&mut policy)
+                .retriable_status_codes
+                .extend(codes);
         }
         if let Some(names) = names {
             let names = names.split(',').map(str::trim).filter(|n| !n.is_empty());
@@ -319,7 +318,9 @@ impl RetryPolicy {
                 })
             };
             let matchers = names.filter_map(|name| present(name).ok());
-            policy.to_mut().retriable_headers.extend(matchers);
+            Arc::make_mut(&mut policy)
+                .retriable_headers
+                .extend(matchers);
         }
         Some(policy)
     }

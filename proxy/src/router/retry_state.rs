@@ -2,7 +2,6 @@
 //!
 //! Envoy: `RetryStateImpl`.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::upstream::cluster::Cluster;
 
 /// How often and when a request may be tried again.
 pub(super) struct RetryState {
-    policy: Option<RetryPolicy>,
+    policy: Option<Arc<RetryPolicy>>,
     left: u32,
     /// Retries so far.
     made: u32,
@@ -58,7 +57,7 @@ impl RetryState {
     /// From the route and the request's `x-envoy-retry-*` headers, which are taken off. (External senders'
     /// were taken off before.)
     pub(super) fn new(route: &Route, head: &mut RequestHead) -> Self {
-        let policy = RetryPolicy::for_request(route.retry_policy(), head).map(Cow::into_owned);
+        let policy = RetryPolicy::for_request(route.retry_policy(), head);
         Self {
             left: policy.as_ref().map_or(0, |policy| policy.num_retries),
             policy,
@@ -76,7 +75,7 @@ impl RetryState {
 
     /// The policy, for the host choice of a retry.
     pub(super) fn policy_of_retry(&self) -> Option<&RetryPolicy> {
-        self.policy.as_ref().filter(|_| self.made > 0)
+        self.policy.as_deref().filter(|_| self.made > 0)
     }
 
     /// Judges a response.

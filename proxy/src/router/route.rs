@@ -121,9 +121,9 @@ impl Route {
     }
 
     /// The route's retry policy, else the virtual host's.
-    pub fn retry_policy(&self) -> Option<&RetryPolicy> {
-        let own = self.shared.forward.retry_policy.as_deref();
-        own.or(self.shared.virtual_host.retry_policy.as_deref())
+    pub fn retry_policy(&self) -> Option<&Arc<RetryPolicy>> {
+        let own = self.shared.forward.retry_policy.as_ref();
+        own.or(self.shared.virtual_host.retry_policy.as_ref())
     }
 
     /// The mirrors: the route's, else the virtual host's, else the configuration's.

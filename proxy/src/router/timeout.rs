@@ -40,10 +40,10 @@ impl Timeouts {
         options: &RouterOptions,
     ) -> Self {
         let mut global = route.timeout();
-        let grpc = head.is_grpc() && route.max_grpc_timeout().is_some();
-        if head.is_grpc()
-            && let Some(max) = route.max_grpc_timeout()
-        {
+        // Asked of the route first: most have no such limit, and the request's headers are hashed.
+        let max_grpc = route.max_grpc_timeout().filter(|_| head.is_grpc());
+        let grpc = max_grpc.is_some();
+        if let Some(max) = max_grpc {
             // Zero is "no limit" both in the header's absence and as a maximum.
             let offset = route.grpc_timeout_offset().unwrap_or_default();
             let asked = grpc_timeout(head).map(|asked| less(asked, offset));

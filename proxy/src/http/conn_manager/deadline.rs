@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -147,9 +147,10 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn new(limits: Limits) -> Self {
+    /// The clock of the stream that these are the facts of.
+    pub(super) fn new(limits: Limits, info: &SharedInfo) -> Self {
         Self {
-            start: Instant::now(),
+            start: info.borrow().start.into(),
             limits: Cell::new(limits),
         }
     }
@@ -163,14 +164,14 @@ impl Clock {
         }
     }
 
-    /// Runs a stream up to its response, within its limits.
+    /// Runs a stream up to its response, within its limits. The stream is pinned by the caller: passed by value,
+    /// it would be there twice in the future of every request.
     pub(super) async fn race<T>(
         &self,
-        stream: impl Future<Output = Result<T, Stop>>,
+        mut stream: Pin<&mut impl Future<Output = Result<T, Stop>>>,
         stats: &ConnectionManagerStats,
         info: &SharedInfo,
     ) -> Result<T, Stop> {
-        let mut stream = pin!(stream);
         let mut timer = pin!(sleep_until(self.start));
         let mut armed = false;
         poll_fn(|cx| {

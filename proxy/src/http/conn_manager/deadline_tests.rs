@@ -56,9 +56,12 @@ fn activity_puts_the_idle_timeout_off_and_nothing_else() {
 async fn a_stream_that_answers_is_not_disturbed() {
     let info = Rc::new(RefCell::new(stream_info()));
     let stats = ConnectionManagerStats::new(&crate::telemetry::stats::Stats::new().scope(""));
-    let clock = Clock::new(limits());
+    let clock = Clock::new(limits(), &info);
     let stream = async { Ok::<_, Stop>(7) };
-    assert!(matches!(clock.race(stream, &stats, &info).await, Ok(7)));
+    assert!(matches!(
+        clock.race(pin!(stream), &stats, &info).await,
+        Ok(7)
+    ));
     // The route makes it shorter while the stream runs.
     let stream = async {
         clock.limits.set(Limits {
@@ -67,7 +70,7 @@ async fn a_stream_that_answers_is_not_disturbed() {
         });
         std::future::pending::<Result<(), Stop>>().await
     };
-    let Err(Stop::Reply(reply)) = clock.race(stream, &stats, &info).await else {
+    let Err(Stop::Reply(reply)) = clock.race(pin!(stream), &stats, &info).await else {
         panic!("no reply");
     };
     assert_eq!(

@@ -25,7 +25,8 @@ pub(super) fn mutate(
     connection: &ConnectionInfo,
     internal_only: &[HeaderName],
 ) -> Result<Client, StatusCode> {
-    remove_hop_by_hop(head);
+    let present = Present::in_request(&head.headers);
+    remove_hop_by_hop(head, present);
     let client = config.client.find(head, connection)?;
     forward_transport(head, config, connection);
     let edge = !client.internal && config.client.is_edge();
@@ -33,7 +34,9 @@ pub(super) fn mutate(
         head.headers
             .insert(names::INTERNAL, HeaderValue::from_static("true"));
     } else {
-        remove_internal_headers(head, edge);
+        if present.envoy {
+            remove_internal_headers(head, edge);
+        }
         for name in internal_only {
             head.headers.remove(name);
         }
@@ -84,38 +87,60 @@ impl UserAgent {
 fn forward_transport(head: &mut RequestHead, config: &HcmConfig, connection: &ConnectionInfo) {
     let believed = config.client.trusts_peer();
     let headers = &mut head.headers;
-    if !believed || !headers.contains_key(names::XFP) {
-        headers.insert(names::XFP, scheme_value(connection.secure));
-    }
+    let said = headers
+        .get(names::XFP)
+        .filter(|_| believed && config.overwrite_scheme.is_none());
+    let secure = match said.map(HeaderValue::as_bytes) {
+        Some(b"https") => true,
+        Some(b"http") => false,
+        Some(_) => connection.secure,
+        None => {
+            let secure = config.overwrite_scheme.unwrap_or(connection.secure);
+            headers.insert(names::XFP, scheme_value(secure));
+            secure
+        }
+    };
+    head.scheme = ByteString::from_static(scheme(secure));
     if config.append_forwarded_port
         && (!believed || !headers.contains_key(names::FORWARDED_PORT))
         && let Some(local) = connection.local.ip()
     {
         headers.insert(names::FORWARDED_PORT, HeaderValue::from(local.port()));
     }
-    if let Some(secure) = config.overwrite_scheme {
-        headers.insert(names::XFP, scheme_value(secure));
+}
+
+/// What nearly no request carries. One scan over the names that are there is cheaper than hashing every name that
+/// could be.
+#[derive(Clone, Copy, Default)]
+struct Present {
+    te: bool,
+    /// Any `x-envoy-*`.
+    envoy: bool,
+}
+
+impl Present {
+    fn in_request(headers: &HeaderMap) -> Self {
+        headers.keys().fold(Self::default(), |seen, name| Self {
+            te: seen.te || *name == header::TE,
+            envoy: seen.envoy || name.as_str().starts_with("x-envoy-"),
+        })
     }
-    head.scheme = match headers.get(names::XFP).map(HeaderValue::as_bytes) {
-        Some(b"https") => ByteString::from_static("https"),
-        Some(b"http") => ByteString::from_static("http"),
-        _ if connection.secure => ByteString::from_static("https"),
-        _ => ByteString::from_static("http"),
-    };
 }
 
 /// The fields that are only about the client's connection, or that only we may say.
-fn remove_hop_by_hop(head: &mut RequestHead) {
+fn remove_hop_by_hop(head: &mut RequestHead, present: Present) {
     let headers = &mut head.headers;
     validate::remove_hop_by_hop(headers);
-    if headers.contains_key(header::TE) {
+    if present.te {
         if takes_trailers(headers) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         } else {
             headers.remove(header::TE);
         }
     }
-    headers.remove(names::INTERNAL);
+    if present.envoy {
+        headers.remove(names::INTERNAL);
+    }
 }
 
 /// Whether `te` lists `trailers`: the only part of it that concerns more than one hop (RFC 9110, 10.1.4).
@@ -127,15 +152,6 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 
 /// The headers that only an internal sender may set.
 fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
-    // Nearly all external requests carry none of them: one scan over the names that are there is cheaper
-    // than hashing every name that could be.
-    if !head
-        .headers
-        .keys()
-        .any(|name| name.as_str().starts_with("x-envoy-"))
-    {
-        return;
-    }
     for name in &names::INTERNAL_ONLY {
         head.headers.remove(name);
     }
@@ -146,8 +162,12 @@ fn remove_internal_headers(head: &mut RequestHead, edge: bool) {
     }
 }
 
+fn scheme(secure: bool) -> &'static str {
+    if secure { "https" } else { "http" }
+}
+
 fn scheme_value(secure: bool) -> HeaderValue {
-    HeaderValue::from_static(if secure { "https" } else { "http" })
+    HeaderValue::from_static(scheme(secure))
 }
 
 #[cfg(test)]
@@ -170,7 +190,8 @@ mod tests {
             for line in lines {
                 head.headers.append(header::TE, line.parse().unwrap());
             }
-            remove_hop_by_hop(&mut head);
+            let present = Present::in_request(&head.headers);
+            remove_hop_by_hop(&mut head, present);
             let te = head.headers.get(header::TE);
             assert_eq!(te.map(|v| v.to_str().unwrap()), want, "{lines:?}");
         }

@@ -45,7 +45,7 @@ pub(super) async fn serve(
     let mut end = StreamEnd::begin(config.clone(), info.clone(), &head, early.clone());
     count_request(&config, protocol);
     let mut shape = ReplyShape::of(&head);
-    let clock = Clock::new(Limits::of(&config, None, &head));
+    let clock = Clock::new(Limits::of(&config, None, &head), &info);
     // The snapshot that this request keeps to its end.
     let routes = config.routes.get();
     let (observed, ahead) = request_body::observe(body, &info);
@@ -61,13 +61,13 @@ pub(super) async fn serve(
                 early,
                 internal: client.internal,
             };
-            let running = stream.run(&mut head, &mut body, &mut end);
-            let mut running = pin!(clock.race(running, &config.stats, &info));
+            let running = pin!(stream.run(&mut head, &mut body, &mut end));
+            let mut racing = pin!(clock.race(running, &config.stats, &info));
             poll_fn(|cx| {
-                let polled = running.as_mut().poll(cx);
+                let polled = racing.as_mut().poll(cx);
                 if polled.is_pending() && ahead.poll(cx) {
                     // The request is complete now, and there are clocks to start.
-                    return running.as_mut().poll(cx);
+                    return racing.as_mut().poll(cx);
                 }
                 polled
             })

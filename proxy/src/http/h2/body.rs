@@ -26,13 +26,17 @@ pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
 pub(super) struct RecvBody {
     stream: RecvStream,
     data_done: bool,
+    /// What the last look at the stream, which takes a lock, said of its end. Asked for by every layer above.
+    ended: bool,
 }
 
 impl RecvBody {
     pub(super) fn new(stream: RecvStream) -> Self {
+        let ended = stream.is_end_stream();
         Self {
             stream,
             data_done: false,
+            ended,
         }
     }
 }
@@ -44,6 +48,7 @@ impl BodyStream for RecvBody {
                 Some(Ok(data)) => {
                     // Fails only when the stream is gone, which the next poll reports.
                     let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.ended = self.stream.is_end_stream();
                     return Poll::Ready(Some(Ok(Frame::Data(data))));
                 }
                 Some(Err(error)) => {
@@ -56,11 +61,12 @@ impl BodyStream for RecvBody {
             Ok(trailers) => trailers.map(|map| Ok(Frame::Trailers(map))),
             Err(error) => Some(Err(BodyError::new(reset_reason(&error)))),
         };
+        self.ended = true;
         Poll::Ready(frame)
     }
 
     fn is_end(&self) -> bool {
-        self.stream.is_end_stream()
+        self.ended
     }
 }
 

@@ -175,10 +175,10 @@ impl OpenStream {
         if upgrade && head.status == StatusCode::OK {
             head.status = StatusCode::SWITCHING_PROTOCOLS;
         }
-        if stream.is_end_stream() && sending.is_none() {
+        let received = RecvBody::new(stream);
+        if received.is_end() && sending.is_none() {
             return Ok((head, Body::Empty));
         }
-        let received = RecvBody::new(stream);
         Ok((
             head,
             Body::stream(ClientBody {

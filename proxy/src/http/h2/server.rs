@@ -169,7 +169,8 @@ async fn accept_streams<IO, S>(
         match accepted {
             Some(Some(Ok((request, respond)))) => {
                 shared.watch.accepted(respond.stream_id().as_u32());
-                let stream = server_stream::serve(request, respond, shared.clone());
+                // Boxed, because the runtime moves a task's future five times from its start to its end.
+                let stream = Box::pin(server_stream::serve(request, respond, shared.clone()));
                 tokio::task::spawn_local(stream);
             }
             Some(None | Some(Err(_))) => return,

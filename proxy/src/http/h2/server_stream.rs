@@ -42,11 +42,12 @@ pub(super) async fn serve<S: HttpService>(
         Err(refusal) => return refuse(refusal, respond, &shared),
     };
     let early = EarlyResponses::default();
-    let body = if stream.is_end_stream() {
+    let stream = RecvBody::new(stream);
+    let body = if stream.is_end() {
         Body::Empty
     } else {
         Body::stream(RequestBody {
-            stream: RecvBody::new(stream),
+            stream,
             early: early.clone(),
             watch: shared.watch.clone(),
         })

@@ -33,7 +33,10 @@ impl Shard {
         let Some(chunk) = self.chunks.get(index / CHUNK) else {
             return false;
         };
-        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicU64::new(0)).collect());
+        let chunk = match chunk.get() {
+            Some(chunk) => chunk,
+            None => chunk.get_or_init(new_chunk),
+        };
         let Some(cell) = chunk.get(index % CHUNK) else {
             return false;
         };
@@ -54,6 +57,11 @@ impl Shard {
             cell.store(0, Ordering::Relaxed);
         }
     }
+}
+
+#[cold]
+fn new_chunk() -> Box<[AtomicU64]> {
+    (0..CHUNK).map(|_| AtomicU64::new(0)).collect()
 }
 
 /// What a thread knows of one store.
@@ -120,11 +128,14 @@ fn with_entry<R>(core: &Arc<Core>, f: impl FnOnce(&mut Entry) -> R) -> Option<R>
     LOCAL
         .try_with(|local| {
             let mut local = local.try_borrow_mut().ok()?;
-            if !local.iter().any(|entry| entry.id == core.id) {
-                let entry = Entry::new(core);
-                local.push(entry);
-            }
-            local.iter_mut().find(|entry| entry.id == core.id).map(f)
+            let index = match local.iter().position(|entry| entry.id == core.id) {
+                Some(index) => index,
+                None => {
+                    local.push(Entry::new(core));
+                    local.len() - 1
+                }
+            };
+            local.get_mut(index).map(f)
         })
         .ok()
         .flatten()
