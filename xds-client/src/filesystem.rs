@@ -117,10 +117,22 @@ fn subscription(type_url: &str) -> Subscription {
     subscription
 }
 
-/// What changes when a file is written or replaced. One system call, cheaper than another thread's wake-up.
-fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, u64)> {
+/// What changes when a file is written or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    file: (u64, u64),
+    modified: (i64, i64),
+    size: u64,
+}
+
+/// A file's stamp, links followed; `None` if it is not there. One system call, cheaper than another thread's wake-up.
+pub fn stamp(path: &Path) -> Option<Stamp> {
     let m = std::fs::metadata(path).ok()?;
-    Some((m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
+    Some(Stamp {
+        file: (m.dev(), m.ino()),
+        modified: (m.mtime(), m.mtime_nsec()),
+        size: m.size(),
+    })
 }
 
 /// Whether the file could be taken.

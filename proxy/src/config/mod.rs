@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod context;
 pub mod fields;
+mod management;
 pub mod resources;
 pub mod routes;
 pub mod runtime;

@@ -4,18 +4,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::api_config_source::ApiType;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, ConfigSource, Node};
-use filters::stream::Address;
-use xds_client::ads::{self, Config, Handle, Protocol, Transport};
+use xds_client::ads::{self, Config, Handle, Protocol};
 use xds_client::error::{At, ConfigError};
 use xds_client::filesystem::{self, Watch};
 use xds_client::subscription::ResourceHandler;
 
-use crate::upstream::host::Target;
+use super::management::Ways;
+use crate::upstream::cluster_config::Stores;
 
 /// Envoy's default `initial_fetch_timeout`.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -26,7 +25,9 @@ pub type HandlerFactory = Box<dyn Fn() -> Box<dyn ResourceHandler> + Send + Sync
 /// The open streams and watched files of the process. Must be used on the control runtime.
 pub struct Sources {
     node: Node,
-    transports: HashMap<String, Transport>,
+    ways: Ways,
+    /// What compiling TLS contexts takes.
+    stores: Stores,
     handler: HandlerFactory,
     ads: Option<Handle>,
     /// Streams of `api_config_source`, by type and cluster.
@@ -51,9 +52,10 @@ pub fn check_bootstrap(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
     let Some(dynamic) = &bootstrap.dynamic_resources else {
         return Ok(());
     };
-    let transports = transports(bootstrap);
+    let ways = Ways::new(bootstrap);
+    let target = |api| ways.check(&stream_config(api)?.0);
     if let Some(ads) = &dynamic.ads_config {
-        target(ads, &transports).at("dynamic_resources.ads_config")?;
+        target(ads).at("dynamic_resources.ads_config")?;
     }
     let named = [
         ("cds_config", &dynamic.cds_config),
@@ -62,7 +64,7 @@ pub fn check_bootstrap(bootstrap: &Bootstrap) -> Result<(), ConfigError> {
     for (field, source) in named {
         let checked = match source.as_ref().map(|s| &s.config_source_specifier) {
             Some(Some(ConfigSourceSpecifier::ApiConfigSource(api))) => {
-                target(api, &transports).map(drop).at("api_config_source")
+                target(api).at("api_config_source")
             }
             Some(Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)))
                 if dynamic.ads_config.is_none() =>
@@ -80,21 +82,6 @@ fn without_ads() -> ConfigError {
     ConfigError::new("there is no dynamic_resources.ads_config").at("ads")
 }
 
-/// The settings of a gRPC stream, and the way to its cluster.
-fn target(
-    api: &ApiConfigSource,
-    transports: &HashMap<String, Transport>,
-) -> Result<(Config, Transport), ConfigError> {
-    let (cluster, config) = stream_config(api)?;
-    let transport = transports.get(&cluster).ok_or_else(|| {
-        ConfigError::new(format!(
-            "'{cluster}' is not a static cluster with one endpoint"
-        ))
-        .at("grpc_services[0].envoy_grpc.cluster_name")
-    })?;
-    Ok((config, transport.clone()))
-}
-
 impl Sources {
     /// The sources of a bootstrap. Opens the ADS stream if there is an `ads_config`.
     ///
@@ -103,11 +90,13 @@ impl Sources {
     pub fn new(
         bootstrap: &Bootstrap,
         node: Node,
+        stores: Stores,
         handler: HandlerFactory,
     ) -> Result<Self, ConfigError> {
         let mut sources = Self {
             node,
-            transports: transports(bootstrap),
+            ways: Ways::new(bootstrap),
+            stores,
             handler,
             ads: None,
             streams: HashMap::new(),
@@ -122,7 +111,8 @@ impl Sources {
     }
 
     fn open(&self, api: &ApiConfigSource, type_url: Option<&str>) -> Result<Handle, ConfigError> {
-        let (mut config, transport) = target(api, &self.transports)?;
+        let (cluster, mut config) = stream_config(api)?;
+        let transport = self.ways.open(&cluster, &config.authority, &self.stores)?;
         if let Some(type_url) = type_url {
             config.method = ads::method(type_url, config.protocol)
                 .ok_or_else(|| ConfigError::new(format!("no service for {type_url}")))?;
@@ -251,40 +241,19 @@ fn stream_config(api: &ApiConfigSource) -> Result<(String, Config), ConfigError>
         }
     };
     let target = api.grpc_services.first();
-    let cluster = match target.and_then(|s| s.target_specifier.as_ref()) {
-        Some(TargetSpecifier::EnvoyGrpc(envoy)) => envoy.cluster_name.clone(),
+    let envoy = match target.and_then(|s| s.target_specifier.as_ref()) {
+        Some(TargetSpecifier::EnvoyGrpc(envoy)) => envoy,
         Some(TargetSpecifier::GoogleGrpc(_)) => {
             return Err(ConfigError::unsupported("grpc_services[0].google_grpc"));
         }
         None => return Err(ConfigError::new("value is required").at("grpc_services")),
     };
-    let mut config = Config::ads(protocol, &cluster);
+    let cluster = envoy.cluster_name.clone();
+    let authority = match envoy.authority.as_str() {
+        "" => &cluster,
+        authority => authority,
+    };
+    let mut config = Config::ads(protocol, authority);
     config.node_on_first_message_only = api.set_node_on_first_message_only;
     Ok((cluster, config))
-}
-
-/// How to reach the static clusters that a stream can use: those whose first endpoint is in plaintext.
-fn transports(bootstrap: &Bootstrap) -> HashMap<String, Transport> {
-    let statics = bootstrap.static_resources.as_ref();
-    let clusters = statics.map(|s| s.clusters.as_slice()).unwrap_or_default();
-    let with = |c: &Cluster| Some((c.name.clone(), transport(c)?));
-    clusters.iter().filter_map(with).collect()
-}
-
-fn transport(cluster: &Cluster) -> Option<Transport> {
-    use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-    if cluster.transport_socket.is_some() {
-        return None;
-    }
-    let endpoints = &cluster.load_assignment.as_ref()?.endpoints;
-    let first = endpoints.iter().flat_map(|l| &l.lb_endpoints).next()?;
-    let Some(HostIdentifier::Endpoint(endpoint)) = &first.host_identifier else {
-        return None;
-    };
-    Some(match Target::compile(endpoint.address.as_ref()).ok()? {
-        Target::Address(Address::Ip(address)) => Transport::Tcp(address.to_string()),
-        Target::Address(Address::Pipe(path)) => Transport::Unix((&*path).into()),
-        Target::Name(name, port) => Transport::Tcp(format!("{name}:{port}")),
-        _ => return None,
-    })
 }

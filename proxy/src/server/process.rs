@@ -33,6 +33,7 @@ use crate::config::sources::{self, Sources};
 use crate::server::admin::config_dump::ConfigStore;
 use crate::telemetry::stats::{Stats, StatsSettings};
 use crate::transport::tls::secrets::SecretStore;
+use crate::upstream::cluster_config::Stores;
 use crate::upstream::grpc::{ClusterGrpc, FindCluster};
 use crate::upstream::manager::ClusterManager;
 
@@ -85,6 +86,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     stats.add_tags(&tags);
     let stats = Stats::with_settings(stats);
     let secrets = Arc::new(SecretStore::default());
+    secrets.count_in(stats.scope(""));
     let mut clusters = ClusterManager::new();
     clusters.set_secrets(secrets.clone());
     clusters.set_scope(stats.scope(""));
@@ -256,6 +258,10 @@ impl Control {
         let sources = Sources::new(
             &self.bootstrap,
             backend.settings.node.clone(),
+            Stores {
+                secrets: backend.context.secrets.clone(),
+                scope: Some(self.stats.scope("")),
+            },
             Box::new(move || handler.handler()),
         );
         let sources = sources.map_err(|e| e.to_string())?;
@@ -263,6 +269,8 @@ impl Control {
         subscribed.map_err(|e| e.to_string())?;
         crate::upstream::dns::spawn(backend.resources.clone());
         tokio::spawn(super::server_stats::flush(self.stats.clone()));
+        let secrets = backend.context.secrets.clone();
+        tokio::spawn(crate::transport::tls::files::watch(secrets));
         tokio::spawn(runtime::watch_disk(backend.settings.runtime.clone()));
         Ok(())
     }

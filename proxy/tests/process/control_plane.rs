@@ -1,19 +1,31 @@
-//! A control plane that serves what a test puts into it, on a Unix socket.
+//! A control plane that serves what a test puts into it, on a Unix socket or over TLS; aggregated and type by type.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use d::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
+use envoy_types::pb::envoy::service::cluster::v3::cluster_discovery_service_server::{
+    ClusterDiscoveryService, ClusterDiscoveryServiceServer,
+};
 use envoy_types::pb::envoy::service::discovery::v3 as d;
+use envoy_types::pb::envoy::service::listener::v3::listener_discovery_service_server::{
+    ListenerDiscoveryService, ListenerDiscoveryServiceServer,
+};
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Resources of one type, by name: version and bytes.
@@ -59,7 +71,64 @@ pub fn resource(json: &str) -> Any {
     }
 }
 
+/// A TLS connection as tonic wants it.
+struct TlsIo(TlsStream<tokio::net::TcpStream>);
+
+impl Connected for TlsIo {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for TlsIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 impl ControlPlane {
+    /// Serves the same over TLS too, on a port of its own.
+    pub fn also_over_tls(&self, config: rustls::ServerConfig) -> SocketAddr {
+        let runtime = self.runtime.as_ref().unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, incoming) = mpsc::unbounded_channel();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    let _ = accepted.send(io::Result::Ok(TlsIo(stream)));
+                }
+            }
+        });
+        let incoming = UnboundedReceiverStream::new(incoming);
+        runtime.spawn(router(&self.service).serve_with_incoming(incoming));
+        address
+    }
+
     /// Listens on `socket`, with nothing to serve.
     pub fn start(socket: &Path) -> Self {
         let service = Service {
@@ -146,14 +215,17 @@ fn serve(socket: &Path, service: &Service) -> tokio::runtime::Runtime {
         .enable_all()
         .build()
         .unwrap();
-    let server = AggregatedDiscoveryServiceServer::new(service.clone());
     let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket).unwrap() });
-    runtime.spawn(
-        tonic::transport::Server::builder()
-            .add_service(server)
-            .serve_with_incoming(UnixListenerStream::new(listener)),
-    );
+    let incoming = UnixListenerStream::new(listener);
+    runtime.spawn(router(service).serve_with_incoming(incoming));
     runtime
+}
+
+fn router(service: &Service) -> tonic::transport::server::Router {
+    tonic::transport::Server::builder()
+        .add_service(AggregatedDiscoveryServiceServer::new(service.clone()))
+        .add_service(ClusterDiscoveryServiceServer::new(service.clone()))
+        .add_service(ListenerDiscoveryServiceServer::new(service.clone()))
 }
 
 impl Drop for ControlPlane {
@@ -301,5 +373,59 @@ impl AggregatedDiscoveryService for Service {
         });
         let stream = UnboundedReceiverStream::new(stream);
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterDiscoveryService for Service {
+    type StreamClustersStream = Answers<d::DiscoveryResponse>;
+    type DeltaClustersStream = Answers<d::DeltaDiscoveryResponse>;
+
+    async fn stream_clusters(
+        &self,
+        request: Request<Streaming<d::DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamClustersStream>, Status> {
+        self.stream_aggregated_resources(request).await
+    }
+
+    async fn delta_clusters(
+        &self,
+        request: Request<Streaming<d::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaClustersStream>, Status> {
+        self.delta_aggregated_resources(request).await
+    }
+
+    async fn fetch_clusters(
+        &self,
+        _: Request<d::DiscoveryRequest>,
+    ) -> Result<Response<d::DiscoveryResponse>, Status> {
+        Err(Status::unimplemented("REST"))
+    }
+}
+
+#[tonic::async_trait]
+impl ListenerDiscoveryService for Service {
+    type StreamListenersStream = Answers<d::DiscoveryResponse>;
+    type DeltaListenersStream = Answers<d::DeltaDiscoveryResponse>;
+
+    async fn stream_listeners(
+        &self,
+        request: Request<Streaming<d::DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamListenersStream>, Status> {
+        self.stream_aggregated_resources(request).await
+    }
+
+    async fn delta_listeners(
+        &self,
+        request: Request<Streaming<d::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaListenersStream>, Status> {
+        self.delta_aggregated_resources(request).await
+    }
+
+    async fn fetch_listeners(
+        &self,
+        _: Request<d::DiscoveryRequest>,
+    ) -> Result<Response<d::DiscoveryResponse>, Status> {
+        Err(Status::unimplemented("REST"))
     }
 }

@@ -14,5 +14,6 @@ mod control_plane;
 mod fairway;
 mod lifecycle;
 mod reading;
+mod tls;
 mod upstream;
 mod xds;

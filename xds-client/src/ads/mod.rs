@@ -9,10 +9,13 @@ mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::rpc::Status as RpcStatus;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -41,7 +44,23 @@ pub enum Transport {
     Tcp(String),
     /// A Unix domain socket; a relative path counts from the working directory.
     Unix(PathBuf),
+    /// Over TLS, which somebody else speaks.
+    Secure(Arc<dyn Connector>),
 }
+
+/// Makes encrypted connections to the management server.
+pub trait Connector: std::fmt::Debug + Send + Sync {
+    /// Makes one.
+    fn connect(&self) -> Connecting;
+}
+
+/// A connection that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send>>;
+
+/// A connection's bytes.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How to talk to the server.
 #[derive(Debug, Clone)]

@@ -22,6 +22,16 @@ pub(super) fn connect(config: &Config, transport: Transport) -> Option<Channel> 
                 }
             }))
         }
+        Transport::Secure(connector) => {
+            let origin = format!("https://{}", config.authority).parse().ok()?;
+            let connect = move |_| {
+                let connecting = connector.connect();
+                async move { connecting.await.map(TokioIo::new) }
+            };
+            endpoint
+                .origin(origin)
+                .connect_with_connector_lazy(tower::service_fn(connect))
+        }
         Transport::Unix(path) => {
             endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
                 let path = path.clone();

@@ -15,7 +15,7 @@ use xds_client::subscription::Resource;
 use super::{Resources, SDS, pack};
 use crate::server::admin::config_dump::Kind;
 use crate::transport::tls::context::references;
-use crate::transport::tls::secrets::SecretValue;
+use crate::transport::tls::secrets::content;
 use crate::transport::upstream::tls_contexts;
 
 /// The secrets that the TLS contexts of a cluster take from SDS.
@@ -62,9 +62,10 @@ pub(super) fn redacted(secret: &Secret) -> Any {
 impl Resources {
     pub(super) fn static_secrets(&self, secrets: &[Secret]) -> Result<(), ConfigError> {
         for (i, secret) in secrets.iter().enumerate() {
-            let value =
-                SecretValue::compile(secret).at(format!("static_resources.secrets[{i}]"))?;
-            self.context.secrets.apply_static(&secret.name, value);
+            let path = || format!("static_resources.secrets[{i}]");
+            let (field, content) = content(secret).at(path())?;
+            let loaded = self.context.secrets.load_static(&secret.name, content);
+            loaded.at(field).at(path())?;
             let any = Arc::new(redacted(secret));
             self.config
                 .accepted(Kind::Secret, &secret.name, "", any, true);
@@ -74,9 +75,12 @@ impl Resources {
 
     pub(super) fn secret(&self, resource: &Resource) -> Result<(), ConfigError> {
         let secret: Secret = unpack(&resource.any)?;
-        match SecretValue::compile(&secret) {
-            Ok(value) => {
-                self.context.secrets.apply(&resource.name, value);
+        let loaded = content(&secret).and_then(|(field, content)| {
+            let loaded = self.context.secrets.load(&resource.name, content);
+            loaded.at(field)
+        });
+        match loaded {
+            Ok(()) => {
                 let any = Arc::new(redacted(&secret));
                 self.config
                     .accepted(Kind::Secret, &resource.name, &resource.version, any, false);

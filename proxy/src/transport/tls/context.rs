@@ -5,6 +5,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
 };
@@ -23,7 +24,7 @@ pub(super) struct CommonContext {
     pub(super) alpn: Vec<Vec<u8>>,
     certificates: Vec<Arc<SecretSlot>>,
     /// The context's own part of the validation.
-    validation: Option<CertificateValidationContext>,
+    validation: Option<Arc<SecretSlot>>,
     /// The part that comes by SDS and is merged into it.
     validation_secret: Option<Arc<SecretSlot>>,
 }
@@ -112,9 +113,8 @@ impl CommonContext {
         }
         let mut certificates = Vec::new();
         for (i, inline) in proto.tls_certificates.iter().enumerate() {
-            let certificate = Certificate::compile(inline).at(format!("tls_certificates[{i}]"))?;
-            let value = SecretValue::Certificate(Arc::new(certificate));
-            certificates.push(SecretSlot::fixed(value));
+            let slot = secrets.inline(&Type::TlsCertificate(inline.clone()));
+            certificates.push(slot.at(format!("tls_certificates[{i}]"))?);
         }
         for (i, config) in proto.tls_certificate_sds_secret_configs.iter().enumerate() {
             let path = format!("tls_certificate_sds_secret_configs[{i}]");
@@ -124,7 +124,8 @@ impl CommonContext {
             None => (None, None),
             Some(ValidationContextType::ValidationContext(inline)) => {
                 Validation::compile(inline).at("validation_context")?;
-                (Some(inline.clone()), None)
+                let own = secrets.inline(&Type::ValidationContext(inline.clone()));
+                (Some(own.at("validation_context")?), None)
             }
             Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
                 let slot = slot(config, secrets).at("validation_context_sds_secret_config")?;
@@ -138,7 +139,10 @@ impl CommonContext {
                         .at(step));
                 };
                 let slot = slot(config, secrets).at(step)?;
-                (combined.default_validation_context.clone(), Some(slot))
+                let own = combined.default_validation_context.clone();
+                let own = own.map(|own| secrets.inline(&Type::ValidationContext(own)));
+                let own = own.transpose().at("default_validation_context").at(step)?;
+                (own, Some(slot))
             }
             Some(_) => {
                 return Err(ConfigError::unsupported(
@@ -157,7 +161,8 @@ impl CommonContext {
 
     /// Every slot it waits for and is compiled again for.
     pub(super) fn slots(&self) -> impl Iterator<Item = &Arc<SecretSlot>> {
-        self.certificates.iter().chain(&self.validation_secret)
+        let validation = self.validation.iter().chain(&self.validation_secret);
+        self.certificates.iter().chain(validation)
     }
 
     pub(super) fn has_certificates(&self) -> bool {
@@ -171,12 +176,17 @@ impl CommonContext {
             SecretValue::Validation(_) | SecretValue::TicketKeys(_) => None,
         };
         let certificates: Option<Vec<_>> = self.certificates.iter().map(certificate).collect();
+        let validation = |slot: &Arc<SecretSlot>| match slot.value()? {
+            SecretValue::Validation(validation) => Some(validation),
+            SecretValue::Certificate(_) | SecretValue::TicketKeys(_) => None,
+        };
+        let own = match &self.validation {
+            None => None,
+            Some(slot) => Some(validation(slot)?),
+        };
         let validation = match &self.validation_secret {
-            None => self.validation.clone(),
-            Some(slot) => match slot.value()? {
-                SecretValue::Validation(secret) => Some(merge(self.validation.as_ref(), &secret)),
-                SecretValue::Certificate(_) | SecretValue::TicketKeys(_) => return None,
-            },
+            None => own.map(Arc::unwrap_or_clone),
+            Some(slot) => Some(merge(own.as_deref(), &*validation(slot)?)),
         };
         Some(Ready {
             certificates: certificates?,

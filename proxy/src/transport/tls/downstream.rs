@@ -6,6 +6,7 @@ use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::{
     OcspStaplePolicy, SessionTicketKeysType,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, DownstreamTlsContext as Proto,
 };
@@ -115,8 +116,8 @@ impl DownstreamTls {
                 (!disable, None)
             }
             Some(SessionTicketKeysType::SessionTicketKeys(keys)) => {
-                let keys = SecretValue::ticket_keys(keys).at("session_ticket_keys")?;
-                (true, Some(SecretSlot::fixed(keys)))
+                let keys = secrets.inline(&Type::SessionTicketKeys(keys.clone()));
+                (true, Some(keys.at("session_ticket_keys")?))
             }
             Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) => {
                 let slot = context::slot(config, secrets);

@@ -11,6 +11,7 @@ mod digest;
 pub mod downstream;
 mod facts;
 mod failure;
+pub mod files;
 mod parameters;
 mod refusal;
 mod san;

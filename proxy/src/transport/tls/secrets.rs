@@ -1,7 +1,7 @@
 //! Secrets by name, for the contexts that refer to them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -11,8 +11,10 @@ use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
 use super::certificate::Certificate;
+use super::files::{self, Look, Watched};
 use super::sessions::TicketKey;
 use super::validation::Validation;
+use crate::telemetry::stats::{Counter, Scope};
 
 /// A secret that has been found good.
 #[derive(Debug, Clone)]
@@ -26,27 +28,28 @@ pub enum SecretValue {
 }
 
 impl SecretValue {
-    /// Loads a secret.
+    /// Loads a secret, the contents of its files included.
     ///
     /// # Errors
     /// What is wrong with it, by field; never the secret itself.
-    pub fn compile(secret: &Secret) -> Result<Self, ConfigError> {
-        match &secret.r#type {
-            Some(Type::TlsCertificate(proto)) => Certificate::compile(proto)
-                .map(|c| Self::Certificate(Arc::new(c)))
-                .at("tls_certificate"),
-            Some(Type::ValidationContext(proto)) => {
+    pub(super) fn of(secret: &Type) -> Result<Self, ConfigError> {
+        match secret {
+            Type::TlsCertificate(proto) => {
+                Certificate::compile(proto).map(|c| Self::Certificate(Arc::new(c)))
+            }
+            Type::ValidationContext(proto) => {
                 // Names may come without an authority here, to be merged with one.
                 let mut alone = proto.clone();
                 alone.match_typed_subject_alt_names.clear();
-                Validation::compile(&alone).at("validation_context")?;
-                Ok(Self::Validation(Arc::new(proto.clone())))
+                #[expect(deprecated, reason = "istiod still sends it to gateways")]
+                alone.match_subject_alt_names.clear();
+                // As it came, for errors that name the files.
+                Validation::compile(&alone)?;
+                let context = files::with_contents(proto)?;
+                Ok(Self::Validation(Arc::new(context)))
             }
-            Some(Type::SessionTicketKeys(keys)) => {
-                Self::ticket_keys(keys).at("session_ticket_keys")
-            }
-            Some(Type::GenericSecret(_)) => Err(ConfigError::unsupported("generic_secret")),
-            None => Err(ConfigError::new("is required").at("type")),
+            Type::SessionTicketKeys(keys) => Self::ticket_keys(keys),
+            Type::GenericSecret(_) => Err(ConfigError::new("not supported")),
         }
     }
 
@@ -54,7 +57,7 @@ impl SecretValue {
     ///
     /// # Errors
     /// There is none, or one cannot be read or has not its length.
-    pub(super) fn ticket_keys(proto: &TlsSessionTicketKeys) -> Result<Self, ConfigError> {
+    fn ticket_keys(proto: &TlsSessionTicketKeys) -> Result<Self, ConfigError> {
         if proto.keys.is_empty() {
             return Err(ConfigError::new("value must contain at least 1 item(s)").at("keys"));
         }
@@ -69,6 +72,23 @@ impl SecretValue {
     }
 }
 
+/// The secret in a resource.
+///
+/// # Errors
+/// There is none.
+pub fn content(secret: &Secret) -> Result<(&'static str, &Type), ConfigError> {
+    let Some(content) = &secret.r#type else {
+        return Err(ConfigError::new("is required").at("type"));
+    };
+    let field = match content {
+        Type::TlsCertificate(_) => "tls_certificate",
+        Type::ValidationContext(_) => "validation_context",
+        Type::SessionTicketKeys(_) => "session_ticket_keys",
+        Type::GenericSecret(_) => "generic_secret",
+    };
+    Ok((field, content))
+}
+
 /// What is compiled again when a secret changes.
 pub trait Dependent: Send + Sync {
     /// A secret that it holds the slot of has a new value.
@@ -80,6 +100,8 @@ pub struct SecretSlot {
     name: String,
     value: Mutex<Option<SecretValue>>,
     dependents: Mutex<Vec<Weak<dyn Dependent>>>,
+    /// Made with the first failure; a stat lives as long as its handle.
+    rotation_failed: OnceLock<Counter>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,6 +121,7 @@ impl SecretSlot {
             name: name.to_owned(),
             value: Mutex::default(),
             dependents: Mutex::default(),
+            rotation_failed: OnceLock::new(),
         }
     }
 
@@ -149,8 +172,19 @@ struct Entry {
 }
 
 /// The secrets of the process.
-#[derive(Debug, Default)]
-pub struct SecretStore(Mutex<BTreeMap<String, Entry>>);
+#[derive(Default)]
+pub struct SecretStore {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    watched: Mutex<Vec<Watched>>,
+    /// The scope without a prefix; none: nothing is counted.
+    scope: OnceLock<Scope>,
+}
+
+impl std::fmt::Debug for SecretStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SecretStore({} names)", lock(&self.entries).len())
+    }
+}
 
 impl SecretStore {
     /// The slot of a name. Asking is interest, which ends when the slot is dropped.
@@ -160,60 +194,135 @@ impl SecretStore {
             answered: false,
             fixed: false,
         };
-        lock(&self.0)
+        lock(&self.entries)
             .entry(name.to_owned())
             .or_insert_with(new)
             .slot
             .clone()
     }
 
-    /// Publishes a secret of the bootstrap.
-    pub fn apply_static(&self, name: &str, value: SecretValue) {
+    /// Counts `sds.<name>.*` in this scope, the one without a prefix.
+    pub fn count_in(&self, root: Scope) {
+        let _ = self.scope.set(root);
+    }
+
+    /// A secret in a slot of its own, without a name. Its files are watched if it says so.
+    pub(super) fn inline(&self, secret: &Type) -> Result<Arc<SecretSlot>, ConfigError> {
+        let (value, seen) = files::read(secret)?;
+        let slot = SecretSlot::fixed(value);
+        if is_watched(secret) {
+            lock(&self.watched).extend(Watched::new(&slot, secret, seen));
+        }
+        Ok(slot)
+    }
+
+    /// Publishes a secret of the bootstrap. Its files are watched if it says so.
+    ///
+    /// # Errors
+    /// What is wrong with it, by field.
+    pub fn load_static(&self, name: &str, secret: &Type) -> Result<(), ConfigError> {
         let slot = self.slot(name);
-        if let Some(entry) = lock(&self.0).get_mut(name) {
+        self.take(&slot, secret, is_watched(secret))?;
+        if let Some(entry) = lock(&self.entries).get_mut(name) {
             entry.answered = true;
             entry.fixed = true;
         }
-        slot.set(value);
+        Ok(())
     }
 
-    /// Publishes a secret. Names that nobody wants are passed over.
-    pub fn apply(&self, name: &str, value: SecretValue) {
+    /// Publishes a secret that came by SDS. Its files are always watched. Names that nobody wants are passed over.
+    ///
+    /// # Errors
+    /// What is wrong with it, by field; the one of before stays, and nobody waits for the name any longer.
+    pub fn load(&self, name: &str, secret: &Type) -> Result<(), ConfigError> {
         let slot = {
-            let mut entries = lock(&self.0);
+            let mut entries = lock(&self.entries);
             let Some(entry) = entries.get_mut(name).filter(|e| !e.fixed) else {
-                return;
+                return SecretValue::of(secret).map(drop);
             };
             entry.answered = true;
             entry.slot.clone()
         };
+        self.take(&slot, secret, true)
+    }
+
+    fn take(&self, slot: &Arc<SecretSlot>, secret: &Type, watch: bool) -> Result<(), ConfigError> {
+        let (value, seen) = files::read(secret)?;
+        let mut watched = lock(&self.watched);
+        watched.retain(|w| w.slot.as_ptr() != Arc::as_ptr(slot));
+        if watch {
+            watched.extend(Watched::new(slot, secret, seen));
+        }
+        drop(watched);
         slot.set(value);
+        Ok(())
+    }
+
+    /// Reads secrets anew whose files have changed.
+    pub(super) fn look(&self) {
+        let mut changed = Vec::new();
+        lock(&self.watched).retain_mut(|watched| {
+            let Some(slot) = watched.slot.upgrade() else {
+                return false;
+            };
+            match watched.look() {
+                Look::Same => {}
+                Look::Changed(value) => changed.push((slot, value)),
+                Look::Broken(error) => {
+                    let name = match slot.name() {
+                        "" => "inline",
+                        name => name,
+                    };
+                    tracing::error!("secret {name}: {error}; the one of before stays");
+                    if let Some(scope) = self.scope.get() {
+                        let scope = scope.scope(&format!("sds.{name}."));
+                        let new = || scope.counter("key_rotation_failed");
+                        slot.rotation_failed.get_or_init(new).inc();
+                    }
+                }
+            }
+            true
+        });
+        // Not while the list is locked: contexts are compiled again now.
+        for (slot, value) in changed {
+            tracing::info!("secret {}: its files have changed", slot.name());
+            slot.set(value);
+        }
     }
 
     /// No answer came in time, or one that was refused: nobody waits for this name any longer. A secret that was
     /// good stays.
     pub fn give_up(&self, name: &str) {
-        if let Some(entry) = lock(&self.0).get_mut(name) {
+        if let Some(entry) = lock(&self.entries).get_mut(name) {
             entry.answered = true;
         }
     }
 
     /// Whether waiting for the name is over.
     pub fn is_answered(&self, name: &str) -> bool {
-        lock(&self.0).get(name).is_some_and(|e| e.answered)
+        lock(&self.entries).get(name).is_some_and(|e| e.answered)
     }
 
     /// Whether the bootstrap has a secret of this name.
     pub fn is_static(&self, name: &str) -> bool {
-        lock(&self.0).get(name).is_some_and(|e| e.fixed)
+        lock(&self.entries).get(name).is_some_and(|e| e.fixed)
     }
 
     /// Forgets the slots that nobody holds any longer, and gives the names of those to ask for.
     pub fn wanted(&self) -> Vec<String> {
-        let mut entries = lock(&self.0);
+        let mut entries = lock(&self.entries);
         entries.retain(|_, e| e.fixed || Arc::strong_count(&e.slot) > 1);
         let asked = entries.iter().filter(|(_, e)| !e.fixed);
         asked.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// Whether a secret asks for its files to be watched.
+fn is_watched(secret: &Type) -> bool {
+    match secret {
+        Type::TlsCertificate(proto) => proto.watched_directory.is_some(),
+        Type::ValidationContext(proto) => proto.watched_directory.is_some(),
+        Type::SessionTicketKeys(_) | Type::GenericSecret(_) => false,
     }
 }
 
@@ -233,12 +342,8 @@ mod tests {
         }
     }
 
-    fn secret(authority: &Authority) -> SecretValue {
-        SecretValue::compile(&Secret {
-            name: "a".into(),
-            r#type: Some(Type::TlsCertificate(authority.issue(&["a.example"]))),
-        })
-        .unwrap()
+    fn secret(authority: &Authority) -> Type {
+        Type::TlsCertificate(authority.issue(&["a.example"]))
     }
 
     #[test]
@@ -249,8 +354,8 @@ mod tests {
         let weak: Weak<dyn Dependent> = Arc::downgrade(&(dependent.clone() as Arc<dyn Dependent>));
         slot.depend(weak);
         assert!(slot.value().is_none() && !store.is_answered("a"));
-        store.apply("a", secret(&authority));
-        store.apply("b", secret(&authority));
+        store.load("a", &secret(&authority)).unwrap();
+        store.load("b", &secret(&authority)).unwrap();
         assert!(slot.value().is_some() && store.is_answered("a"));
         assert_eq!(dependent.0.load(Ordering::Relaxed), 1);
         assert_eq!(store.wanted(), ["a"]);
@@ -262,14 +367,14 @@ mod tests {
     #[test]
     fn static_secrets_stay_and_are_not_asked_for() {
         let (store, authority) = (SecretStore::default(), Authority::new("ca"));
-        store.apply_static("a", secret(&authority));
+        store.load_static("a", &secret(&authority)).unwrap();
         assert!(store.wanted().is_empty() && store.is_answered("a") && store.is_static("a"));
         assert!(store.slot("a").value().is_some());
     }
 
     #[test]
     fn a_secret_without_content_is_refused() {
-        let error = SecretValue::compile(&Secret::default()).unwrap_err();
+        let error = content(&Secret::default()).unwrap_err();
         assert_eq!(error.path(), "type");
     }
 }

@@ -17,7 +17,7 @@ use filters::tls::TlsInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::downstream::DownstreamTls;
-use super::secrets::{SecretStore, SecretValue};
+use super::secrets::SecretStore;
 use super::stats::TlsStats;
 use super::testing::Authority;
 use super::upstream::{Connecting, UpstreamTls};
@@ -290,23 +290,17 @@ async fn secrets_arrive_and_rotate_without_a_new_context() {
     };
     let early = meet(&tls, &connect(&authority, &authority)).await;
     assert!(early.unwrap_err().contains("Secret is not supplied"));
-    let secret = |kind| {
-        SecretValue::compile(&Secret {
-            name: String::new(),
-            r#type: Some(kind),
-        })
-        .unwrap()
-    };
-    secrets.apply(
+    let load = |name: &str, secret: Type| secrets.load(name, &secret).unwrap();
+    load(
         "certificate",
-        secret(Type::TlsCertificate(authority.issue(&["a.example"]))),
+        Type::TlsCertificate(authority.issue(&["a.example"])),
     );
-    secrets.apply("ca", secret(Type::ValidationContext(authority.trusted())));
+    load("ca", Type::ValidationContext(authority.trusted()));
     let before = connect(&authority, &authority);
     assert!(meet(&tls, &before).await.is_ok());
     assert!(meet(&tls, &before).await.is_ok(), "and again, resumed");
     // Other clients are trusted from now on; a session of the old rules is not taken up again.
-    secrets.apply("ca", secret(Type::ValidationContext(other.trusted())));
+    load("ca", Type::ValidationContext(other.trusted()));
     assert!(meet(&tls, &before).await.is_err());
     assert!(meet(&tls, &connect(&other, &authority)).await.is_ok());
 }

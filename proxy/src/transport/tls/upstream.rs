@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytestring::ByteString;
@@ -35,6 +36,9 @@ use crate::transport::options::TransportOptions;
 
 /// Envoy's limit on the name that is asked for.
 const MAX_SNI: usize = 255;
+
+/// How often it is looked whether secrets are there.
+const SECRETS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A cluster's TLS.
 pub struct UpstreamTls {
@@ -273,6 +277,13 @@ impl UpstreamTls {
                 // Without a name to ask for, no certificate fits.
                 server_name: self.validate_sni.then(|| server_name.clone()),
             },
+        }
+    }
+
+    /// Waits until the secrets are there.
+    pub async fn secrets(&self) {
+        while self.common.ready().is_none() {
+            tokio::time::sleep(SECRETS_INTERVAL).await;
         }
     }
 
