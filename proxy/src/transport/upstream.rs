@@ -46,6 +46,14 @@ fn type_name(socket: &TransportSocket) -> Result<String, ConfigError> {
 }
 
 impl UpstreamTransport {
+    /// Its TLS context, if it has one.
+    pub fn tls(&self) -> Option<&UpstreamTls> {
+        match self {
+            Self::Tls(tls) => Some(tls),
+            Self::Raw | Self::Unavailable(_) => None,
+        }
+    }
+
     /// Compiles a transport socket; none is plain bytes.
     ///
     /// # Errors

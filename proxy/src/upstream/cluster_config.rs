@@ -289,6 +289,13 @@ impl ClusterConfig {
         Ok(())
     }
 
+    /// Whether nobody waits for secrets of its TLS contexts any longer.
+    pub fn has_secrets(&self, secrets: &SecretStore) -> bool {
+        let matched = self.transport_matches.iter().map(|(_, t)| t);
+        let mut all = matched.chain([&self.transport]);
+        all.all(|transport| transport.tls().is_none_or(|tls| tls.is_answered(secrets)))
+    }
+
     /// The circuit breaker limits of a priority.
     pub fn limits_of(&self, priority: Priority) -> &Limits {
         let [default, high] = &self.limits;

@@ -1,6 +1,6 @@
 //! The control side of clusters: applies resources, keeps hosts over updates, fills the slots.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -67,6 +67,8 @@ pub struct ClusterManager {
     /// Which clusters an EDS resource feeds, so that an update touches no others.
     eds_users: HashMap<ByteString, Vec<ByteString>>,
     resolved: Resolved,
+    /// Clusters that wait for secrets; the versions before them serve meanwhile.
+    without_secrets: BTreeSet<ByteString>,
     /// Told when the names that are wanted may have changed.
     dns_changed: Arc<Notify>,
     /// The root scope; none: stats record nothing.
@@ -249,6 +251,7 @@ impl ClusterManager {
             return false;
         };
         entry.slot.set(None);
+        self.without_secrets.remove(name);
         let hosts = active.cluster.hosts();
         hosts.hosts().for_each(|h| h.set_removed());
         if let Discovery::Eds { name: eds, .. } = &active.cluster.config.discovery
@@ -297,6 +300,14 @@ impl ClusterManager {
             self.rebuild(&user);
         }
         Ok(())
+    }
+
+    /// Secrets came, or were given up: fills the slots of the clusters that waited for them.
+    pub fn secrets_answered(&mut self) {
+        let waiting: Vec<_> = self.without_secrets.iter().cloned().collect();
+        for name in waiting {
+            self.rebuild(&name);
+        }
     }
 
     /// No endpoints came in time, or the resource was removed: the clusters go on with none.
@@ -432,8 +443,14 @@ impl ClusterManager {
         if members.changed {
             cluster.lazy_stats().count(Update::MembershipChange);
         }
-        if active.known && members.resolved {
+        let secrets = cluster.config.has_secrets(&self.stores.secrets);
+        if active.known && members.resolved && secrets {
             entry.slot.set(Some(cluster.clone()));
+        }
+        if secrets {
+            self.without_secrets.remove(name);
+        } else {
+            self.without_secrets.insert(name.into());
         }
     }
 }

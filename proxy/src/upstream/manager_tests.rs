@@ -246,6 +246,8 @@ fn what_istio_sends_is_accepted_whole() {
     let mut refused = Vec::new();
     for dir in captures() {
         let mut manager = ClusterManager::new();
+        let secrets = std::sync::Arc::new(SecretStore::default());
+        manager.set_secrets(secrets.clone());
         let clusters: Vec<pb::Cluster> = resources(&dir.join("cds.pb"));
         let mut names = HashSet::new();
         for proto in &clusters {
@@ -264,6 +266,12 @@ fn what_istio_sends_is_accepted_whole() {
             let endpoints = proto.endpoints.iter().flat_map(|l| &l.lb_endpoints);
             expected.insert(proto.cluster_name.clone(), endpoints.count());
         }
+        // Nobody sends the secrets here.
+        secrets
+            .wanted()
+            .iter()
+            .for_each(|name| secrets.give_up(name));
+        manager.secrets_answered();
         let snapshot = manager.snapshot();
         assert_eq!(snapshot.len(), names.len());
         assert!(!names.is_empty());
@@ -277,4 +285,51 @@ fn what_istio_sends_is_accepted_whole() {
         }
     }
     assert!(refused.is_empty(), "{refused:#?}");
+}
+
+#[test]
+fn a_cluster_waits_for_its_secrets_and_the_one_before_it_serves() {
+    use crate::transport::tls::testing::Authority;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    let secrets = std::sync::Arc::new(SecretStore::default());
+    let mut manager = ClusterManager::new();
+    manager.set_secrets(secrets.clone());
+    let plain = pb::Cluster {
+        name: "a".into(),
+        ..Default::default()
+    };
+    manager.apply_cluster(&plain, "1").unwrap();
+    let slot = manager.slot("a");
+    let context = tls::UpstreamTlsContext {
+        common_tls_context: Some(tls::CommonTlsContext {
+            validation_context_type: Some(
+                tls::common_tls_context::ValidationContextType::ValidationContextSdsSecretConfig(
+                    tls::SdsSecretConfig {
+                        name: "ca".into(),
+                        sds_config: Some(Default::default()),
+                    },
+                ),
+            ),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let secure = pb::Cluster {
+        transport_socket: Some(core::TransportSocket {
+            name: "tls".into(),
+            config_type: Some(core::transport_socket::ConfigType::TypedConfig(
+                xds_client::any::pack(&context),
+            )),
+        }),
+        ..plain
+    };
+    manager.apply_cluster(&secure, "2").unwrap();
+    manager.secrets_answered();
+    let serving = |slot: &ClusterSlot<Cluster>| slot.get().unwrap().config.transport.clone();
+    assert_eq!(serving(&slot), UpstreamTransport::Raw);
+    let trusted = Authority::new("ca").trusted();
+    let content = tls::secret::Type::ValidationContext(trusted);
+    secrets.load("ca", &content).unwrap();
+    manager.secrets_answered();
+    assert!(matches!(serving(&slot), UpstreamTransport::Tls(_)));
 }

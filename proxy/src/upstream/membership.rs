@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::DnsLookupFamily;
 use filters::stream::Address;
 
+use crate::transport::tls::upstream::UpstreamTls;
 use crate::upstream::assignment::{Endpoint, Locality};
 use crate::upstream::balance::{HostSet, LocalityHosts};
 use crate::upstream::cluster::{ClusterConfig, Discovery};
@@ -60,9 +61,7 @@ impl Members {
                         continue;
                     }
                     let kept = old.get_mut(&address).and_then(|same| {
-                        let at = same
-                            .iter()
-                            .rposition(|h| h.transport == endpoint.transport)?;
+                        let at = same.iter().rposition(|h| is_same(h, endpoint))?;
                         Some(same.remove(at))
                     });
                     added |= kept.is_none();
@@ -121,6 +120,12 @@ fn addresses(
         addresses.extend(before.hosts().take(1).map(|h| h.address.clone()));
     }
     (addresses, found.is_some())
+}
+
+/// Whether connections to a host are those that the endpoint asks for.
+fn is_same(host: &Host, endpoint: &Endpoint) -> bool {
+    let by_name = host.transport.tls().is_some_and(UpstreamTls::asks_for_host);
+    host.transport == endpoint.transport && (!by_name || host.hostname == *hostname(endpoint))
 }
 
 /// The name that hosts of an endpoint have.

@@ -176,7 +176,7 @@ impl Sending<'_> {
                 pool.http1.give_back(checkout.connection);
                 return Err(Stopped::Failed(OVERFLOW));
             };
-            let facts = checkout.state.facts();
+            let state = checkout.state.clone();
             let options = ExchangeOptions {
                 recycle: Some(pool.http1.recycler()),
                 early: Some(early.clone()),
@@ -191,7 +191,7 @@ impl Sending<'_> {
                         head: response.head,
                         body: response.body,
                         protocol: Protocol::Http11,
-                        facts,
+                        facts: state.facts(),
                         guard,
                     });
                 }
@@ -211,7 +211,7 @@ impl Sending<'_> {
                     guard.ended(Some(error.reason));
                     return Err(Stopped::Failed(UpstreamError {
                         reason: error.reason,
-                        transport_failure: None,
+                        transport_failure: state.failure(),
                         request_sent: error.request_sent,
                         host_tried: true,
                     }));
@@ -267,7 +267,7 @@ impl Sending<'_> {
                 guard.ended(Some(reason));
                 Err(Stopped::Failed(UpstreamError {
                     reason,
-                    transport_failure: None,
+                    transport_failure: pooled.state.failure(),
                     request_sent: true,
                     host_tried: true,
                 }))

@@ -287,6 +287,7 @@ impl Resources {
     /// Does what has become possible: subscriptions, warm listeners, the next phase of the start.
     fn progress(&self, state: &mut State) {
         self.subscriptions(state);
+        self.with_clusters(ClusterManager::secrets_answered);
         let (routes, secrets) = (&self.context.routes, &self.context.secrets);
         let ready: Vec<String> = state
             .warming

@@ -83,6 +83,11 @@ impl Failure {
     }
 }
 
+/// What TLS found wrong with a connection after its handshake; empty if the peer just left.
+pub fn text(error: &io::Error) -> String {
+    Failure::new(error, "", None).text
+}
+
 fn ssl(number: u32, reason: &str) -> String {
     let number = SSL + number;
     framed(&format!("{number}:SSL routines:OPENSSL_internal:{reason}"))
@@ -249,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    fn text(error: Error, refusal: Option<&Refusal>) -> Failure {
+    fn told(error: Error, refusal: Option<&Refusal>) -> Failure {
         Failure::new(
             &io::Error::new(io::ErrorKind::InvalidData, error),
             "",
@@ -264,20 +269,20 @@ mod tests {
             peer: None,
         };
         let refused = CertificateError::ApplicationVerificationFailure;
-        let failure = text(refused.into(), Some(&refusal));
+        let failure = told(refused.into(), Some(&refusal));
         assert_eq!(failure.kind, Kind::Refused);
         assert_eq!(
             failure.text,
             "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:\
              verify cert failed: cert hash and spki:TLS_error_end"
         );
-        let failure = text(Error::AlertReceived(AlertDescription::UnknownCA), None);
+        let failure = told(Error::AlertReceived(AlertDescription::UnknownCA), None);
         assert_eq!(failure.kind, Kind::Protocol);
         assert_eq!(
             failure.text,
             "TLS_error:|268436504:SSL routines:OPENSSL_internal:TLSV1_ALERT_UNKNOWN_CA:TLS_error_end"
         );
-        let failure = text(Error::NoCertificatesPresented, None);
+        let failure = told(Error::NoCertificatesPresented, None);
         assert_eq!(failure.kind, Kind::NoCertificate);
         assert!(
             failure
@@ -299,13 +304,13 @@ mod tests {
 
     #[test]
     fn first_bytes_are_told_apart() {
-        let told = |bytes: &[u8]| {
+        let seen = |bytes: &[u8]| {
             let (failure, alert) = first_bytes(bytes)?;
             let reason = failure.text.split(':').nth(4)?.to_owned();
             Some((reason, alert))
         };
-        assert_eq!(told(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\x03"), None);
-        assert_eq!(told(b"\x17\x03\x03\x00\x05"), None);
+        assert_eq!(seen(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\x03"), None);
+        assert_eq!(seen(b"\x17\x03\x03\x00\x05"), None);
         for (bytes, reason, alert) in [
             (&b"GET /"[..], "HTTP_REQUEST", false),
             (b"CONNECT", "HTTPS_PROXY_REQUEST", false),
@@ -322,7 +327,7 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(told(bytes), Some((reason.to_owned(), alert)), "{bytes:?}");
+            assert_eq!(seen(bytes), Some((reason.to_owned(), alert)), "{bytes:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ pub mod context;
 mod digest;
 pub mod downstream;
 mod facts;
-mod failure;
+pub mod failure;
 pub mod files;
 mod parameters;
 mod refusal;

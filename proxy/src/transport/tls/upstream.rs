@@ -280,6 +280,23 @@ impl UpstreamTls {
         }
     }
 
+    /// Whether nobody waits for its secrets any longer: they are there, or they were given up.
+    pub fn is_answered(&self, secrets: &SecretStore) -> bool {
+        let named = self.common.slots().map(|slot| slot.name());
+        let mut named = named.filter(|name| !name.is_empty());
+        named.all(|name| secrets.is_answered(name))
+    }
+
+    /// Whether it asks for the endpoint's host name.
+    pub fn asks_for_host(&self) -> bool {
+        self.host_sni
+    }
+
+    /// Bytes that came could not be read as TLS: an alert of the server's, as a rule.
+    pub fn broke(&self) {
+        self.stats().connection_error.inc();
+    }
+
     /// Waits until the secrets are there.
     pub async fn secrets(&self) {
         while self.common.ready().is_none() {

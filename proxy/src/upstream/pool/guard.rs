@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytestring::ByteString;
 use filters::body::ResetReason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -16,6 +17,7 @@ use super::Missed;
 use super::http1::overflow;
 use crate::transport::ByteStream;
 use crate::transport::options::TransportOptions;
+use crate::transport::tls::failure;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::cluster::UpstreamProtocol;
@@ -240,9 +242,16 @@ pub(crate) struct ConnectionState {
     /// Whether the other end closed.
     remote: Cell<bool>,
     facts: OnceCell<ConnectionFacts>,
+    /// Why the transport failed once the connection stood.
+    failure: OnceCell<ByteString>,
 }
 
 impl ConnectionState {
+    /// Why the transport failed; the server's reasons for a refusal may come after the handshake (TLS 1.3).
+    pub(in crate::upstream) fn failure(&self) -> Option<ByteString> {
+        self.failure.get().cloned()
+    }
+
     /// What logs tell of the connection.
     pub(in crate::upstream) fn facts(&self) -> ConnectionFacts {
         self.facts.get().cloned().unwrap_or_default()
@@ -288,6 +297,7 @@ impl ConnectionGuard {
                 active: Cell::new(0),
                 remote: Cell::new(false),
                 facts: OnceCell::new(),
+                failure: OnceCell::new(),
             }),
             began: Instant::now(),
             on_close: None,
@@ -414,6 +424,21 @@ impl PooledIo {
         is_worn(&self.guard.place, self.guard.began)
     }
 
+    /// Notes what TLS found wrong with what came.
+    fn broke(&self, error: &io::Error) {
+        let tls = self.guard.place.host.transport.tls();
+        if let Some(tls) = tls.filter(|_| error.kind() == io::ErrorKind::InvalidData)
+            && self
+                .guard
+                .state
+                .failure
+                .set(failure::text(error).into())
+                .is_ok()
+        {
+            tls.broke();
+        }
+    }
+
     fn wrote(&self, polled: &Poll<io::Result<usize>>) {
         match polled {
             Poll::Ready(Ok(n)) => {
@@ -439,7 +464,11 @@ impl AsyncRead for PooledIo {
                 let n = (buf.filled().len() - before) as u64;
                 self.guard.place.stats().upstream_cx_rx_bytes_total.add(n);
             }
-            Poll::Ready(_) => self.guard.state.remote.set(true),
+            Poll::Ready(Ok(())) => self.guard.state.remote.set(true),
+            Poll::Ready(Err(error)) => {
+                self.guard.state.remote.set(true);
+                self.broke(error);
+            }
             Poll::Pending => {}
         }
         polled

@@ -3,8 +3,8 @@
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as context;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as options;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
-use envoy_types::pb::google::protobuf::Any;
-use prost::{Message, Name};
+use prost::Name;
+use xds_client::any::pack;
 
 use super::*;
 use crate::telemetry::stats::Stats;
@@ -20,14 +20,9 @@ struct TlsServer {
     /// The server's name and the protocol of every connection.
     seen: RefCell<Vec<String>>,
     protocols: RefCell<Vec<&'static str>>,
+    /// Clients must show a certificate.
+    strict: Cell<bool>,
     authority: Authority,
-}
-
-fn any<M: Message + Name>(message: &M) -> Any {
-    Any {
-        type_url: M::type_url(),
-        value: message.encode_to_vec(),
-    }
 }
 
 impl TlsServer {
@@ -37,6 +32,7 @@ impl TlsServer {
             port: listener.local_addr().unwrap().port(),
             seen: RefCell::default(),
             protocols: RefCell::new(protocols.to_vec()),
+            strict: Cell::new(false),
             authority: Authority::new("ca"),
         });
         let me = server.clone();
@@ -66,7 +62,15 @@ impl TlsServer {
                     .iter()
                     .map(|p| (*p).into())
                     .collect(),
+                validation_context_type: Some(
+                    context::common_tls_context::ValidationContextType::ValidationContext(
+                        self.authority.trusted(),
+                    ),
+                ),
                 ..Default::default()
+            }),
+            require_client_certificate: Some(wkt::BoolValue {
+                value: self.strict.get(),
             }),
             ..Default::default()
         };
@@ -100,13 +104,13 @@ impl TlsServer {
         pb::Cluster {
             transport_socket: Some(core::TransportSocket {
                 name: "tls".into(),
-                config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
+                config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(
                     &context,
                 ))),
             }),
             typed_extension_protocol_options: [(
                 options::HttpProtocolOptions::full_name(),
-                any(&options),
+                pack(&options),
             )]
             .into(),
             ..proto(self.port)
@@ -223,7 +227,7 @@ fn a_server_is_never_asked_in_plaintext_what_it_speaks() {
         ..Default::default()
     };
     let name = options::HttpProtocolOptions::full_name();
-    let options = [(name, any(&options))].into();
+    let options = [(name, pack(&options))].into();
     cluster.typed_extension_protocol_options = options;
     let error = crate::upstream::cluster::ClusterConfig::compile(&cluster, &Default::default());
     let error = error.unwrap_err();
@@ -269,5 +273,19 @@ fn too_many_names_are_too_many_pools() {
         assert!((0..1024).all(|n| of(n).is_some()));
         assert!(of(1024).is_none() && of(0).is_some());
         assert_eq!(client.get_from("a.test").await, Err(ResetReason::Overflow));
+    });
+}
+
+#[test]
+fn a_refusal_after_the_handshake_says_why() {
+    run(async {
+        let server = TlsServer::start(&["h2", "http/1.1"]).await;
+        server.strict.set(true);
+        for protocol in [http1(), http2()] {
+            let client = Client::new(&server.cluster(protocol, Default::default()));
+            let error = client.send(Method::GET, "").await.unwrap_err();
+            let why = error.transport_failure.unwrap();
+            assert!(why.contains("TLSV1_ALERT_CERTIFICATE_REQUIRED"), "{why}");
+        }
     });
 }
