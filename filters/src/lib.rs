@@ -14,6 +14,7 @@ pub mod header_mutation;
 pub mod http;
 pub mod local_reply;
 pub mod matcher;
+pub mod rbac;
 pub mod registry;
 pub mod stream;
 pub mod tls;

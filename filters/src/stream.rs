@@ -117,6 +117,8 @@ pub struct ConnectionNotes {
     pub tls: Option<Rc<TlsInfo>>,
     /// Response flags of the whole connection.
     pub flags: ResponseFlags,
+    /// Bytes that were received and that a filter did not let through.
+    pub refused_bytes: u64,
 }
 
 impl ConnectionInfo {
@@ -315,6 +317,7 @@ impl StreamInfo {
         };
         let notes = notes.borrow();
         self.dynamic_metadata = notes.dynamic_metadata.clone();
+        self.bytes_received += notes.refused_bytes;
         self.flags.insert(notes.flags);
         if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
             Rc::make_mut(&mut self.connection).tls = Some(tls.clone());

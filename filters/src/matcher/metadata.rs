@@ -7,7 +7,7 @@ use xds_client::error::{At, ConfigError};
 
 use super::cidr::CidrSet;
 use super::string::StringMatcher;
-use crate::stream::StreamInfo;
+use crate::stream::{FilterState, StreamInfo};
 
 /// The deepest nesting of value matchers and of metadata that is read.
 const MAX_DEPTH: usize = 16;
@@ -132,7 +132,16 @@ impl MetadataMatcher {
 
     /// Whether a stream's dynamic metadata matches.
     pub fn matches(&self, info: &StreamInfo) -> bool {
-        let object = info.dynamic_metadata.get(&*self.filter);
+        self.matches_object(info.dynamic_metadata.get(&*self.filter))
+    }
+
+    /// Whose metadata it is about.
+    pub fn namespace(&self) -> &str {
+        &self.filter
+    }
+
+    /// Whether the metadata in that namespace matches.
+    pub fn matches_object(&self, object: Option<&Map<String, Value>>) -> bool {
         let value = object.and_then(|o| lookup(o, &self.path));
         self.value.matches(value) != self.invert
     }
@@ -184,9 +193,9 @@ impl FilterStateMatcher {
         })
     }
 
-    /// Whether a stream's filter state matches; an absent object does not.
-    pub fn matches(&self, info: &StreamInfo) -> bool {
-        let Some(text) = info.filter_state.text(&self.key) else {
+    /// Whether a filter state matches; an absent object does not.
+    pub fn matches(&self, state: &FilterState) -> bool {
+        let Some(text) = state.text(&self.key) else {
             return false;
         };
         match &self.rule {

@@ -28,11 +28,13 @@ use crate::http::conn_manager::config::{Codec, HcmConfig, HcmParts};
 use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::service::ConnectionControl;
 use crate::http::{h1, h2};
+use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
 use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
+use crate::transport::ByteStream;
 use crate::transport::downstream::DownstreamTransport;
 use crate::transport::prefixed::Prefixed;
 
@@ -57,9 +59,10 @@ impl FilterChainCompiler for ChainCompiler {
         if chain.filters.is_empty() {
             return Ok(Arc::new(NoFilters));
         }
-        let terminal = self.terminal(&chain.filters)?;
+        let (network, terminal) = self.network_filters(&chain.filters)?;
         Ok(Arc::new(Chain {
             transport,
+            network,
             terminal,
         }))
     }
@@ -90,8 +93,13 @@ fn typed(filter: &Filter) -> Result<(String, &Any), ConfigError> {
 }
 
 impl ChainCompiler {
-    /// The filter that the chain's connections end in. Those before it must be harmless ones.
-    fn terminal(&self, filters: &[Filter]) -> Result<Terminal, ConfigError> {
+    /// The filter that the chain's connections end in, and those before it.
+    fn network_filters(
+        &self,
+        filters: &[Filter],
+    ) -> Result<(NetworkFilters, Terminal), ConfigError> {
+        let root = self.0.stats.scope("");
+        let mut before = NetworkFiltersBuilder::default();
         let mut terminal = None;
         for (i, filter) in filters.iter().enumerate() {
             let step = format!("filters[{i}]");
@@ -111,17 +119,22 @@ impl ChainCompiler {
                         harmless(known);
                         Ok(None)
                     }
-                    None => Err(ConfigError::new(format!(
-                        "network filter {other} is not supported"
-                    ))),
+                    None => match before.add(other, config, &root) {
+                        Ok(true) => Ok(None),
+                        Ok(false) => Err(ConfigError::new(format!(
+                            "network filter {other} is not supported"
+                        ))),
+                        Err(error) => Err(error),
+                    },
                 },
             };
             terminal = compiled.at("typed_config").at(&step)?;
         }
-        terminal.ok_or_else(|| {
+        let terminal = terminal.ok_or_else(|| {
             ConfigError::new("needs the HTTP connection manager or the TCP proxy at its end")
                 .at("filters")
-        })
+        })?;
+        Ok((before.build(), terminal))
     }
 
     fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
@@ -244,6 +257,7 @@ enum Terminal {
 /// A compiled chain.
 struct Chain {
     transport: DownstreamTransport,
+    network: NetworkFilters,
     terminal: Terminal,
 }
 
@@ -255,15 +269,53 @@ impl FilterChainHandler for Chain {
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
-        let terminal = self.terminal.clone();
+        let admitted = match self.network.admit() {
+            Ok(admitted) => admitted,
+            Err(refused) => return Box::pin(refused.wait(io)),
+        };
+        let served = Served {
+            terminal: self.terminal.clone(),
+            network: self.network.read().then(|| self.network.clone()),
+            control,
+            _admitted: admitted,
+        };
         match self.transport.clone() {
-            DownstreamTransport::Raw => Box::pin(terminal.serve(io, prefix, info, control)),
+            DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
                 if let Some((io, info)) = tls.accept(prefix, io, info).await {
-                    terminal.serve(io, Bytes::new(), info, control).await;
+                    served.serve(io, Bytes::new(), info).await;
                 }
             }),
         }
+    }
+}
+
+/// What serving one connection takes.
+struct Served {
+    terminal: Terminal,
+    /// The filters that look at bytes, if there are any.
+    network: Option<NetworkFilters>,
+    control: ConnectionControl,
+    /// Held to the connection's end.
+    _admitted: Admitted,
+}
+
+impl Served {
+    async fn serve<IO: ByteStream + 'static>(
+        self,
+        io: IO,
+        prefix: Bytes,
+        info: Rc<ConnectionInfo>,
+    ) {
+        let Some(network) = self.network else {
+            return self.terminal.serve(io, prefix, info, self.control).await;
+        };
+        let info = network::with_notes(info);
+        let half_close = matches!(self.terminal, Terminal::Tcp(_));
+        let gate = network.gate(io, prefix, info.clone(), half_close);
+        // Of one type whatever is gated: the code below is large, and these chains are few.
+        let io: Box<dyn ByteStream> = Box::new(gate);
+        Box::pin(self.terminal.serve(io, Bytes::new(), info, self.control)).await;
     }
 }
 

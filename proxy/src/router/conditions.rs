@@ -121,7 +121,10 @@ impl Conditions {
                 self.query.iter().all(|m| m.matches(query))
             })
             && self.metadata.iter().all(|m| m.matches(info))
-            && self.filter_state.iter().all(|m| m.matches(info))
+            && self
+                .filter_state
+                .iter()
+                .all(|m| m.matches(&info.filter_state))
     }
 }
 

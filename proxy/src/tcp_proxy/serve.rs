@@ -125,12 +125,12 @@ impl ConnectionEnd {
 
 impl Drop for ConnectionEnd {
     fn drop(&mut self) {
-        let (received, sent) = (self.traffic.received.get(), self.traffic.sent.get());
-        self.config.stats.downstream_cx_rx_bytes_total.add(received);
-        self.config.stats.downstream_cx_tx_bytes_total.add(sent);
-        self.info.bytes_received = received;
-        self.info.bytes_sent = sent;
+        self.info.bytes_received = self.traffic.received.get();
+        self.info.bytes_sent = self.traffic.sent.get();
         self.info.take_notes();
+        let (info, stats) = (&self.info, &self.config.stats);
+        stats.downstream_cx_rx_bytes_total.add(info.bytes_received);
+        stats.downstream_cx_tx_bytes_total.add(info.bytes_sent);
         for log in &self.config.access_logs {
             log.record(&self.info, None, None, None);
         }

@@ -1,0 +1,326 @@
+//! Role-based access control: policies, compiled once, that say who may do what.
+//!
+//! Envoy: `envoy.config.rbac.v3.RBAC`. The network filter and the HTTP filter evaluate the same engine: the one
+//! over the facts of a connection, the other over those of a stream. What cannot be compiled is an error: a rule
+//! that is left out would let somebody in.
+
+// Control planes still send deprecated fields of Envoy's API, and Envoy obeys them.
+#![allow(deprecated)]
+
+mod permission;
+mod principal;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use envoy_types::pb::envoy::config::rbac::v3::{self as pb, rbac};
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderMatcherProto;
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    MetadataMatcher as MetadataMatcherProto, PathMatcher, path_matcher,
+};
+use serde_json::{Map, Value};
+use xds_client::error::{At, ConfigError};
+
+use crate::head::RequestHead;
+use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
+use crate::stream::{Address, ConnectionInfo, DynamicMetadata, FilterState, RouteView, StreamInfo};
+
+use self::permission::Permission;
+use self::principal::Principal;
+
+/// The namespace and key under which [`Action::Log`] leaves its finding in the dynamic metadata.
+pub const LOG_HINT: (&str, &str) = ("envoy.common", "access_log_hint");
+
+/// What policies are evaluated over.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The connection.
+    pub connection: &'a ConnectionInfo,
+    /// The client as far as it can be trusted (PROXY protocol, XFF).
+    pub remote: &'a Address,
+    /// The request; `None` for a connection.
+    pub head: Option<&'a RequestHead>,
+    /// Dynamic metadata; `None` is empty.
+    pub metadata: Option<&'a DynamicMetadata>,
+    /// Filter state; `None` is empty.
+    pub filter_state: Option<&'a FilterState>,
+    /// The chosen route.
+    pub route: Option<&'a dyn RouteView>,
+}
+
+impl<'a> Subject<'a> {
+    /// A request of a stream.
+    pub fn request(head: &'a RequestHead, info: &'a StreamInfo) -> Self {
+        Self {
+            connection: &info.connection,
+            remote: &info.remote,
+            head: Some(head),
+            metadata: Some(&info.dynamic_metadata),
+            filter_state: Some(&info.filter_state),
+            route: info.route.as_deref(),
+        }
+    }
+
+    /// A connection, with what was noted about it.
+    pub fn connection(
+        connection: &'a ConnectionInfo,
+        metadata: Option<&'a DynamicMetadata>,
+    ) -> Self {
+        Self {
+            connection,
+            remote: &connection.remote,
+            head: None,
+            metadata,
+            filter_state: None,
+            route: None,
+        }
+    }
+
+    fn metadata(&self, namespace: &str) -> Option<&'a Map<String, Value>> {
+        self.metadata?.get(namespace)
+    }
+
+    /// The path without query and fragment.
+    fn path(&self) -> Option<&'a str> {
+        self.head
+            .map(RequestHead::path_only)
+            .filter(|path| !path.is_empty())
+    }
+
+    fn header(&self, matcher: &HeaderMatcher) -> bool {
+        // Never met without a request: the compiler refuses such rules there.
+        self.head.is_some_and(|head| matcher.matches(head))
+    }
+}
+
+/// Where policies apply, which decides what they may look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Connections: there are no headers.
+    Network,
+    /// HTTP requests.
+    Http,
+}
+
+/// What a match means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Only what matches is allowed.
+    Allow,
+    /// What matches is not allowed.
+    Deny,
+    /// Everything is allowed; what matches is noted.
+    Log,
+}
+
+/// A set of policies, compiled.
+#[derive(Debug)]
+pub struct Engine {
+    action: Action,
+    /// By name: the first that matches is the one that is told of.
+    policies: Vec<Policy>,
+}
+
+#[derive(Debug)]
+struct Policy {
+    name: String,
+    permissions: Vec<Permission>,
+    principals: Vec<Principal>,
+}
+
+/// What an engine says of a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// Whether it may go on.
+    pub allowed: bool,
+    /// The policy that matched.
+    pub policy: Option<&'a str>,
+    /// What [`LOG_HINT`] shall hold, if the rules are for logging.
+    pub log_hint: Option<bool>,
+}
+
+impl Engine {
+    /// Compiles a set of policies.
+    ///
+    /// # Errors
+    /// The path of what is wrong or not supported: conditions (CEL), audit loggers, matchers by extension, and
+    /// rules about requests where there are none.
+    pub fn compile(proto: &pb::Rbac, layer: Layer) -> Result<Self, ConfigError> {
+        let action = match rbac::Action::try_from(proto.action) {
+            Ok(rbac::Action::Allow) => Action::Allow,
+            Ok(rbac::Action::Deny) => Action::Deny,
+            Ok(rbac::Action::Log) => Action::Log,
+            Err(_) => return Err(ConfigError::new("unknown value").at("action")),
+        };
+        let audited = proto.audit_logging_options.as_ref();
+        if audited.is_some_and(|a| a.logger_configs.iter().any(|l| !l.is_optional)) {
+            return Err(ConfigError::unsupported(
+                "audit_logging_options.logger_configs",
+            ));
+        }
+        let compile = |(name, policy): (&String, &pb::Policy)| {
+            Policy::compile(name, policy, layer).at(format!("policies[{name}]"))
+        };
+        let mut policies: Vec<Policy> = proto
+            .policies
+            .iter()
+            .map(compile)
+            .collect::<Result<_, _>>()?;
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { action, policies })
+    }
+
+    /// Decides about a subject.
+    pub fn decide(&self, subject: &Subject<'_>) -> Decision<'_> {
+        let policy = self.policies.iter().find(|p| p.matches(subject));
+        let matched = policy.is_some();
+        Decision {
+            allowed: match self.action {
+                Action::Allow => matched,
+                Action::Deny => !matched,
+                Action::Log => true,
+            },
+            policy: policy.map(|p| p.name.as_str()),
+            log_hint: (self.action == Action::Log).then_some(matched),
+        }
+    }
+}
+
+impl Policy {
+    fn compile(name: &str, proto: &pb::Policy, layer: Layer) -> Result<Self, ConfigError> {
+        if proto.condition.is_some() {
+            return Err(ConfigError::unsupported("condition"));
+        }
+        if proto.checked_condition.is_some() {
+            return Err(ConfigError::unsupported("checked_condition"));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            permissions: each(&proto.permissions, |p| Permission::compile(p, layer))
+                .at("permissions")?,
+            principals: each(&proto.principals, |p| Principal::compile(p, layer))
+                .at("principals")?,
+        })
+    }
+
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        self.permissions.iter().any(|p| p.matches(subject))
+            && self.principals.iter().any(|p| p.matches(subject))
+    }
+}
+
+impl Decision<'_> {
+    /// The details of a refusal, as in Envoy: `rbac_access_denied_matched_policy[name]`.
+    pub fn details(&self) -> String {
+        let name = self.policy.unwrap_or("none");
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_whitespace() { '_' } else { c })
+            .collect();
+        format!("rbac_access_denied_matched_policy[{name}]")
+    }
+
+    /// What shadow rules leave in the dynamic metadata: the policy under `<prefix>shadow_effective_policy_id`, and
+    /// `allowed` or `denied` under `<prefix>shadow_engine_result`.
+    pub fn note_shadow(&self, prefix: &str, metadata: &mut Map<String, Value>) {
+        if let Some(policy) = self.policy {
+            metadata.insert(format!("{prefix}shadow_effective_policy_id"), policy.into());
+        }
+        metadata.insert(
+            format!("{prefix}shadow_engine_result"),
+            Value::String(self.to_string()),
+        );
+    }
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.allowed { "allowed" } else { "denied" })
+    }
+}
+
+/// Compiles a list, which must not be empty.
+fn each<P, T>(
+    protos: &[P],
+    compile: impl Fn(&P) -> Result<T, ConfigError>,
+) -> Result<Vec<T>, ConfigError> {
+    if protos.is_empty() {
+        return Err(ConfigError::new("must not be empty"));
+    }
+    let compile = |(i, proto)| compile(proto).at(format!("[{i}]"));
+    protos.iter().enumerate().map(compile).collect()
+}
+
+/// `any`, which says nothing unless it is true.
+fn any(value: bool) -> Result<(), ConfigError> {
+    match value {
+        true => Ok(()),
+        false => Err(ConfigError::new("value must equal true").at("any")),
+    }
+}
+
+/// A rule about headers, where there are any.
+fn header(proto: &HeaderMatcherProto, layer: Layer) -> Result<HeaderMatcher, ConfigError> {
+    match layer {
+        Layer::Http => HeaderMatcher::compile(proto).at("header"),
+        Layer::Network => Err(ConfigError::new("not supported for connections").at("header")),
+    }
+}
+
+/// A rule about the path without the query.
+fn path(proto: &PathMatcher) -> Result<StringMatcher, ConfigError> {
+    match &proto.rule {
+        Some(path_matcher::Rule::Path(matcher)) => StringMatcher::compile(matcher).at("path"),
+        None => Err(ConfigError::new("value is required").at("rule")),
+    }
+    .at("url_path")
+}
+
+/// A rule about metadata, of the stream or of its route.
+#[derive(Debug)]
+struct Metadata {
+    matcher: MetadataMatcher,
+    of_route: bool,
+}
+
+impl Metadata {
+    fn dynamic(proto: &MetadataMatcherProto) -> Result<Self, ConfigError> {
+        Ok(Self {
+            matcher: MetadataMatcher::compile(proto).at("metadata")?,
+            of_route: false,
+        })
+    }
+
+    fn sourced(proto: &pb::SourcedMetadata) -> Result<Self, ConfigError> {
+        let matcher = proto
+            .metadata_matcher
+            .as_ref()
+            .ok_or_else(|| ConfigError::new("value is required"))
+            .and_then(MetadataMatcher::compile)
+            .at("metadata_matcher")
+            .at("sourced_metadata")?;
+        let of_route = match pb::MetadataSource::try_from(proto.metadata_source) {
+            Ok(pb::MetadataSource::Dynamic) => false,
+            Ok(pb::MetadataSource::Route) => true,
+            Err(_) => {
+                let error = ConfigError::new("unknown value").at("metadata_source");
+                return Err(error.at("sourced_metadata"));
+            }
+        };
+        Ok(Self { matcher, of_route })
+    }
+
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        if !self.of_route {
+            let object = subject.metadata(self.matcher.namespace());
+            return self.matcher.matches_object(object);
+        }
+        // Without a route nothing is said about it, not even by an inverted rule.
+        subject.route.is_some_and(|route| {
+            let value = route.metadata(self.matcher.namespace());
+            self.matcher
+                .matches_object(value.and_then(Value::as_object))
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! Network filters that stand before the terminal one of a filter chain: they see connections, not messages.
+//!
+//! A filter may refuse a connection when it has found its chain, before anything is said on it, and may look at it
+//! again when bytes come. What a connection carries is the terminal filter's business (`tcp_proxy`, `http`).
+
+mod connection_limit;
+mod gate;
+mod rbac;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_types::pb::google::protobuf::Any as AnyProto;
+use filters::stream::{ConnectionInfo, ConnectionNotes};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use xds_client::any;
+use xds_client::error::ConfigError;
+
+pub use self::gate::Gate;
+use crate::telemetry::stats::Scope;
+
+/// The most bytes that are read and thrown away while the close of a refused connection is delayed.
+const MAX_DISCARDED: usize = 1 << 20;
+
+/// A network filter, compiled.
+trait NetworkFilter: Send + Sync {
+    /// A connection has found its chain. What is returned is kept as long as the connection.
+    ///
+    /// # Errors
+    /// The connection is refused.
+    fn admit(&self) -> Result<Option<Box<dyn Any>>, Refused> {
+        Ok(None)
+    }
+
+    /// Bytes have come from the client, or, where that does not end the connection, its end. `first`: for the
+    /// first time. What a filter has to say of the connection it writes into its notes.
+    fn on_data(&self, connection: &ConnectionInfo, first: bool) -> OnData;
+
+    /// Whether the filter looks at bytes at all.
+    fn reads(&self) -> bool;
+}
+
+/// What a filter says to bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnData {
+    /// They may pass, and the filter wants to see no more.
+    Done,
+    /// They may pass, and the filter wants to be asked again.
+    Again,
+    /// They must not, and the connection ends after this time.
+    Close(Duration),
+}
+
+/// A connection that is not taken. What it holds is kept until it is closed.
+pub struct Refused {
+    after: Duration,
+    held: Box<dyn Any>,
+}
+
+impl Refused {
+    /// Waits until it is time to close the connection, which nobody serves.
+    pub async fn wait(self, mut io: impl AsyncRead + Unpin) {
+        let discard = async {
+            let mut buffer = [0; 4096];
+            let mut left = MAX_DISCARDED;
+            loop {
+                match io.read(&mut buffer).await {
+                    Ok(n) if n > 0 => left = left.saturating_sub(n),
+                    Ok(_) | Err(_) => return,
+                }
+                if left == 0 {
+                    // The client has sent enough; the rest waits in the kernel.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        if !self.after.is_zero() {
+            let _ = tokio::time::timeout(self.after, discard).await;
+        }
+        drop(self.held);
+    }
+}
+
+/// The network filters of a chain, in order.
+#[derive(Clone, Default)]
+pub struct NetworkFilters(Arc<[Arc<dyn NetworkFilter>]>);
+
+/// The network filters of a chain while it is compiled.
+#[derive(Default)]
+pub struct NetworkFiltersBuilder(Vec<Arc<dyn NetworkFilter>>);
+
+impl NetworkFiltersBuilder {
+    /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats.
+    ///
+    /// # Errors
+    /// What is wrong or not supported in its configuration, by field.
+    pub fn add(
+        &mut self,
+        name: &str,
+        config: &AnyProto,
+        root: &Scope,
+    ) -> Result<bool, ConfigError> {
+        self.0.push(match name {
+            "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+                Arc::new(rbac::Rbac::compile(&any::unpack(config)?, root)?)
+            }
+            "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
+                let proto = any::unpack(config)?;
+                Arc::new(connection_limit::ConnectionLimit::compile(&proto, root)?)
+            }
+            _ => return Ok(false),
+        });
+        Ok(true)
+    }
+
+    /// All that were added.
+    pub fn build(self) -> NetworkFilters {
+        NetworkFilters(self.0.into())
+    }
+}
+
+/// What filters keep as long as a connection lives.
+pub struct Admitted {
+    _held: Vec<Box<dyn Any>>,
+}
+
+impl NetworkFilters {
+    /// Asks the filters whether they take a connection.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn admit(&self) -> Result<Admitted, Refused> {
+        // No filters, no allocation.
+        let mut held = Vec::new();
+        for filter in &*self.0 {
+            match filter.admit() {
+                Ok(kept) => held.extend(kept),
+                Err(mut refused) => {
+                    held.push(std::mem::replace(&mut refused.held, Box::new(())));
+                    refused.held = Box::new(held);
+                    return Err(refused);
+                }
+            }
+        }
+        Ok(Admitted { _held: held })
+    }
+
+    /// Whether a filter looks at bytes, for which they must go through a [`Gate`].
+    pub fn read(&self) -> bool {
+        self.0.iter().any(|filter| filter.reads())
+    }
+
+    /// Puts the filters between `io`, whose first bytes were `prefix`, and whoever reads it. `ends_pass`: whether
+    /// the connection goes on after the client's end.
+    pub fn gate<IO>(
+        &self,
+        io: IO,
+        prefix: Bytes,
+        connection: Rc<ConnectionInfo>,
+        ends_pass: bool,
+    ) -> Gate<IO> {
+        Gate::new(self.0.clone(), io, prefix, connection, ends_pass)
+    }
+}
+
+/// The connection with room for notes.
+pub fn with_notes(connection: Rc<ConnectionInfo>) -> Rc<ConnectionInfo> {
+    if connection.notes.is_some() {
+        return connection;
+    }
+    let mut connection = Rc::unwrap_or_clone(connection);
+    connection.notes = Some(Rc::new(RefCell::new(ConnectionNotes::default())));
+    Rc::new(connection)
+}
