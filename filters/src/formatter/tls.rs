@@ -8,6 +8,23 @@ use super::time::{DEFAULT, TimeFormat};
 use crate::stream::StreamInfo;
 use crate::tls::{CertificateFacts, TlsInfo};
 
+/// Of an upstream connection Envoy prints no more.
+const UPSTREAM: &[&str] = &[
+    "TLS_VERSION",
+    "TLS_CIPHER",
+    "PEER_CERT",
+    "PEER_CERT_V_START",
+    "PEER_CERT_V_END",
+    "PEER_SUBJECT",
+    "PEER_ISSUER",
+    "PEER_DNS_SAN",
+    "PEER_IP_SAN",
+    "PEER_URI_SAN",
+    "LOCAL_DNS_SAN",
+    "LOCAL_IP_SAN",
+    "LOCAL_URI_SAN",
+];
+
 /// Which connection's TLS is printed, and what of it.
 #[derive(Debug, Clone)]
 pub(super) struct TlsFact {
@@ -50,8 +67,8 @@ impl TlsFact {
         let (upstream, rest) = match name.strip_prefix("DOWNSTREAM_") {
             Some(rest) => (false, rest),
             None => match name.strip_prefix("UPSTREAM_") {
-                Some(rest) => (true, rest),
-                None => return Ok(None),
+                Some(rest) if UPSTREAM.contains(&rest) => (true, rest),
+                _ => return Ok(None),
             },
         };
         let what = What::compile(rest, argument)?;
@@ -212,7 +229,8 @@ mod tests {
         let bare = connection(Some(Rc::default()));
         let bare = StreamInfo::new(Rc::new(bare), Protocol::Http11);
         assert!(value("DOWNSTREAM_PEER_SUBJECT", &bare).is_none());
-        let unknown = TlsFact::compile("DOWNSTREAM_LOCAL_ADDRESS", None).unwrap();
-        assert!(unknown.is_none());
+        for name in ["DOWNSTREAM_LOCAL_ADDRESS", "UPSTREAM_LOCAL_SUBJECT"] {
+            assert!(TlsFact::compile(name, None).unwrap().is_none(), "{name}");
+        }
     }
 }

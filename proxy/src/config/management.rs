@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use filters::head::RequestHead;
 use filters::stream::{Address, Protocol};
+use http::Method;
 use tokio::net::{TcpStream, UnixStream};
 use xds_client::ads::{Connecting as Opening, Connector, Transport};
 use xds_client::error::ConfigError;
@@ -75,6 +77,8 @@ impl Ways {
     ) -> Result<Transport, ConfigError> {
         let way = self.get(cluster)?;
         let config = ClusterConfig::compile(&way.cluster, stores)?;
+        let mut head = RequestHead::new(Method::POST, "/");
+        head.authority = authority.into();
         match config.transport_for(way.metadata.as_ref()) {
             UpstreamTransport::Raw => Ok(match &way.to {
                 To::Tcp(address) => Transport::Tcp(address.clone()),
@@ -83,7 +87,7 @@ impl Ways {
             UpstreamTransport::Tls(tls) => Ok(Transport::Secure(Arc::new(Secure {
                 to: way.to.clone(),
                 hostname: way.hostname.clone(),
-                options: config.transport_options(authority.as_bytes(), Protocol::Http2, None),
+                options: config.transport_options(&head, Protocol::Http2, None),
                 tls: tls.clone(),
             }))),
             UpstreamTransport::Unavailable(text) => Err(ConfigError::new(&**text)),

@@ -124,16 +124,12 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         _ => RequestHash::default(),
     };
     let keep_original = !options.suppress_envoy_headers;
-    // The header as it came, the host as it goes on: as in Envoy.
-    let names = &cluster.config.auto;
-    let named = names.header(head).map(std::borrow::Cow::into_owned);
     route.prepare_request(head, &info.borrow(), keep_original);
     let transport = {
         let info = info.borrow();
         let downstream = info.protocol.unwrap_or(Protocol::Http11);
-        let host = named.as_deref().unwrap_or(head.authority.as_bytes());
         let alpn = info.upstream_alpn.as_deref();
-        cluster.config.transport_options(host, downstream, alpn)
+        cluster.config.transport_options(head, downstream, alpn)
     };
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
     let tell_attempts = route.include_attempt_count_in_response();

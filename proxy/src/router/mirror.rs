@@ -140,7 +140,7 @@ async fn send(
             downstream: protocol,
             priority: Priority::Default,
             early: EarlyResponses::default(),
-            transport: cluster.config.transport_options_of(&head, protocol),
+            transport: cluster.config.transport_options(&head, protocol, None),
         };
         let mut response = match request::send(&cluster, &host, &head, body, options).await {
             Ok(response) => response,

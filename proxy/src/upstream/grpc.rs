@@ -187,7 +187,9 @@ async fn begin(
         downstream: Protocol::Http2,
         priority: Priority::Default,
         early: EarlyResponses::default(),
-        transport: cluster.config.transport_options_of(&head, Protocol::Http2),
+        transport: cluster
+            .config
+            .transport_options(&head, Protocol::Http2, None),
     };
     let sent = request::send(&cluster, &host, &head, body, options).await;
     sent.map_err(|error| Status::unavailable(error.reason.as_str()))

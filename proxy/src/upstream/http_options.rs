@@ -1,7 +1,6 @@
 //! How a cluster is spoken to in HTTP: the version, its settings, and the names that requests ask the servers'
 //! TLS for. Compiled from `envoy.extensions.upstreams.http.v3.HttpProtocolOptions` and the cluster's older fields.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use bytestring::ByteString;
@@ -114,26 +113,15 @@ pub struct AutoNames {
 }
 
 impl ClusterConfig {
-    /// What a request of our own asks of the transport.
-    pub fn transport_options_of(
-        &self,
-        head: &RequestHead,
-        downstream: Protocol,
-    ) -> TransportOptions {
-        let named = self.auto.header(head);
-        let host = named.as_deref().unwrap_or(head.authority.as_bytes());
-        self.transport_options(host, downstream, None)
-    }
-
-    /// What a request to this cluster asks of the transport. `host` is the request's, or what stands for it.
+    /// What a request to this cluster asks of the transport, its head as it will be sent.
     pub fn transport_options(
         &self,
-        host: &[u8],
+        head: &RequestHead,
         downstream: Protocol,
         alpn: Option<&AlpnOverride>,
     ) -> TransportOptions {
         let mut options = TransportOptions::default();
-        self.auto.apply(host, &mut options);
+        self.auto.apply(head, &mut options);
         let http2 = match self.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Downstream => downstream == Protocol::Http2,
@@ -160,18 +148,14 @@ impl AutoNames {
         })
     }
 
-    /// The value of the header that takes the host's place, if the request has it.
-    pub fn header<'a>(&self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
-        let value = self.header.as_ref()?.in_request(head)?;
-        (!value.is_empty()).then_some(value)
-    }
-
-    /// Adds the names for a request to `host`, an authority. As in Envoy an address is not asked for, but the
-    /// certificate must cover it.
-    pub fn apply(&self, host: &[u8], options: &mut TransportOptions) {
+    /// Adds the names for a request. As in Envoy an address is not asked for, but the certificate must cover it.
+    fn apply(&self, head: &RequestHead, options: &mut TransportOptions) {
         if !(self.sni || self.san) {
             return;
         }
+        let header = self.header.as_ref().and_then(|h| h.in_request(head));
+        let header = header.filter(|value| !value.is_empty());
+        let host = header.as_deref().unwrap_or(head.authority.as_bytes());
         let (name, address) = match std::str::from_utf8(host) {
             Ok(host) => split(host),
             // No certificate covers this; no name is asked for that was not understood.
@@ -349,11 +333,17 @@ mod tests {
         .unwrap()
     }
 
-    fn asked(names: &AutoNames, host: &str) -> (Option<String>, Option<String>) {
+    fn asked_by(names: &AutoNames, head: &RequestHead) -> (Option<String>, Option<String>) {
         let mut options = TransportOptions::default();
-        names.apply(host.as_bytes(), &mut options);
+        names.apply(head, &mut options);
         let text = |name: Option<ByteString>| name.map(|n| n.to_string());
         (text(options.server_name), text(options.subject))
+    }
+
+    fn asked(names: &AutoNames, host: &str) -> (Option<String>, Option<String>) {
+        let mut head = RequestHead::new(Method::GET, "/");
+        head.authority = host.into();
+        asked_by(names, &head)
     }
 
     #[test]
@@ -372,10 +362,12 @@ mod tests {
     fn a_header_that_is_there_and_not_empty_takes_the_hosts_place() {
         let names = names(true, false);
         let mut head = RequestHead::new(Method::GET, "/");
-        assert_eq!(names.header(&head), None);
+        head.authority = "a.example".into();
+        let asked = |head: &RequestHead| asked_by(&names, head).0.unwrap();
+        assert_eq!(asked(&head), "a.example");
         head.headers.insert("x-sni", "".parse().unwrap());
-        assert_eq!(names.header(&head), None);
-        head.headers.insert("x-sni", "b.example".parse().unwrap());
-        assert_eq!(names.header(&head).unwrap(), &b"b.example"[..]);
+        assert_eq!(asked(&head), "a.example");
+        head.headers.insert("x-sni", "b.example:1".parse().unwrap());
+        assert_eq!(asked(&head), "b.example");
     }
 }

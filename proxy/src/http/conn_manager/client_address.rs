@@ -137,25 +137,24 @@ impl ClientAddress {
         head: &mut RequestHead,
         connection: &ConnectionInfo,
     ) -> Result<Client, StatusCode> {
-        join_lines(&mut head.headers, &names::XFF);
+        let sent = join_lines(&mut head.headers, &names::XFF);
         let peer = connection.remote.ip().map(|a| a.ip());
         let (found, may_be_internal) = match &self.how {
             How::Edge {
                 trusted_hops,
                 append,
             } => {
-                let direct = !head.headers.contains_key(names::XFF);
-                let behind = trusted_hops.checked_sub(1);
+                let behind = trusted_hops.checked_sub(1).filter(|_| sent);
                 let found = behind.and_then(|hops| forwarded(&head.headers, hops));
                 if *append {
                     append_peer(head, peer);
                 }
-                (found.map(|(ip, _)| ip), direct)
+                (found.map(|(ip, _)| ip), !sent)
             }
             How::Detect(detections) => {
                 let mut found = None;
                 for detection in detections {
-                    let (address, append) = detection.find(&head.headers, peer)?;
+                    let (address, append) = detection.find(&head.headers, sent, peer)?;
                     if append {
                         append_peer(head, peer);
                     }
@@ -236,9 +235,11 @@ impl Detection {
     fn find(
         &self,
         headers: &HeaderMap,
+        sent: bool,
         peer: Option<IpAddr>,
     ) -> Result<(Option<Found>, bool), StatusCode> {
         match self {
+            Self::Hops { append, .. } if !sent => Ok((None, *append)),
             Self::Hops { hops, append } => Ok((forwarded(headers, *hops), *append)),
             Self::Trusted { proxies, append } => {
                 if peer.is_some_and(|ip| proxies.contains(ip)) {
@@ -314,11 +315,14 @@ pub(crate) fn append_to_xff(head: &mut RequestHead, ip: IpAddr) {
     append_to_line(&mut head.headers, &names::XFF, b",", ip.as_bytes());
 }
 
-/// Makes one line of several (RFC 9110, 5.3).
-fn join_lines(headers: &mut HeaderMap, name: &HeaderName) {
-    if headers.get_all(name).iter().nth(1).is_some() {
+/// Makes one line of several (RFC 9110, 5.3). False if there is none.
+fn join_lines(headers: &mut HeaderMap, name: &HeaderName) -> bool {
+    let mut lines = headers.get_all(name).iter();
+    let (any, several) = (lines.next().is_some(), lines.next().is_some());
+    if several {
         append_to_line(headers, name, b",", b"");
     }
+    any
 }
 
 /// Appends a value to a list header that stays on one line.

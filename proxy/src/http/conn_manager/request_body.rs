@@ -14,6 +14,9 @@ use http::StatusCode;
 /// Most bytes that are read before somebody wants them.
 const AHEAD: usize = 64 * 1024;
 
+/// What a frame counts for beside its bytes: frames without any would be kept without a bound.
+const FRAME: usize = 64;
+
 /// Wraps a request body that is not empty: counts it and notes when it is complete. The second part reads it ahead.
 pub(super) fn observe(body: Body, info: &SharedInfo) -> (Body, ReadAhead) {
     if body.is_end() {
@@ -66,7 +69,7 @@ impl Observed {
             match self.poll_body(cx) {
                 Poll::Ready(Some(frame)) => {
                     if let Ok(Frame::Data(data)) = &frame {
-                        self.bytes += data.len();
+                        self.bytes += data.len() + FRAME;
                     }
                     self.ahead.push_back(frame);
                 }
@@ -201,6 +204,15 @@ mod tests {
         let (_body, ahead, info) = start((0..5).map(|_| data(piece)));
         ahead.poll(&mut cx);
         assert_eq!(info.borrow().bytes_received, AHEAD as u64);
+    }
+
+    #[test]
+    fn frames_without_bytes_are_bounded_too() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (body, ahead, _info) = start((0..AHEAD).map(|_| data("")));
+        ahead.poll(&mut cx);
+        assert!(ahead.0.unwrap().borrow().ahead.len() <= AHEAD / FRAME);
+        assert!(!body.is_end());
     }
 
     #[test]

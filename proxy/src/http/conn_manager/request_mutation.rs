@@ -55,7 +55,9 @@ pub(super) fn mutate(
     }
     config.request_ids.set(&mut head.headers, edge);
     let tls = connection.tls.as_deref();
-    config.client_certificates.apply(&mut head.headers, tls);
+    if present.certificate || tls.is_some() {
+        config.client_certificates.apply(&mut head.headers, tls);
+    }
     Ok(client)
 }
 
@@ -87,9 +89,10 @@ impl UserAgent {
 fn forward_transport(head: &mut RequestHead, config: &HcmConfig, connection: &ConnectionInfo) {
     let believed = config.client.trusts_peer();
     let headers = &mut head.headers;
-    let said = headers
-        .get(names::XFP)
-        .filter(|_| believed && config.overwrite_scheme.is_none());
+    let said = match believed && config.overwrite_scheme.is_none() {
+        true => headers.get(names::XFP),
+        false => None,
+    };
     let secure = match said.map(HeaderValue::as_bytes) {
         Some(b"https") => true,
         Some(b"http") => false,
@@ -116,6 +119,8 @@ struct Present {
     te: bool,
     /// Any `x-envoy-*`.
     envoy: bool,
+    /// `x-forwarded-client-cert`.
+    certificate: bool,
 }
 
 impl Present {
@@ -123,6 +128,7 @@ impl Present {
         headers.keys().fold(Self::default(), |seen, name| Self {
             te: seen.te || *name == header::TE,
             envoy: seen.envoy || name.as_str().starts_with("x-envoy-"),
+            certificate: seen.certificate || *name == names::XFCC,
         })
     }
 }

@@ -30,9 +30,7 @@ pub(super) fn finish(
         }
         ServerHeader::PassThrough => {}
     }
-    if !headers.contains_key(header::DATE) {
-        headers.insert(header::DATE, date());
-    }
+    headers.entry(header::DATE).or_insert_with(date);
     if let Some(id) = request_id {
         headers.insert(names::REQUEST_ID, id.clone());
     }

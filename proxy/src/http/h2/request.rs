@@ -65,7 +65,9 @@ pub(super) fn head_of(
     };
     check_size(&head, settings)?;
     // RFC 9113, 8.3.1: `host` stands in for an absent `:authority`; it must not contradict a present one.
-    if let Some(host) = head.headers.remove(header::HOST)
+    // Hardly anybody sends it: the names are looked at before one is hashed.
+    if head.headers.keys().any(|name| *name == header::HOST)
+        && let Some(host) = head.headers.remove(header::HOST)
         && head.authority.is_empty()
         && let Ok(host) = host.to_str()
     {

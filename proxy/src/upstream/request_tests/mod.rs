@@ -222,7 +222,9 @@ impl Client {
             downstream: Protocol::Http11,
             priority: Priority::Default,
             early: EarlyResponses::default(),
-            transport: cluster.config.transport_options_of(head, Protocol::Http11),
+            transport: cluster
+                .config
+                .transport_options(head, Protocol::Http11, None),
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));
         let mut response = send(&cluster, &host, head, body, options).await?;
