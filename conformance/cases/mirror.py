@@ -11,6 +11,11 @@ def config(p):
         return {"runtime_fraction": {"default_value": {"numerator": numerator}}}
     hosts = [
         host([route("/one", to("copy")), route("/two", to("copy", "copy2")), route("/h2", to("copy2")),
+              route("/header", {"request_mirror_policies": [{"cluster_header": "x-copy"}]}),
+              route("/literal", to("copy", host_rewrite_literal="c.test")),
+              route("/literal-plain", to("copy", host_rewrite_literal="c.test", disable_shadow_host_suffix_append=True)),
+              route("/changed", to("copy", request_headers_mutations=[
+                  {"append": {"header": {"key": "x-copy", "value": "%REQ(x-in)% %REQ(:path)%"}}}, {"remove": "x-in"}])),
               route("/plain", to("copy", disable_shadow_host_suffix_append=True)),
               route("/never", to("copy", **share(0))), route("/always", to("copy", **share(100), trace_sampled=False)),
               route("/missing", to("nowhere")), route("/down", to("dead")), route("/none", to("empty")),
@@ -44,6 +49,12 @@ get("HEAD", 2, "/one", method="HEAD")
 get("two", 3, "/two", method="POST", body="some body")
 get("a host with a port", 2, "/one", host="a.test:8080")
 get("without suffix", 2, "/plain")
+get("cluster by header", 2, "/header", "x-copy: copy")
+get("cluster by header, of no such name", 1, "/header", "x-copy: nowhere")
+get("cluster by header, without the header", 1, "/header")
+get("another host", 2, "/literal")
+get("another host, no suffix", 2, "/literal-plain")
+get("header mutations", 2, "/changed", "x-in: in")
 get("of no request", 1, "/never")
 get("of every request", 2, "/always")
 get("cluster missing", 1, "/missing")

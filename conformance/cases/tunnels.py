@@ -14,6 +14,7 @@ def config(p):
         route("/dead", "dead"), route("/missing", "nowhere"),
         route("/idle", {"idle_timeout": "0.3s"}),
         route("/timeout", {"timeout": "0.3s"}),
+        route("/retry", {"retry_policy": {"retry_on": "5xx,connect-failure,reset", "retry_back_off": {"base_interval": "0.001s"}}}),
         route("/", "up"),
     ]
 
@@ -56,6 +57,7 @@ get("websocket that the upstream answers chunked", "/", *ASK, listener="ws", ups
 get("websocket that the upstream does not answer", "/", *ASK, listener="ws", upstream=[{"close": True}])
 get("websocket agreed to without an upgrade field", "/", *ASK, listener="ws",
     upstream=[{"raw": b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "close_after": True}])
+get("websocket that no try opens", "/retry", *ASK, listener="ws", upstream=[{"status": 503}, {"status": 503, "body": b"no"}])
 get("unknown protocol", "/", "connection: upgrade", "upgrade: nonsense", listener="ws")
 get("upgrade without the connection option", "/", "upgrade: websocket", listener="ws")
 get("connection option without upgrade", "/", "connection: upgrade", listener="ws")
@@ -78,6 +80,18 @@ def tunnel(name, path="/", listener="ws", upstream=ECHO, logs=1):
             talk(t, conn)
             conn.close()
     return keep
+
+
+@tunnel("a retry opens it", "/retry", upstream=[{"status": 503}, {**AGREE, "tunnel": True}])
+def _(t, conn):
+    conn.send(b"hello")
+    t.record.append({"echo": conn.read(5)})
+
+
+@tunnel("a retry after a reset opens it", "/retry", upstream=[{"close": True}, {**AGREE, "tunnel": True}])
+def _(t, conn):
+    conn.send(b"hello")
+    t.record.append({"echo": conn.read(5)})
 
 
 @tunnel("bytes both ways")

@@ -27,7 +27,7 @@ impl MutationList {
     /// Compiles `mutations`.
     ///
     /// # Errors
-    /// A bad name, matcher or format, with the path of the field.
+    /// A bad name, matcher or format, with the path from the list on.
     pub fn compile(mutations: &[rules::HeaderMutation]) -> Result<Self, ConfigError> {
         let one = |(i, mutation): (usize, &rules::HeaderMutation)| {
             let compiled = match &mutation.action {
@@ -44,7 +44,7 @@ impl MutationList {
                     .map(Mutation::RemoveMatching)
                     .at("remove_on_match.key_matcher"),
             };
-            compiled.at(format!("mutations[{i}]"))
+            compiled.at(format!("[{i}]"))
         };
         let all = mutations.iter().enumerate().map(one);
         Ok(Self(all.collect::<Result<_, _>>()?))
@@ -425,6 +425,6 @@ mod tests {
         list.apply_to_request(&mut head, &info());
         assert_eq!(lines(&head.headers), ["x-b=one"]);
         let error = MutationList::compile(&[rules::HeaderMutation::default()]).unwrap_err();
-        assert_eq!(error.path(), "mutations[0]");
+        assert_eq!(error.path(), "[0]");
     }
 }

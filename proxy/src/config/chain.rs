@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog as AccessLogProto;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain as FilterChainProto, Listener, filter,
@@ -15,25 +15,29 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::google::protobuf::Any;
 use filters::chain::{ChainEntry, FilterChain};
 use filters::registry::Compiled;
-use filters::stream::ConnectionInfo;
+use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
 use pingora_core::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::context::ChainContext;
 use crate::http::conn_manager::ConnectionManager;
 use crate::http::conn_manager::config::{Codec, HcmConfig, HcmParts};
+use crate::http::conn_manager::counted::Counted;
 use crate::http::conn_manager::stats::ConnectionManagerStats;
+use crate::http::detect::detect;
+use crate::http::h1;
+use crate::http::h2::{self, Http2Stats};
 use crate::http::service::ConnectionControl;
-use crate::http::{h1, h2};
 use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
 use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
+use crate::telemetry::stats::Scope;
 use crate::transport::ByteStream;
 use crate::transport::downstream::DownstreamTransport;
 use crate::transport::prefixed::Prefixed;
@@ -41,8 +45,6 @@ use crate::transport::prefixed::Prefixed;
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-/// RFC 9113, 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Compiles filter chains against the process's stores.
 pub struct ChainCompiler(pub Arc<ChainContext>);
@@ -59,7 +61,7 @@ impl FilterChainCompiler for ChainCompiler {
         if chain.filters.is_empty() {
             return Ok(Arc::new(NoFilters));
         }
-        let (network, terminal) = self.network_filters(&chain.filters)?;
+        let (network, terminal) = self.network_filters(&chain.filters, &scope)?;
         Ok(Arc::new(Chain {
             transport,
             network,
@@ -93,10 +95,12 @@ fn typed(filter: &Filter) -> Result<(String, &Any), ConfigError> {
 }
 
 impl ChainCompiler {
-    /// The filter that the chain's connections end in, and those before it.
+    /// The filter that the chain's connections end in, and those before it. `of_listener` is where the listener's
+    /// numbers are.
     fn network_filters(
         &self,
         filters: &[Filter],
+        of_listener: &Scope,
     ) -> Result<(NetworkFilters, Terminal), ConfigError> {
         let root = self.0.stats.scope("");
         let mut before = NetworkFiltersBuilder::default();
@@ -109,7 +113,7 @@ impl ChainCompiler {
             let (name, config) = typed(filter).at(&step)?;
             let compiled = match name.as_str() {
                 HCM => any::unpack(config)
-                    .and_then(|proto| self.compile_hcm(&proto))
+                    .and_then(|proto| self.compile_hcm(&proto, of_listener))
                     .map(|config| Some(Terminal::Http(Arc::new(config)))),
                 TCP_PROXY => any::unpack(config)
                     .and_then(|proto| self.compile_tcp_proxy(&proto))
@@ -150,26 +154,38 @@ impl ChainCompiler {
         TcpProxyConfig::compile(proto, &*self.0.clusters, logs, &self.0.stats.scope(""))
     }
 
-    fn compile_hcm(&self, proto: &HttpConnectionManager) -> Result<HcmConfig, ConfigError> {
+    fn compile_hcm(
+        &self,
+        proto: &HttpConnectionManager,
+        of_listener: &Scope,
+    ) -> Result<HcmConfig, ConfigError> {
         let context = &self.0;
         let access_logs = self.logs(&proto.access_log)?;
-        let scope = context.stats.scope(&format!("http.{}.", proto.stat_prefix));
+        let prefix = format!("http.{}.", proto.stat_prefix);
+        let scope = context.stats.scope(&prefix);
         let (chain, router) = self.filters(&proto.http_filters)?;
         let parts = HcmParts {
-            routes: self.routes(proto)?,
+            routes: self.routes(proto, &scope)?,
             chain,
             router,
             access_logs,
-            stats: ConnectionManagerStats::new(&scope),
+            stats: ConnectionManagerStats::new(&scope, &of_listener.scope(&prefix)),
+            http2_stats: Http2Stats::new(&context.stats.scope("http2.")).into(),
             reject_fragment: context.reject_fragment,
             node: context.node.clone(),
         };
         HcmConfig::compile(proto, parts)
     }
 
-    fn routes(&self, proto: &HttpConnectionManager) -> Result<Arc<RouteSlot>, ConfigError> {
+    fn routes(
+        &self,
+        proto: &HttpConnectionManager,
+        scope: &Scope,
+    ) -> Result<Arc<RouteSlot>, ConfigError> {
         match &proto.route_specifier {
-            Some(hcm::RouteSpecifier::Rds(rds)) => Ok(self.0.routes.slot(&rds.route_config_name)),
+            Some(hcm::RouteSpecifier::Rds(rds)) => {
+                Ok(self.0.routes.watched(&rds.route_config_name, scope))
+            }
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => {
                 let table = self.0.compile_routes(routes, true).at("route_config")?;
                 let slot = RouteSlot::new(routes.name.clone());
@@ -391,84 +407,24 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         control.clone(),
         http2,
     ));
+    control.set_protocol(if http2 {
+        Protocol::Http2
+    } else {
+        Protocol::Http11
+    });
     if http2 {
         let io = Prefixed::new(prefix, io);
+        let io = Counted::new(io, 0, config.clone(), control.clone());
         // Boxed: an idle HTTP/1 connection's future must not be as large as HTTP/2's.
         let serving = h2::server::serve(io, &config.http2, config.idle_timeout, service, control);
         Box::pin(serving).await;
     } else {
         let settings = Rc::new(config.http1.clone());
+        let io = Counted::new(io, prefix.len(), config.clone(), control.clone());
         h1::server::serve(io, prefix, settings, service, control).await;
     }
 }
 
-/// Reads until it is clear whether the connection begins with HTTP/2's preface. `None` if it ends before. A drain
-/// alone does not end it: the first request may be on its way.
-async fn detect(
-    io: &mut (impl AsyncRead + Unpin),
-    prefix: Bytes,
-    idle: Option<std::time::Duration>,
-    control: &ConnectionControl,
-) -> Option<(bool, Bytes)> {
-    let reading = async {
-        let mut read = BytesMut::from(prefix);
-        loop {
-            let known = read.len().min(PREFACE.len());
-            if read.get(..known) != PREFACE.get(..known) {
-                return Some((false, read.freeze()));
-            }
-            if known == PREFACE.len() {
-                return Some((true, read.freeze()));
-            }
-            // Small: most first reads hold a whole request, and this buffer becomes the codec's.
-            read.reserve(1024);
-            if io.read_buf(&mut read).await.ok()? == 0 {
-                return None;
-            }
-        }
-    };
-    let closed = std::future::poll_fn(|cx| {
-        control.register(cx.waker());
-        if control.closes_idle() {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    });
-    let limit = idle.unwrap_or(std::time::Duration::from_secs(365 * 86400));
-    tokio::select! {
-        biased;
-        read = tokio::time::timeout(limit, reading) => read.ok().flatten(),
-        () = closed => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use futures_util::FutureExt;
-    use tokio::io::AsyncWriteExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_connection_that_has_not_spoken_yet_outlives_the_beginning_of_a_drain() {
-        let idle = Some(Duration::from_secs(60));
-        for close in [false, true] {
-            let (mut client, mut server) = tokio::io::duplex(64);
-            let control = ConnectionControl::default();
-            let mut detecting = Box::pin(detect(&mut server, Bytes::new(), idle, &control));
-            assert!((&mut detecting).now_or_never().is_none());
-            control.drain();
-            assert!((&mut detecting).now_or_never().is_none());
-            if close {
-                control.close_idle();
-                assert_eq!(detecting.await, None);
-            } else {
-                client.write_all(b"GET ").await.unwrap();
-                assert_eq!(detecting.await, Some((false, "GET ".into())));
-            }
-        }
-    }
-}
+#[path = "panic_tests.rs"]
+mod panic_tests;

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::update_stats::UpdateStats;
 use crate::router::{RouteSlot, RouteTable};
+use crate::telemetry::stats::Scope;
 
-#[derive(Debug)]
 struct Entry {
     slot: Arc<RouteSlot>,
+    /// `http.<prefix>.rds.<name>.*`, with the prefix of who asked first, as in Envoy.
+    stats: Option<UpdateStats>,
     /// The control plane has answered for this name, if only that there is nothing.
     answered: bool,
 }
 
 /// The route slots that RDS fills. A slot held outside is what makes its name wanted.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct RouteStore(Mutex<BTreeMap<String, Entry>>);
 
 impl RouteStore {
@@ -29,10 +32,28 @@ impl RouteStore {
             .entry(name.to_owned())
             .or_insert_with(|| Entry {
                 slot: Arc::new(RouteSlot::new(name)),
+                stats: None,
                 answered: false,
             })
             .slot
             .clone()
+    }
+
+    /// The same for a connection manager whose stats are in `scope`.
+    pub fn watched(&self, name: &str, scope: &Scope) -> Arc<RouteSlot> {
+        let slot = self.slot(name);
+        if let Some(entry) = self.lock().get_mut(name) {
+            let made = || UpdateStats::reloading(&scope.scope(&format!("rds.{name}.")));
+            entry.stats.get_or_insert_with(made);
+        }
+        slot
+    }
+
+    /// Counts for a name, if somebody watches it.
+    pub fn count(&self, name: &str, count: impl FnOnce(&UpdateStats)) {
+        if let Some(stats) = self.lock().get(name).and_then(|e| e.stats.as_ref()) {
+            count(stats);
+        }
     }
 
     /// Publishes a table. Names that nobody wants are passed over.

@@ -4,6 +4,7 @@
 //! policy. No routing and no upstream here.
 
 pub mod conn_manager;
+pub(crate) mod detect;
 pub mod h1;
 pub mod h2;
 mod linger;

@@ -13,6 +13,8 @@ use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
 use futures_util::future::LocalBoxFuture;
 
+use crate::telemetry::stats::Counter;
+
 /// A request as a server codec hands it over.
 pub struct Request {
     /// The head, valid by the validator's rules, with hop-by-hop fields taken out.
@@ -144,16 +146,22 @@ struct ControlState {
     closes_idle: Cell<bool>,
     /// Set while the server fails its health checks.
     unhealthy: Option<Arc<AtomicBool>>,
+    panics: Counter,
     aborted: Cell<bool>,
     active: Cell<u32>,
     waker: RefCell<Option<Waker>>,
+    protocol: Cell<Option<Protocol>>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
 }
 
 impl ConnectionControl {
-    /// A control of a connection whose responses ask to close while `unhealthy` is set.
-    pub fn new(unhealthy: Arc<AtomicBool>) -> Self {
+    /// A control of a connection whose responses ask to close while `unhealthy` is set; `panics` counts those of
+    /// its tasks.
+    pub fn new(unhealthy: Arc<AtomicBool>, panics: Counter) -> Self {
         Self(Rc::new(ControlState {
             unhealthy: Some(unhealthy),
+            panics,
             ..ControlState::default()
         }))
     }
@@ -213,6 +221,39 @@ impl ConnectionControl {
         if !slot.as_ref().is_some_and(|w| w.will_wake(waker)) {
             *slot = Some(waker.clone());
         }
+    }
+
+    /// To be called when a task of the connection ends: tokio catches a panic at the task's boundary, and the
+    /// worker goes on.
+    pub fn count_panic(&self) {
+        if std::thread::panicking() {
+            self.0.panics.inc();
+        }
+    }
+
+    /// Notes what is spoken.
+    pub fn set_protocol(&self, protocol: Protocol) {
+        self.0.protocol.set(Some(protocol));
+    }
+
+    /// What is spoken, once that is known; none if it is not HTTP.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.0.protocol.get()
+    }
+
+    /// Counts bytes from the client.
+    pub fn add_received(&self, n: u64) {
+        self.0.received.set(self.0.received.get() + n);
+    }
+
+    /// Counts bytes to the client.
+    pub fn add_sent(&self, n: u64) {
+        self.0.sent.set(self.0.sent.get() + n);
+    }
+
+    /// Bytes from the client and to it.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.0.received.get(), self.0.sent.get())
     }
 
     /// Streams in flight.

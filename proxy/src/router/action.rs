@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_action as action;
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
+use filters::head::RequestHead;
+use filters::header_mutation::MutationList;
 use filters::matcher::header::HeaderRef;
 use filters::matcher::regex::Substitution;
 use http::StatusCode;
@@ -73,14 +76,24 @@ impl DirectResponse {
 /// A cluster that gets copies of requests.
 #[derive(Debug, Clone)]
 pub struct Mirror {
-    /// The cluster.
-    pub cluster: ClusterRef,
+    target: MirrorTarget,
     /// How many of [`denominator`](Self::denominator) requests are copied.
     pub numerator: u32,
     /// 100, 10 000 or 1 000 000.
     pub denominator: u32,
     /// Whether `-shadow` is appended to the copy's host.
     pub append_host_suffix: bool,
+    /// The copy's host, instead.
+    pub host: Option<ByteString>,
+    /// What is changed about the copy's headers.
+    pub mutations: MutationList,
+}
+
+#[derive(Debug, Clone)]
+enum MirrorTarget {
+    Cluster(ClusterRef),
+    /// The cluster that this request header names.
+    Header(HeaderRef, ClusterDirectory<Cluster>),
 }
 
 impl Mirror {
@@ -100,28 +113,38 @@ impl Mirror {
         proto: &action::RequestMirrorPolicy,
         cx: &CompileContext<'_>,
     ) -> Result<Self, ConfigError> {
-        reject(&[
-            (!proto.cluster_header.is_empty(), "cluster_header"),
-            (
-                !proto.request_headers_mutations.is_empty(),
-                "request_headers_mutations",
+        let target = match (proto.cluster.as_str(), proto.cluster_header.as_str()) {
+            ("", "") => return Err(ConfigError::new("must not be empty").at("cluster")),
+            (name, "") => MirrorTarget::Cluster(cx.cluster(name).at("cluster")?),
+            ("", header) => MirrorTarget::Header(
+                HeaderRef::parse(header).at("cluster_header")?,
+                cx.directory.clone(),
             ),
-            (
-                !proto.host_rewrite_literal.is_empty(),
-                "host_rewrite_literal",
-            ),
-        ])?;
-        if proto.cluster.is_empty() {
-            return Err(ConfigError::new("must not be empty").at("cluster"));
-        }
+            _ => return Err(ConfigError::new("cluster and cluster_header are both set")),
+        };
+        let mutations = MutationList::compile(&proto.request_headers_mutations);
+        let host = proto.host_rewrite_literal.as_str();
         let (numerator, denominator) =
             fraction(proto.runtime_fraction.as_ref()).at("runtime_fraction")?;
         Ok(Self {
-            cluster: cx.cluster(&proto.cluster).at("cluster")?,
+            target,
             numerator,
             denominator,
             append_host_suffix: !proto.disable_shadow_host_suffix_append,
+            host: (!host.is_empty()).then(|| host.into()),
+            mutations: mutations.at("request_headers_mutations")?,
         })
+    }
+
+    /// The cluster that a request's copy goes to, if it is there.
+    pub fn cluster(&self, head: &RequestHead) -> Option<Arc<Cluster>> {
+        match &self.target {
+            MirrorTarget::Cluster(slot) => slot.get(),
+            MirrorTarget::Header(header, directory) => {
+                let name = header.first_in_request(head)?;
+                directory.find(std::str::from_utf8(name).ok()?)?.get()
+            }
+        }
     }
 
     /// Whether a request with this random number is copied.

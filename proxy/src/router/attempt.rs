@@ -2,6 +2,7 @@
 //!
 //! Envoy: "Router", "x-envoy-retry-on", "x-envoy-max-retries"; `RetryStateImpl`.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::forward::{Forwarded, failure_reply, timeout_reply};
 use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
 use super::replay::ReplayBuffer;
-use super::response_body::ResponseBody;
+use super::response_body::{MAX_DURATION, ResponseBody};
 use super::retry_state::{RetryState, Verdict};
 use super::route::Route;
 use super::timeout::{AfterRequest, Idle, Timeouts};
@@ -61,6 +62,8 @@ enum Outcome {
     Failed(UpstreamError),
     /// With its details.
     PerTryTimeout(&'static str),
+    /// The stream has taken longer than its cluster allows.
+    MaxDuration,
     GlobalTimeout,
 }
 
@@ -101,7 +104,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             .route
             .set_upstream_host(request.head, &host.hostname, keep_original);
         let body = replay.body(&mut request.body);
-        let outcome = one(&request, &host, body, &mut global).await;
+        let mut stream_limit = AfterRequest::new(request.charge.cluster.config.max_stream_duration);
+        let outcome = one(&request, &host, body, &mut global, &mut stream_limit).await;
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
@@ -138,7 +142,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
                     _ => {}
                 }
                 replay.release();
-                return conclude(request, &host, outcome, global, attempt, routed);
+                let limits = [global, stream_limit];
+                return conclude(request, &host, outcome, limits, attempt, routed);
             }
         }
     }
@@ -160,7 +165,9 @@ fn judge(request: &mut Upstreaming<'_>, outcome: &Outcome) -> Verdict {
         }
         Outcome::Failed(error) => retries.on_reset(cluster, error.reason, error.request_sent),
         // We ended the attempt ourselves.
-        Outcome::PerTryTimeout(_) => retries.on_reset(cluster, ResetReason::LocalReset, true),
+        Outcome::PerTryTimeout(_) | Outcome::MaxDuration => {
+            retries.on_reset(cluster, ResetReason::LocalReset, true)
+        }
         Outcome::GlobalTimeout => Verdict::No,
     }
 }
@@ -173,6 +180,7 @@ fn mirror(request: &mut Upstreaming<'_>) {
     }
     let mirroring = Mirroring {
         head: request.head,
+        info: request.info,
         attempt_count: request.route.include_request_attempt_count(),
         protocol: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         timeouts: request.timeouts,
@@ -265,12 +273,15 @@ async fn one(
     host: &Arc<Host>,
     body: Body,
     global: &mut AfterRequest,
+    stream_limit: &mut AfterRequest,
 ) -> Outcome {
+    let ready = Cell::new(false);
     let options = SendOptions {
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
         transport: request.transport.clone(),
+        ready: Some(&ready),
     };
     let mut sending = pin!(request::send(
         &request.charge.cluster,
@@ -291,6 +302,10 @@ async fn one(
         }
         if global.poll(request.info, cx).is_ready() {
             return Poll::Ready(Outcome::GlobalTimeout);
+        }
+        if stream_limit.poll_since(ready.get(), cx).is_ready() {
+            stats.upstream_rq_max_duration_reached.inc();
+            return Poll::Ready(Outcome::MaxDuration);
         }
         if per_try.poll(request.info, cx).is_ready() {
             stats.upstream_rq_per_try_timeout.inc();
@@ -339,11 +354,20 @@ fn conclude(
     request: Upstreaming<'_>,
     host: &Arc<Host>,
     outcome: Outcome,
-    global: AfterRequest,
+    limits: [AfterRequest; 2],
     attempt: u32,
     routed: Instant,
 ) -> Forwarded {
     match outcome {
+        // Envoy counts no status here.
+        Outcome::MaxDuration => Forwarded::reply(
+            LocalReply::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream max stream duration reached",
+                MAX_DURATION,
+            )
+            .with_flags(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED),
+        ),
         Outcome::GlobalTimeout => global_timeout(&request, Some(host)),
         Outcome::PerTryTimeout(details) => timed_out(&request, Some(host), details),
         Outcome::Failed(error) => {
@@ -359,7 +383,7 @@ fn conclude(
             request.charge.local(tried, reply.status);
             Forwarded::reply(reply)
         }
-        Outcome::Response(response) => respond(request, host, *response, global, attempt, routed),
+        Outcome::Response(response) => respond(request, host, *response, limits, attempt, routed),
     }
 }
 
@@ -367,7 +391,7 @@ fn respond(
     request: Upstreaming<'_>,
     host: &Arc<Host>,
     response: UpstreamResponse,
-    global: AfterRequest,
+    [global, stream_limit]: [AfterRequest; 2],
     attempt: u32,
     routed: Instant,
 ) -> Forwarded {
@@ -423,6 +447,7 @@ fn respond(
             global
         },
         idle: Idle::new(request.timeouts.per_try_idle.filter(|_| !tunnel)),
+        stream_limit,
         info: request.info.clone(),
         host: host.clone(),
         charge,

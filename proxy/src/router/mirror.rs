@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
+use filters::filter::SharedInfo;
 use filters::head::RequestHead;
 use filters::stream::Protocol;
 use http::{HeaderValue, StatusCode};
@@ -33,6 +34,8 @@ use crate::upstream::request::{self, SendOptions};
 pub(super) struct Mirroring<'a> {
     /// The head, ready for the upstream.
     pub(super) head: &'a RequestHead,
+    /// The stream's facts.
+    pub(super) info: &'a SharedInfo,
     /// Whether copies carry `x-envoy-attempt-count`; it is the first attempt's.
     pub(super) attempt_count: bool,
     /// The request's own version.
@@ -57,7 +60,7 @@ pub(super) fn start(mirrors: &[Mirror], request: &Mirroring<'_>, body: Body) -> 
     let random = request.random.rotate_left(32);
     for mirror in mirrors.iter().filter(|mirror| mirror.applies(random)) {
         // As in Envoy, a mirror whose cluster is not there is left out.
-        let Some(cluster) = mirror.cluster.get() else {
+        let Some(cluster) = mirror.cluster(request.head) else {
             continue;
         };
         let copy = if empty {
@@ -70,7 +73,7 @@ pub(super) fn start(mirrors: &[Mirror], request: &Mirroring<'_>, body: Body) -> 
             queues.push(Rc::downgrade(&queue));
             Body::stream(Copied(queue))
         };
-        let mut head = copied_head(request.head, mirror);
+        let mut head = copied_head(request, mirror);
         if request.attempt_count {
             head.headers
                 .insert(names::ATTEMPT_COUNT, HeaderValue::from_static("1"));
@@ -92,9 +95,14 @@ pub(super) fn start(mirrors: &[Mirror], request: &Mirroring<'_>, body: Body) -> 
 
 /// The head of a copy: another host, so that the mirror's logs tell copies from requests, and marked as a
 /// request that this proxy itself makes.
-fn copied_head(head: &RequestHead, mirror: &Mirror) -> RequestHead {
-    let mut head = head.clone();
-    if mirror.append_host_suffix && !head.authority.is_empty() {
+fn copied_head(request: &Mirroring<'_>, mirror: &Mirror) -> RequestHead {
+    let mut head = request.head.clone();
+    mirror
+        .mutations
+        .apply_to_request(&mut head, &request.info.borrow());
+    if let Some(host) = &mirror.host {
+        head.authority = host.clone();
+    } else if mirror.append_host_suffix && !head.authority.is_empty() {
         head.authority = with_suffix(&head.authority);
     }
     head.headers
@@ -141,6 +149,7 @@ async fn send(
             priority: Priority::Default,
             early: EarlyResponses::default(),
             transport: cluster.config.transport_options(&head, protocol, None),
+            ready: None,
         };
         let mut response = match request::send(&cluster, &host, &head, body, options).await {
             Ok(response) => response,

@@ -14,11 +14,16 @@ use crate::upstream::code_stats::ResponseKind;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::RequestGuard;
 
+/// Details of a stream that took longer than its cluster allows.
+pub(super) const MAX_DURATION: &str = "upstream_max_stream_duration_reached";
+
 /// The body of a response that has begun: when a timer strikes, or the upstream fails, the stream is reset.
 pub(super) struct ResponseBody {
     pub(super) body: Body,
     pub(super) global: AfterRequest,
     pub(super) idle: Idle,
+    /// The cluster's limit of the whole stream, already running.
+    pub(super) stream_limit: AfterRequest,
     pub(super) info: SharedInfo,
     pub(super) host: Arc<Host>,
     pub(super) charge: Charge,
@@ -54,15 +59,25 @@ impl ResponseBody {
             stats.upstream_rq_per_try_idle_timeout.inc();
             return Poll::Ready(self.timed_out("upstream_per_try_idle_timeout"));
         }
+        if self.stream_limit.poll_since(true, cx).is_ready() {
+            stats.upstream_rq_max_duration_reached.inc();
+            let flag = ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED;
+            return Poll::Ready(self.ended_by(MAX_DURATION, flag));
+        }
         Poll::Pending
     }
 
     fn timed_out(&mut self, details: &'static str) -> BodyError {
+        count(&self.host.stats.rq_timeout);
+        self.ended_by(details, ResponseFlags::UPSTREAM_REQUEST_TIMEOUT)
+    }
+
+    /// We end the stream.
+    fn ended_by(&mut self, details: &'static str, flag: ResponseFlags) -> BodyError {
         self.ended = true;
         self.guard.ended(Some(ResetReason::LocalReset));
-        count(&self.host.stats.rq_timeout);
         let mut info = self.info.borrow_mut();
-        info.flags.insert(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
+        info.flags.insert(flag);
         info.details = Some(details.into());
         BodyError {
             reason: ResetReason::Timeout,

@@ -421,3 +421,7 @@ fn matchers(list: &[pb::HeaderMatcher], field: &str) -> Result<Vec<HeaderMatcher
     let each = |(i, m)| HeaderMatcher::compile(m).at(format!("{field}[{i}]"));
     list.iter().enumerate().map(each).collect()
 }
+
+#[cfg(test)]
+#[path = "retry_policy_tests.rs"]
+mod tests;

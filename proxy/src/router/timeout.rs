@@ -176,12 +176,20 @@ impl AfterRequest {
 
     /// Ready once the time is over.
     pub(super) fn poll(&mut self, info: &SharedInfo, cx: &mut Context<'_>) -> Poll<()> {
+        match self.length {
+            Some(_) => self.poll_since(info.borrow().request_complete(), cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The same for a timer that starts when `begun` is told.
+    pub(super) fn poll_since(&mut self, begun: bool, cx: &mut Context<'_>) -> Poll<()> {
         let Some(length) = self.length else {
             return Poll::Pending;
         };
         let timer = match &mut self.timer {
             Some(timer) => timer,
-            None if info.borrow().request_complete() => self
+            None if begun => self
                 .timer
                 .insert(Box::pin(sleep_until(Instant::now() + length))),
             None => return Poll::Pending,

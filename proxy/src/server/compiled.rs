@@ -16,6 +16,7 @@ use xds_client::error::{At, ConfigError};
 use super::filter_chain_match::FilterChainIndex;
 use super::listener_filters::ListenerFilters;
 use super::socket::{BindAddress, SocketOptions};
+use super::socket_option::SocketOptionList;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
@@ -258,7 +259,7 @@ fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
         backlog,
         freebind: on(&l.freebind),
         transparent: on(&l.transparent),
-        keepalive: l.tcp_keepalive.is_some(),
+        more: SocketOptionList::compile(&l.socket_options, l.tcp_keepalive.as_ref())?,
     })
 }
 

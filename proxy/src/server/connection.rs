@@ -40,16 +40,14 @@ pub(super) struct ConnectionGuard {
     listener: Rc<WorkerListener>,
     id: u64,
     counted_globally: bool,
+    control: ConnectionControl,
     /// When it found its chain; before that it is a socket, no connection.
     matched: Cell<Option<Instant>>,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        // Tokio catches the panic at the task's boundary; the worker goes on.
-        if std::thread::panicking() {
-            self.listener.context.connection_panics.inc();
-        }
+        self.control.count_panic();
         let stats = &self.listener.shared.stats;
         self.listener.shared.active.dec();
         if let Some(since) = self.matched.get() {
@@ -66,30 +64,31 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// The listener's access logs of one connection: written when this is dropped, however the connection ends.
-struct ConnectionLog {
+/// The line that a connection leaves in the logs of its listener when it ends, however it ends.
+struct Line {
     logs: Arc<[AccessLog]>,
     info: StreamInfo,
+    control: ConnectionControl,
 }
 
-impl ConnectionLog {
-    /// `None` if nobody logs.
-    fn new(logs: &Arc<[AccessLog]>, connection: &Rc<ConnectionInfo>) -> Option<Self> {
+impl Line {
+    fn new(
+        logs: &Arc<[AccessLog]>,
+        connection: &Rc<ConnectionInfo>,
+        control: &ConnectionControl,
+    ) -> Option<Self> {
         (!logs.is_empty()).then(|| Self {
             logs: logs.clone(),
             info: StreamInfo::for_connection(connection.clone()),
+            control: control.clone(),
         })
-    }
-
-    /// No filter chain takes the connection.
-    fn refused(mut self) {
-        self.info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
-        self.info.details = Some("filter_chain_not_found".into());
     }
 }
 
-impl Drop for ConnectionLog {
+impl Drop for Line {
     fn drop(&mut self) {
+        self.info.protocol = self.control.protocol();
+        (self.info.bytes_received, self.info.bytes_sent) = self.control.bytes();
         self.info.take_notes();
         for log in self.logs.iter() {
             log.record(&self.info, None, None, None);
@@ -99,11 +98,17 @@ impl Drop for ConnectionLog {
 
 impl ConnectionGuard {
     /// A connection that has been counted in.
-    pub(super) fn new(listener: Rc<WorkerListener>, id: u64, counted_globally: bool) -> Self {
+    pub(super) fn new(
+        listener: Rc<WorkerListener>,
+        id: u64,
+        counted_globally: bool,
+        control: ConnectionControl,
+    ) -> Self {
         Self {
             listener,
             id,
             counted_globally,
+            control,
             matched: Cell::new(None),
         }
     }
@@ -120,7 +125,7 @@ impl ConnectionGuard {
     }
 
     /// Takes the connection to its end.
-    pub(super) async fn run(self, mut io: Accepted, control: ConnectionControl) {
+    pub(super) async fn run(self, mut io: Accepted) {
         let listener = &self.listener;
         let config = listener.config();
         let Ok(mut found) = Found::new(&io) else {
@@ -188,20 +193,22 @@ impl ConnectionGuard {
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
                 .then(|| ConnectionNotes::with(found.metadata)),
         });
-        let log = ConnectionLog::new(&config.access_logs, &info);
+        let mut line = Line::new(&config.access_logs, &info, &self.control);
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
-            if let Some(log) = log {
-                log.refused();
+            if let Some(Line { info, .. }) = &mut line {
+                info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+                info.details = Some("filter_chain_not_found".into());
             }
             return io.abandon(!found.prefix.is_empty());
         };
         self.matched(&chain.handler);
         let prefix: Bytes = found.prefix.freeze();
-        let serving = chain.handler.serve(io.into_stream(), prefix, info, control);
+        let serving = chain
+            .handler
+            .serve(io.into_stream(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
-        drop(log);
     }
 }

@@ -78,7 +78,7 @@ pub struct ListenerContext {
     pub global: GlobalLimit,
     /// The manager's numbers.
     pub stats: ManagerStats,
-    /// `fairway.connection_panics`: connections whose task ended in a panic.
+    /// `fairway.connection_panics`: tasks of connections that ended in a panic, with their connection or HTTP/2 stream.
     pub connection_panics: Counter,
     /// Where listeners make their stats.
     pub scope: Scope,
@@ -334,9 +334,10 @@ impl WorkerListener {
             return;
         }
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
-        let control = ConnectionControl::new(self.context.unhealthy.clone());
-        let guard = ConnectionGuard::new(self.clone(), id, counted_globally);
-        let task = tokio::task::spawn_local(guard.run(io, control.clone()));
+        let (unhealthy, panics) = (&self.context.unhealthy, &self.context.connection_panics);
+        let control = ConnectionControl::new(unhealthy.clone(), panics.clone());
+        let guard = ConnectionGuard::new(self.clone(), id, counted_globally, control.clone());
+        let task = tokio::task::spawn_local(guard.run(io));
         self.connections.borrow_mut().insert(
             id,
             Entry {

@@ -277,7 +277,7 @@ impl ListenerManager {
         let mut all = Vec::new();
         for address in &config.addresses {
             let (sockets, bound) =
-                socket::bind(address, config.socket, self.concurrency).at("address")?;
+                socket::bind(address, &config.socket, self.concurrency).at("address")?;
             for (slot, socket) in per_worker.iter_mut().zip(sockets) {
                 slot.push((socket, bound.clone()));
             }

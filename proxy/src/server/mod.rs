@@ -23,4 +23,5 @@ mod server_info;
 pub mod server_stats;
 pub mod sniff;
 pub mod socket;
+mod socket_option;
 pub mod worker;

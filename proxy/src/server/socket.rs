@@ -7,9 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::socket_option::SocketState;
 use filters::stream::Address;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use xds_client::error::{At, ConfigError};
+
+use super::socket_option::SocketOptionList;
 
 /// Where a listener listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +101,7 @@ impl std::fmt::Display for BindAddress {
 }
 
 /// Options of a listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketOptions {
     /// One socket per worker (`SO_REUSEPORT`) instead of one shared socket.
     pub reuse_port: bool,
@@ -108,8 +111,8 @@ pub struct SocketOptions {
     pub freebind: bool,
     /// `IP_TRANSPARENT`
     pub transparent: bool,
-    /// `SO_KEEPALIVE`, which accepted sockets inherit.
-    pub keepalive: bool,
+    /// `socket_options` and `tcp_keepalive`.
+    pub(super) more: SocketOptionList,
 }
 
 /// Binds `address` for `workers` workers: that many sockets with `SO_REUSEPORT`, else one shared one. Also
@@ -119,7 +122,7 @@ pub struct SocketOptions {
 /// `cannot bind '<address>': <reason>`, in Envoy's words.
 pub fn bind(
     address: &BindAddress,
-    options: SocketOptions,
+    options: &SocketOptions,
     workers: usize,
 ) -> Result<(Vec<Socket>, BindAddress), ConfigError> {
     bind_inner(address, options, workers.max(1)).map_err(|e| {
@@ -132,7 +135,7 @@ pub fn bind(
 
 fn bind_inner(
     address: &BindAddress,
-    options: SocketOptions,
+    options: &SocketOptions,
     workers: usize,
 ) -> io::Result<(Vec<Socket>, BindAddress)> {
     match address {
@@ -167,7 +170,7 @@ fn bind_inner(
     }
 }
 
-fn bind_tcp(address: SocketAddr, dual: bool, options: SocketOptions) -> io::Result<Socket> {
+fn bind_tcp(address: SocketAddr, dual: bool, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -189,12 +192,12 @@ fn bind_tcp(address: SocketAddr, dual: bool, options: SocketOptions) -> io::Resu
     if options.transparent {
         socket.set_ip_transparent_v4(true)?;
     }
-    if options.keepalive {
-        socket.set_keepalive(true)?;
-    }
     socket.set_nonblocking(true)?;
+    options.more.set(&socket, SocketState::StatePrebind)?;
     socket.bind(&address.into())?;
+    options.more.set(&socket, SocketState::StateBound)?;
     socket.listen(options.backlog)?;
+    options.more.set(&socket, SocketState::StateListening)?;
     Ok(socket)
 }
 

@@ -81,6 +81,8 @@ pub struct ClusterConfig {
     pub max_requests: Option<u32>,
     /// After how long a connection takes no more requests; none: never.
     pub max_connection_age: Option<Duration>,
+    /// How long a stream may take once it has its connection; none: no limit.
+    pub max_stream_duration: Option<Duration>,
     /// After how long an unused connection is closed; none: never. 1 h by default.
     pub idle_timeout: Option<Duration>,
     /// `dns_refresh_rate`; 5 s by default.
@@ -134,7 +136,7 @@ impl ClusterConfig {
     /// Validates and compiles a cluster.
     ///
     /// Refused, because ignoring them would change which host a request reaches, or when it fails:
-    /// `health_checks`, subsets, `per_host_thresholds`, and `max_stream_duration`.
+    /// `health_checks`, subsets, `per_host_thresholds`.
     ///
     /// Accepted without effect: `outlier_detection` (all hosts stay in use, as they do in Envoy until one is
     /// ejected; control planes set it by default), `filters` (istio sends its metadata exchange, which only adds
@@ -182,9 +184,8 @@ impl ClusterConfig {
             http1.max_headers = max.value as usize;
         }
         let path = "common_http_protocol_options";
-        if common.max_stream_duration.is_some() {
-            return Err(ConfigError::unsupported("max_stream_duration").at(path));
-        }
+        let max_stream = common.max_stream_duration.as_ref();
+        let max_stream = duration::of_field(max_stream, "max_stream_duration").at(path)?;
         let max_age = common.max_connection_duration.as_ref();
         let max_age = duration::of_field(max_age, "max_connection_duration").at(path)?;
         let max_requests = common
@@ -250,6 +251,7 @@ impl ClusterConfig {
             keeps_alpn: keeps_alpn(proto.metadata.as_ref()),
             max_requests,
             max_connection_age: max_age.filter(|d| !d.is_zero()),
+            max_stream_duration: max_stream.filter(|d| !d.is_zero()),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),
             dns_refresh: duration::of_field(proto.dns_refresh_rate.as_ref(), "dns_refresh_rate")?
                 .unwrap_or(Duration::from_secs(5))

@@ -295,11 +295,28 @@ impl ClusterManager {
                 active.overprovisioning = factor;
                 active.known = true;
             }
-            self.count(&user, Update::Attempt);
-            self.count(&user, Update::Success);
             self.rebuild(&user);
         }
         Ok(())
+    }
+
+    /// Counts an EDS resource that was taken.
+    pub fn endpoints_taken(&self, name: &str, version: &str) {
+        let users = self.eds_users.get(name).into_iter().flatten();
+        for active in users.filter_map(|user| self.entries.get(user)?.active.as_ref()) {
+            let stats = active.cluster.lazy_stats();
+            stats.count(Update::Attempt);
+            stats.count(Update::Success);
+            stats.taken(version);
+        }
+    }
+
+    /// Counts an EDS resource that was refused.
+    pub fn endpoints_refused(&self, name: &str) {
+        for user in self.eds_users.get(name).into_iter().flatten() {
+            self.count(user, Update::Attempt);
+            self.count(user, Update::Rejected);
+        }
     }
 
     /// Secrets came, or were given up: fills the slots of the clusters that waited for them.

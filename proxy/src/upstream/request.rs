@@ -1,6 +1,7 @@
 //! One attempt: a connection from the pool, the exchange, and a safe second try when a pooled connection
 //! turns out to be dead.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use bytestring::ByteString;
@@ -57,7 +58,7 @@ impl From<ConnectError> for UpstreamError {
 }
 
 /// What an attempt needs beside the message.
-pub(crate) struct SendOptions {
+pub(crate) struct SendOptions<'a> {
     /// The downstream's version, for clusters that speak it too.
     pub(crate) downstream: Protocol,
     /// Whose limits count.
@@ -66,6 +67,8 @@ pub(crate) struct SendOptions {
     pub(crate) early: EarlyResponses,
     /// What is asked of the transport.
     pub(crate) transport: TransportOptions,
+    /// Set once the request has its connection.
+    pub(crate) ready: Option<&'a Cell<bool>>,
 }
 
 /// Sends a request to a host and waits for the response's head. Dropping the future cancels it.
@@ -77,7 +80,7 @@ pub(crate) async fn send(
     host: &Arc<Host>,
     head: &RequestHead,
     body: Body,
-    options: SendOptions,
+    options: SendOptions<'_>,
 ) -> Result<UpstreamResponse, UpstreamError> {
     let Some(pool) = pool::of(cluster, host, options.priority, options.transport) else {
         cluster.stats().upstream_cx_pool_overflow.inc();
@@ -94,6 +97,7 @@ pub(crate) async fn send(
         head,
         body,
         early: options.early,
+        ready: options.ready,
         pending: None,
     };
     let mut turns = 0;
@@ -152,6 +156,7 @@ struct Sending<'a> {
     head: &'a RequestHead,
     body: Body,
     early: EarlyResponses,
+    ready: Option<&'a Cell<bool>>,
     /// What it holds while it waits for a connection.
     pending: Option<PendingGuard>,
 }
@@ -166,6 +171,7 @@ impl Sending<'_> {
             head,
             body,
             early,
+            ready,
             pending,
         } = self;
         let no_body = body.is_end() && !head.is_tunnel();
@@ -176,6 +182,9 @@ impl Sending<'_> {
                 pool.http1.give_back(checkout.connection);
                 return Err(Stopped::Failed(OVERFLOW));
             };
+            if let Some(ready) = ready {
+                ready.set(true);
+            }
             let state = checkout.state.clone();
             let options = ExchangeOptions {
                 recycle: Some(pool.http1.recycler()),
@@ -226,6 +235,7 @@ impl Sending<'_> {
             head,
             body,
             early,
+            ready,
             pending,
         } = self;
         let end = body.is_end() && !head.is_tunnel();
@@ -237,6 +247,9 @@ impl Sending<'_> {
             let Some(mut guard) = RequestGuard::take(&pool.place, &pooled.state, freed) else {
                 return Err(Stopped::Failed(OVERFLOW));
             };
+            if let Some(ready) = ready {
+                ready.set(true);
+            }
             match pooled.connection.open(head, end).await {
                 Ok(opened) => break (pooled, guard, opened),
                 Err(reason) => {

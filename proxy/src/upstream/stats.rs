@@ -3,9 +3,10 @@
 //! A gateway has thousands of clusters and uses few of them, so an unused cluster costs one empty cell
 //! (what Envoy calls deferred stat creation, here for all stats of a cluster and not only its traffic).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::config::update_stats::{unix_millis, version_hash};
 use crate::telemetry::stats::{Counter, Gauge, Histogram, Scope};
 use crate::upstream::circuit_breaker::{BreakerStats, Priority};
 use crate::upstream::code_stats::CodeStats;
@@ -56,7 +57,10 @@ stats! {
     update_empty: Counter counter;
     update_failure: Counter counter;
     update_no_rebuild: Counter counter;
+    update_rejected: Counter counter;
     update_success: Counter counter;
+    /// When endpoints were taken last, in milliseconds of Unix time.
+    update_time: Gauge gauge;
     upstream_cx_active: Gauge gauge;
     /// Connections whose server asked for their end.
     upstream_cx_close_notify: Counter counter;
@@ -90,6 +94,7 @@ stats! {
     /// Requests that the limit of requests in flight refused.
     upstream_rq_active_overflow: Counter counter;
     upstream_rq_cancelled: Counter counter;
+    upstream_rq_max_duration_reached: Counter counter;
     upstream_rq_pending_active: Gauge gauge;
     upstream_rq_pending_failure_eject: Counter counter;
     upstream_rq_pending_overflow: Counter counter;
@@ -106,6 +111,8 @@ stats! {
     upstream_rq_timeout: Counter counter;
     upstream_rq_total: Counter counter;
     upstream_rq_tx_reset: Counter counter;
+    /// The hash of the version of the endpoints.
+    version: Gauge gauge;
 }
 
 impl ClusterStats {
@@ -131,6 +138,8 @@ pub enum Update {
     Empty,
     /// It gave the endpoints of before.
     NoRebuild,
+    /// What it gave was refused.
+    Rejected,
     /// Hosts came or went.
     MembershipChange,
 }
@@ -142,7 +151,10 @@ pub(crate) struct LazyStats {
     /// Boxed: most of a mesh's clusters are never used, and the counters are the larger part.
     stats: OnceLock<Box<ClusterStats>>,
     /// By [`Update`]; moved into the counters when a cluster is first used.
-    updates: [AtomicU64; 6],
+    updates: [AtomicU64; 7],
+    /// The hash of the endpoints' version and when they were taken, for the gauges; time 0 is never.
+    version: AtomicI64,
+    taken: AtomicI64,
 }
 
 impl std::fmt::Debug for LazyStats {
@@ -194,6 +206,15 @@ impl LazyStats {
         }
     }
 
+    /// Notes the version of endpoints that were taken.
+    pub(crate) fn taken(&self, version: &str) {
+        self.version.store(version_hash(version), Ordering::Relaxed);
+        self.taken.store(unix_millis(), Ordering::Release);
+        if let Some(stats) = self.stats.get() {
+            self.flush(stats);
+        }
+    }
+
     fn flush(&self, stats: &ClusterStats) {
         let counters = [
             &stats.update_attempt,
@@ -201,6 +222,7 @@ impl LazyStats {
             &stats.update_failure,
             &stats.update_empty,
             &stats.update_no_rebuild,
+            &stats.update_rejected,
             &stats.membership_change,
         ];
         for (counter, count) in counters.into_iter().zip(&self.updates) {
@@ -208,6 +230,11 @@ impl LazyStats {
             if count > 0 {
                 counter.add(count);
             }
+        }
+        let taken = self.taken.load(Ordering::Acquire);
+        if taken != 0 {
+            stats.update_time.set(taken);
+            stats.version.set(self.version.load(Ordering::Relaxed));
         }
     }
 }

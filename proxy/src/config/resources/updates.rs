@@ -28,9 +28,25 @@ impl Resources {
     fn take(&self, state: &mut State, kind: Kind, resource: &Resource) -> Result<(), ConfigError> {
         let checked = fields::check(&resource.any);
         let taken = checked.and_then(|()| self.take_checked(state, kind, resource));
+        let (name, version) = (&resource.name, &resource.version);
         match (&taken, kind) {
-            (Err(_), Kind::Endpoint) => self.stop_waiting_for_endpoints(&resource.name),
-            (Err(_), Kind::Route) => self.context.routes.give_up(&resource.name),
+            (Ok(()), Kind::Endpoint) => lock(&self.clusters).endpoints_taken(name, version),
+            (Err(_), Kind::Endpoint) => {
+                lock(&self.clusters).endpoints_refused(name);
+                self.stop_waiting_for_endpoints(name);
+            }
+            (Ok(()), Kind::Route) => self.context.routes.count(name, |stats| {
+                stats.update_attempt.inc();
+                stats.succeeded(version);
+                stats.reloaded();
+            }),
+            (Err(_), Kind::Route) => {
+                self.context.routes.count(name, |stats| {
+                    stats.update_attempt.inc();
+                    stats.update_rejected.inc();
+                });
+                self.context.routes.give_up(name);
+            }
             _ => {}
         }
         taken
@@ -150,6 +166,9 @@ impl Resources {
             Event::Disconnected(why) => {
                 tracing::warn!("control plane stream closed: {why}");
                 connected.set(0);
+                // As in Envoy, every subscription of the stream has failed to update.
+                self.stats.cds.update_failure.inc();
+                self.stats.lds.update_failure.inc();
             }
             Event::UpdateAttempt(type_url) => {
                 if let Some(stats) = self.updates(&type_url) {
@@ -179,7 +198,11 @@ impl Resources {
                 layers_answered = type_url == RTDS;
                 match kind(&type_url) {
                     Some(Kind::Endpoint) => self.stop_waiting_for_endpoints(&name),
-                    Some(Kind::Route) => self.context.routes.give_up(&name),
+                    Some(Kind::Route) => {
+                        let routes = &self.context.routes;
+                        routes.count(&name, |stats| stats.init_fetch_timeout.inc());
+                        routes.give_up(&name);
+                    }
                     Some(Kind::Secret) => self.context.secrets.give_up(&name),
                     other => answered = other,
                 }
@@ -216,6 +239,9 @@ impl ResourceHandler for Subscriber {
         let Some(kind) = kind(type_url) else {
             return Vec::new();
         };
+        if kind == Kind::Cluster && !(added.is_empty() && removed.is_empty()) {
+            this.stats.cds.reloaded();
+        }
         let state = &mut *lock(&this.state);
         let mut rejected = Vec::new();
         // Removals first: a new listener may have the address of one that goes.

@@ -29,7 +29,7 @@ use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
 use crate::http::h1::{Http1Settings, UnderscoreAction};
-use crate::http::h2::Http2Settings;
+use crate::http::h2::{Http2Settings, Http2Stats};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::telemetry::http_log::AccessLog;
@@ -109,6 +109,8 @@ pub struct HcmParts {
     pub access_logs: Vec<AccessLog>,
     /// Its stats.
     pub stats: ConnectionManagerStats,
+    /// The stats of its HTTP/2 codec.
+    pub http2_stats: Arc<Http2Stats>,
     /// The runtime feature `http_reject_path_with_fragment`.
     pub reject_fragment: bool,
     /// This process as control planes know it.
@@ -150,6 +152,7 @@ impl HcmConfig {
             .at("http_protocol_options")?,
             http2: Http2Settings {
                 linger,
+                stats: parts.http2_stats,
                 ..http2(proto, max_head_bytes, max_headers, underscores)?
             },
             idle_timeout,
@@ -312,7 +315,7 @@ fn early_mutations(proto: &HttpConnectionManager) -> Result<Vec<MutationList>, C
         let compiled = config
             .ok_or_else(|| ConfigError::new("is required"))
             .and_then(any::unpack::<HeaderMutation>)
-            .and_then(|config| MutationList::compile(&config.mutations));
+            .and_then(|config| MutationList::compile(&config.mutations).at("mutations"));
         compiled.at(format!(
             "early_header_mutation_extensions[{i}].typed_config"
         ))

@@ -55,7 +55,8 @@ fn activity_puts_the_idle_timeout_off_and_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_answers_is_not_disturbed() {
     let info = Rc::new(RefCell::new(stream_info()));
-    let stats = ConnectionManagerStats::new(&crate::telemetry::stats::Stats::new().scope(""));
+    let scope = crate::telemetry::stats::Stats::new().scope("");
+    let stats = ConnectionManagerStats::new(&scope, &scope);
     let clock = Clock::new(limits(), &info);
     let stream = async { Ok::<_, Stop>(7) };
     assert!(matches!(

@@ -6,6 +6,7 @@
 mod client_address;
 mod client_certificate;
 pub mod config;
+pub mod counted;
 mod deadline;
 mod host;
 mod local_reply_config;

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
@@ -26,6 +25,7 @@ pub(super) fn observe(body: Body, info: &SharedInfo) -> (Body, ReadAhead) {
     }
     // Shared by the two, for bodies that are streams or at hand: most requests have none.
     let observed = Rc::new(RefCell::new(Observed {
+        left: body.remaining(),
         body,
         info: info.clone(),
         ahead: VecDeque::new(),
@@ -52,6 +52,9 @@ impl ReadAhead {
 
 struct Observed {
     body: Body,
+    /// How much is still to be handed out, if that was known at the beginning. Not what the body says later: one in
+    /// chunks knows its length once it has been read, and may have trailers behind it.
+    left: Option<u64>,
     info: SharedInfo,
     /// What was read and not wanted yet.
     ahead: VecDeque<Result<Frame, BodyError>>,
@@ -116,20 +119,19 @@ impl BodyStream for RequestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut observed = self.0.borrow_mut();
         observed.wanted = true;
-        match observed.ahead.pop_front() {
+        let polled = match observed.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
             None if observed.ended => Poll::Ready(None),
             None => observed.poll_body(cx),
+        };
+        if let (Poll::Ready(Some(Ok(Frame::Data(data)))), Some(left)) = (&polled, observed.left) {
+            observed.left = Some(left.saturating_sub(data.len() as u64));
         }
+        polled
     }
 
     fn remaining(&self) -> Option<u64> {
-        let observed = self.0.borrow();
-        let ahead = observed.ahead.iter().filter_map(|frame| match frame {
-            Ok(Frame::Data(data)) => Some(Bytes::len(data) as u64),
-            _ => None,
-        });
-        Some(observed.body.remaining()? + ahead.sum::<u64>())
+        self.0.borrow().left
     }
 
     fn is_end(&self) -> bool {
@@ -186,6 +188,17 @@ mod tests {
         assert!(!body.is_end());
         let whole = body.collect(10).now_or_never().unwrap().unwrap();
         assert_eq!(whole.data, "abc");
+    }
+
+    #[test]
+    fn trailers_that_were_read_ahead_are_kept_and_no_length_is_made_up() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let trailers = Frame::Trailers(http::HeaderMap::new());
+        let (mut body, ahead, _info) = start([data("a"), Some(Ok(trailers.clone()))]);
+        assert!(ahead.poll(&mut cx));
+        assert_eq!((body.remaining(), body.is_end()), (None, false));
+        let whole = body.collect(10).now_or_never().unwrap().unwrap();
+        assert_eq!((&*whole.data, whole.trailers.is_some()), (&b"a"[..], true));
     }
 
     #[test]

@@ -11,7 +11,9 @@ mod scan;
 pub mod server;
 mod server_stream;
 mod settings;
+mod stats;
 mod watch;
 
 pub use keepalive::Keepalive;
 pub use settings::{FloodLimits, Http2Settings};
+pub use stats::Http2Stats;

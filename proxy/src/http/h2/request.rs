@@ -80,7 +80,7 @@ pub(super) fn head_of(
     if !target || !validate::is_authority(head.authority.as_bytes()) {
         return Err(Refusal::Malformed(INVALID_FIELD));
     }
-    judge_underscores(&mut head.headers, settings.underscores)?;
+    judge_underscores(&mut head.headers, settings)?;
     join_cookies(&mut head.headers);
     Ok((head, stream))
 }
@@ -100,15 +100,18 @@ fn check_size(head: &RequestHead, settings: &Http2Settings) -> Result<(), Refusa
     let fields = head.headers.iter();
     let sizes = fields.map(|(name, value)| name.as_str().len() + value.len());
     if bytes + sizes.sum::<usize>() > settings.max_header_bytes {
+        settings.stats.header_overflow.inc();
         return Err(unwanted("http2.header_list_size_too_large"));
     }
     if count + head.headers.len() > settings.max_headers {
+        settings.stats.header_overflow.inc();
         return Err(unwanted("http2.too_many_headers"));
     }
     Ok(())
 }
 
-fn judge_underscores(headers: &mut HeaderMap, action: UnderscoreAction) -> Result<(), Refusal> {
+fn judge_underscores(headers: &mut HeaderMap, settings: &Http2Settings) -> Result<(), Refusal> {
+    let (action, stats) = (settings.underscores, &settings.stats);
     if action == UnderscoreAction::Allow {
         return Ok(());
     }
@@ -118,8 +121,10 @@ fn judge_underscores(headers: &mut HeaderMap, action: UnderscoreAction) -> Resul
     };
     while let Some(name) = with_underscore(headers) {
         if action == UnderscoreAction::Reject {
+            stats.requests_rejected_with_underscores_in_headers.inc();
             return Err(unwanted("http2.unexpected_underscore"));
         }
+        stats.dropped_headers_with_underscores.inc();
         headers.remove(name);
     }
     Ok(())
@@ -179,10 +184,17 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("a_b", "1".parse().unwrap());
         headers.insert("c", "1".parse().unwrap());
-        assert!(judge_underscores(&mut headers, UnderscoreAction::Reject).is_err());
-        assert!(judge_underscores(&mut headers, UnderscoreAction::Allow).is_ok());
+        let settings = |underscores| Http2Settings {
+            underscores,
+            ..Http2Settings::default()
+        };
+        let reject = settings(UnderscoreAction::Reject);
+        assert!(judge_underscores(&mut headers, &reject).is_err());
+        let allow = settings(UnderscoreAction::Allow);
+        assert!(judge_underscores(&mut headers, &allow).is_ok());
         assert_eq!(headers.len(), 2);
-        assert!(judge_underscores(&mut headers, UnderscoreAction::Drop).is_ok());
+        let drop = settings(UnderscoreAction::Drop);
+        assert!(judge_underscores(&mut headers, &drop).is_ok());
         assert_eq!(headers.len(), 1);
     }
 

@@ -69,7 +69,7 @@ pub async fn serve<IO, S>(
     S: HttpService + 'static,
 {
     let keep = settings.keep_connection_on_bad_message;
-    let watch = Rc::new(Watch::new(settings.floods, keep));
+    let watch = Rc::new(Watch::new(settings.floods, keep, settings.stats.clone()));
     let io = Watched::new(io, watch.clone(), settings.linger);
     let handshake = builder(settings).handshake::<_, Bytes>(io);
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
@@ -130,9 +130,10 @@ async fn accept_streams<IO, S>(
 {
     let control = &shared.control;
     if let (Some(keepalive), Some(pings)) = (shared.settings.keepalive, connection.ping_pong()) {
-        let control = control.clone();
+        let (control, shared) = (control.clone(), shared.clone());
         tokio::task::spawn_local(async move {
             if keepalive.until_lost(pings).await {
+                shared.settings.stats.keepalive_timeout.inc();
                 control.abort();
             }
         });
@@ -148,6 +149,7 @@ async fn accept_streams<IO, S>(
             if control.is_draining() && !goaway {
                 // `h2` sends GOAWAY twice: with 2^31-1, and after a ping's answer with the last id.
                 goaway = true;
+                shared.settings.stats.goaway_sent.inc();
                 connection.graceful_shutdown();
             }
             let polled = connection.poll_accept(cx);

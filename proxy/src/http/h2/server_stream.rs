@@ -115,9 +115,11 @@ fn fault_of(error: &BodyError, watch: &Watch) -> Option<Fault> {
 }
 
 fn refuse<S: HttpService>(refusal: Refusal, mut respond: SendResponse<Bytes>, shared: &Shared<S>) {
+    let stats = &shared.settings.stats;
     let (fault, reason) = match refusal {
         Refusal::Unwanted(fault) => (fault, Reason::INTERNAL_ERROR),
         Refusal::Malformed(fault) => {
+            stats.rx_messaging_error.inc();
             if !shared.watch.keeps_connection() {
                 shared.watch.fail(fault);
                 shared.control.abort();
@@ -165,6 +167,7 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.add_active(-1);
+        self.0.count_panic();
     }
 }
 

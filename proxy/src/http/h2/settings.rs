@@ -1,5 +1,6 @@
 //! `Http2ProtocolOptions`, validated and compiled for the server side.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions;
@@ -7,6 +8,7 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use xds_client::error::{At, ConfigError};
 
 use super::keepalive::Keepalive;
+use super::stats::Http2Stats;
 use crate::http::h1::UnderscoreAction;
 
 /// HTTP/2 settings of one side of a connection (Envoy's `Http2ProtocolOptions`).
@@ -36,6 +38,8 @@ pub struct Http2Settings {
     pub floods: FloodLimits,
     /// How long a connection that we end waits for its client to read the rest (`delayed_close_timeout`).
     pub linger: Option<Duration>,
+    /// What is counted.
+    pub stats: Arc<Http2Stats>,
 }
 
 /// Envoy's flood limits.
@@ -76,6 +80,7 @@ impl Default for Http2Settings {
             keepalive: None,
             floods: FloodLimits::default(),
             linger: Some(Duration::from_secs(1)),
+            stats: Arc::default(),
         }
     }
 }

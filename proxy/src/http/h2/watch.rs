@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Frame, Kind, Scanner};
 use super::settings::FloodLimits;
+use super::stats::Http2Stats;
 use crate::http::linger::Linger;
+use crate::telemetry::stats::Counter;
 
 /// Why streams end though nobody reset them: details and flags, as logs tell them.
 pub(super) type Fault = (&'static str, ResponseFlags);
@@ -38,6 +41,7 @@ const PROTOCOL_ERROR: u32 = 1;
 /// What has been seen on one connection. Shared by its IO and its driver.
 pub(super) struct Watch {
     limits: FloodLimits,
+    stats: Arc<Http2Stats>,
     /// A malformed message costs its stream only, not the connection.
     keep_connection: bool,
     fault: Cell<Option<Fault>>,
@@ -59,9 +63,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(limits: FloodLimits, keep_connection: bool) -> Self {
+    pub(super) fn new(limits: FloodLimits, keep_connection: bool, stats: Arc<Http2Stats>) -> Self {
         Self {
             limits,
+            stats,
             keep_connection,
             fault: Cell::default(),
             accepted: Cell::default(),
@@ -138,14 +143,16 @@ impl Watch {
                 if frame.length > 0 || frame.ends_stream() {
                     self.empty_in_a_row.set(0);
                 } else if bump(&self.empty_in_a_row) > self.limits.empty_frames {
-                    self.flood("http2.inbound_empty_frames_flood");
+                    let counter = &self.stats.inbound_empty_frames_flood;
+                    self.flood("http2.inbound_empty_frames_flood", counter);
                 }
             }
             Kind::Priority => {
                 let limit = self.limits.priority_frames;
                 let limit = limit.saturating_mul(self.opened.get().saturating_add(1));
                 if bump(&self.priorities) > limit {
-                    self.flood("http2.inbound_priority_frames_flood");
+                    let counter = &self.stats.inbound_priority_frames_flood;
+                    self.flood("http2.inbound_priority_frames_flood", counter);
                 }
             }
             Kind::WindowUpdate => {
@@ -155,19 +162,25 @@ impl Watch {
                     .saturating_mul(self.data_sent.get());
                 let limit = per_data.saturating_add(self.opened.get());
                 if bump(&self.window_updates) > limit.saturating_mul(2).saturating_add(5) {
-                    self.flood("http2.inbound_window_update_frames_flood");
+                    let counter = &self.stats.inbound_window_update_frames_flood;
+                    self.flood("http2.inbound_window_update_frames_flood", counter);
                 }
             }
-            Kind::Reset | Kind::GoAway | Kind::Other => {}
+            Kind::Reset => self.stats.rx_reset.inc(),
+            Kind::GoAway | Kind::Other => {}
         }
     }
 
-    fn flood(&self, details: &'static str) {
+    fn flood(&self, details: &'static str, counter: &Counter) {
+        if self.fault.get().is_none() {
+            counter.inc();
+        }
         self.fail((details, ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
     }
 
     /// `h2` found a message malformed.
     fn judged(&self, stream: u32, keep_connection: bool) {
+        self.stats.rx_messaging_error.inc();
         let known = stream <= self.newest_accepted.get();
         if !known {
             bump(&self.refused);
@@ -179,6 +192,9 @@ impl Watch {
 
     /// A frame that `h2` wants to send.
     fn sending(&self, frame: Frame) {
+        if frame.kind == Kind::Reset {
+            self.stats.tx_reset.inc();
+        }
         match frame.kind {
             Kind::Data => {
                 bump(&self.data_sent);
@@ -323,7 +339,7 @@ mod tests {
     }
 
     fn watch(keep_connection: bool) -> Watch {
-        Watch::new(FloodLimits::default(), keep_connection)
+        Watch::new(FloodLimits::default(), keep_connection, Arc::default())
     }
 
     #[test]

@@ -60,9 +60,9 @@ impl AdminListener {
             backlog: 128,
             freebind: false,
             transparent: false,
-            keepalive: false,
+            more: Default::default(),
         };
-        let (sockets, bound) = socket::bind(address, options, 1)?;
+        let (sockets, bound) = socket::bind(address, &options, 1)?;
         let socket = sockets.into_iter().next();
         let socket = socket.ok_or_else(|| ConfigError::new("no socket"))?;
         let listener = match &bound {
