@@ -27,7 +27,7 @@ use crate::transport::proxy_protocol::Client;
 /// How often idle connections are looked over, which is how late an idle timeout may strike.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The most pools of one host, priority and worker for what requests ask of the transport. Names that are asked for
+/// The most pools of one host, priority, worker and client for what requests ask of the transport. Names that are asked for
 /// may come from requests, so somebody could try to have a pool for each.
 const MAX_POOLS: usize = 1024;
 
@@ -129,13 +129,16 @@ pub(super) fn of(
         if options.is_empty() && client.is_none() {
             return Some(pools.plain.clone());
         }
-        // Clients are bounded elsewhere: by the limits of connections.
-        let bounded = client.is_none();
+        // Clients are bounded elsewhere, by the limits of connections; what each of them asks for is bounded here.
+        let asks = !options.is_empty();
         let key = (options, client);
-        if bounded && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
-            let unused = pools.others.iter().find(|(_, pool)| !pool.is_used())?;
-            let unused = unused.0.clone();
-            evicted = pools.others.remove(&unused);
+        if asks && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
+            let mine = || pools.others.iter().filter(|((_, of), _)| *of == key.1);
+            if mine().count() >= MAX_POOLS {
+                let unused = mine().find(|(_, pool)| !pool.is_used())?;
+                let unused = unused.0.clone();
+                evicted = pools.others.remove(&unused);
+            }
         }
         let pool = pools.others.entry(key);
         Some(pool.or_insert_with_key(|key| new(key.clone())).clone())
