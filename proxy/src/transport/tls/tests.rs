@@ -482,3 +482,54 @@ async fn sessions_are_resumed_for_the_same_name_and_protocols_only() {
     let bound = asking("a.example", Some("a.example"), &["h2"]);
     assert_eq!(kind(&bound).await, "Full");
 }
+
+#[tokio::test]
+async fn a_secret_that_does_not_fit_its_context_leaves_the_one_of_before() {
+    let authority = Authority::new("ca");
+    let tls = compile(&server(
+        common(Some(authority.issue(&["a.example"])), None),
+        false,
+    ));
+    let secrets = SecretStore::default();
+    let mut named = CertificateValidationContext::default();
+    named
+        .match_typed_subject_alt_names
+        .push(SubjectAltNameMatcher {
+            san_type: SanType::Dns.into(),
+            matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Exact("a.example".into())),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+    let context = CommonTlsContext {
+        validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+            CombinedCertificateValidationContext {
+                default_validation_context: Some(named),
+                validation_context_sds_secret_config: Some(SdsSecretConfig {
+                    name: "ca".into(),
+                    sds_config: Some(ConfigSource::default()),
+                }),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    };
+    let proto = client(context, "a.example");
+    let client = UpstreamTls::compile(&proto, &secrets, None).unwrap();
+    let load = |context| {
+        secrets
+            .load("ca", &Type::ValidationContext(context))
+            .unwrap()
+    };
+    load(authority.trusted());
+    assert!(meet(&tls, &client).await.is_ok());
+    // Names without an authority are refused; nothing is accepted for want of one.
+    load(CertificateValidationContext::default());
+    assert!(meet(&tls, &client).await.is_ok());
+    let foreign = compile(&server(
+        common(Some(Authority::new("other").issue(&["a.example"])), None),
+        false,
+    ));
+    assert!(meet(&foreign, &client).await.is_err());
+}

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +52,9 @@ pub struct UpstreamTls {
     scope: Option<Scope>,
     stats: OnceLock<Arc<TlsStats>>,
     /// Compiled for the first connection after a change: most clusters of a mesh are never used.
-    current: ArcSwapOption<Compiled>,
+    current: ArcSwapOption<Current>,
+    /// How often a secret has changed.
+    changes: AtomicU64,
     /// The message it came from, to tell equal contexts.
     source: Vec<u8>,
 }
@@ -68,7 +71,13 @@ impl Eq for UpstreamTls {}
 /// many all are forgotten, which costs sessions that could have been resumed.
 const MAX_VARIANTS: usize = 1024;
 
-/// The context with its secrets as they are now.
+/// A compiled context, and how often secrets had changed before it was compiled.
+struct Current {
+    changes: u64,
+    compiled: Arc<Compiled>,
+}
+
+/// The context with its secrets as they are at one time.
 struct Compiled {
     provider: Arc<CryptoProvider>,
     validation: Arc<Validation>,
@@ -172,6 +181,7 @@ impl UpstreamTls {
             scope,
             stats: OnceLock::new(),
             current: ArcSwapOption::empty(),
+            changes: AtomicU64::new(0),
             source: proto.encode_to_vec(),
         });
         for slot in tls.common.slots() {
@@ -188,16 +198,30 @@ impl UpstreamTls {
         })
     }
 
-    /// The context as it is now; `None` while a secret is missing.
+    /// The context as it is now; `None` while a secret is missing. If the secrets of now make no context, the last
+    /// good one stays.
     fn current(&self) -> Result<Option<Arc<Compiled>>, ConfigError> {
-        if let Some(current) = self.current.load_full() {
-            return Ok(Some(current));
+        // Before the secrets are read: what is compiled of older ones is never taken for newer.
+        let changes = self.changes.load(Ordering::Acquire);
+        let last = self.current.load_full();
+        if let Some(last) = last.as_ref().filter(|last| last.changes == changes) {
+            return Ok(Some(last.compiled.clone()));
         }
         let Some(ready) = self.common.ready() else {
             return Ok(None);
         };
-        let compiled = Arc::new(self.build(ready)?);
-        self.current.store(Some(compiled.clone()));
+        let compiled = match (self.build(ready), last) {
+            (Ok(compiled), _) => Arc::new(compiled),
+            (Err(error), Some(last)) => {
+                tracing::error!("a secret cannot be used in its context: {error}");
+                last.compiled.clone()
+            }
+            (Err(error), None) => return Err(error),
+        };
+        self.current.store(Some(Arc::new(Current {
+            changes,
+            compiled: compiled.clone(),
+        })));
         Ok(Some(compiled))
     }
 
@@ -360,7 +384,7 @@ impl UpstreamTls {
 
 impl Dependent for UpstreamTls {
     fn secret_changed(&self) {
-        self.current.store(None);
+        self.changes.fetch_add(1, Ordering::Release);
         if let Some(stats) = self.stats.get() {
             stats.context_updated_by_sds.inc();
         }

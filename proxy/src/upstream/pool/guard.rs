@@ -1,28 +1,22 @@
 //! What connections and requests hold of their cluster's limits and numbers, given back on drop.
 
 use std::cell::{Cell, OnceCell};
-use std::io;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-
-use bytestring::ByteString;
-use filters::body::ResetReason;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Missed;
 use super::http1::overflow;
-use crate::transport::ByteStream;
 use crate::transport::options::TransportOptions;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::cluster::UpstreamProtocol;
-use crate::upstream::connect::{ConnectError, Connected, ConnectionFacts, connect, tls_reason};
+use crate::upstream::connect::{ConnectError, Connected, ConnectionFacts, connect};
 use crate::upstream::host::{Host, count};
 use crate::upstream::stats::ClusterStats;
+use bytestring::ByteString;
+use filters::body::ResetReason;
 
 /// What a pool's connections and requests belong to.
 pub(crate) struct Place {
@@ -239,10 +233,10 @@ pub(crate) struct ConnectionState {
     /// Requests in flight.
     active: Cell<u32>,
     /// Whether the other end closed.
-    remote: Cell<bool>,
+    pub(super) remote: Cell<bool>,
     facts: OnceCell<ConnectionFacts>,
     /// Why the transport failed once the connection stood.
-    failure: OnceCell<ByteString>,
+    pub(super) failure: OnceCell<ByteString>,
 }
 
 impl ConnectionState {
@@ -266,9 +260,9 @@ pub(crate) enum Speaks {
 
 /// A connection's share of the cluster's limit.
 pub(crate) struct ConnectionGuard {
-    place: Rc<Place>,
+    pub(super) place: Rc<Place>,
     state: Rc<ConnectionState>,
-    began: Instant,
+    pub(super) began: Instant,
     on_close: Option<Box<dyn FnOnce()>>,
 }
 
@@ -343,7 +337,7 @@ impl ConnectionGuard {
     }
 
     /// The exchange on it ended before the connection does.
-    fn finished(&self) {
+    pub(super) fn finished(&self) {
         self.state.active.set(0);
     }
 }
@@ -397,108 +391,4 @@ pub(super) fn is_worn(place: &Place, began: Instant) -> bool {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An upstream connection's bytes with its share of the limits.
-pub(crate) struct PooledIo {
-    stream: Box<dyn ByteStream>,
-    guard: ConnectionGuard,
-}
-
-impl PooledIo {
-    pub(in crate::upstream) fn new(stream: Box<dyn ByteStream>, guard: ConnectionGuard) -> Self {
-        Self { stream, guard }
-    }
-
-    pub(super) fn state(&self) -> &Rc<ConnectionState> {
-        &self.guard.state
-    }
-
-    pub(super) fn finished(&self) {
-        self.guard.finished();
-    }
-
-    /// Whether the connection is too old for another request; counts it if so.
-    pub(super) fn is_worn(&self) -> bool {
-        is_worn(&self.guard.place, self.guard.began)
-    }
-
-    /// Notes what TLS found wrong with what came.
-    fn broke(&self, error: &io::Error) {
-        let tls = self.guard.place.host.transport.tls();
-        if let Some(tls) = tls.filter(|_| error.kind() == io::ErrorKind::InvalidData)
-            && self.guard.state.failure.set(tls_reason(error)).is_ok()
-        {
-            tls.broke();
-        }
-    }
-
-    fn wrote(&self, polled: &Poll<io::Result<usize>>) {
-        match polled {
-            Poll::Ready(Ok(n)) => {
-                let stats = self.guard.place.stats();
-                stats.upstream_cx_tx_bytes_total.add(*n as u64);
-            }
-            Poll::Ready(Err(_)) => self.guard.state.remote.set(true),
-            Poll::Pending => {}
-        }
-    }
-}
-
-impl AsyncRead for PooledIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        match &polled {
-            Poll::Ready(Ok(())) if buf.filled().len() > before => {
-                let n = (buf.filled().len() - before) as u64;
-                self.guard.place.stats().upstream_cx_rx_bytes_total.add(n);
-            }
-            Poll::Ready(Ok(())) => self.guard.state.remote.set(true),
-            Poll::Ready(Err(error)) => {
-                self.guard.state.remote.set(true);
-                self.broke(error);
-            }
-            Poll::Pending => {}
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for PooledIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(&polled);
-        polled
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(&polled);
-        polled
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

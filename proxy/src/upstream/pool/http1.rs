@@ -233,6 +233,11 @@ impl Pool {
         }
     }
 
+    /// Whether a connection is in use or wanted.
+    pub(super) fn is_used(&self) -> bool {
+        self.open.get() as usize != self.idle.borrow().len() || !self.waiting.borrow().is_empty()
+    }
+
     /// Whether nobody needs the pool: connections in use bring themselves back to it, or end.
     pub(super) fn is_empty(&self) -> bool {
         self.open.get() == 0 && self.waiting.borrow().is_empty()

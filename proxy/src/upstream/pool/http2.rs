@@ -246,6 +246,15 @@ impl Pool {
         });
     }
 
+    /// Whether a connection is in use or wanted.
+    pub(super) fn is_used(&self) -> bool {
+        let connections = self.connections.borrow();
+        // One that takes no more requests may have some yet.
+        self.open.get() as usize != connections.len()
+            || connections.iter().any(|c| c.connection.active() > 0)
+            || !self.waiting.borrow().is_empty()
+    }
+
     /// Whether nobody needs the pool.
     pub(super) fn is_empty(&self) -> bool {
         self.connections.borrow().is_empty()

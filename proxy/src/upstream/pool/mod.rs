@@ -3,6 +3,7 @@
 mod guard;
 pub(super) mod http1;
 pub(super) mod http2;
+mod io;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::guard::Speaks;
-pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, PooledIo, RequestGuard};
+pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, RequestGuard};
+pub(crate) use self::io::PooledIo;
 use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::connect::ConnectError;
@@ -68,6 +70,11 @@ impl HostPool {
         }
     }
 
+    /// Whether a request is on one of its connections, waits for one, or is about to.
+    fn is_used(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) > 1 || self.http1.is_used() || self.http2.is_used()
+    }
+
     fn sweep(&self) -> bool {
         let gone = self.place.host.is_removed();
         self.http1.sweep(gone);
@@ -98,6 +105,8 @@ pub(super) fn of(
     options: TransportOptions,
 ) -> Option<Rc<HostPool>> {
     let new = |options| Rc::new(HostPool::new(Place::new(cluster, host, priority, options)));
+    // One that nobody uses makes room for another. Its connections are closed outside of the borrow.
+    let mut evicted = None;
     let pool = POOLS.with_borrow_mut(|pools| {
         let entry = pools.entry((host.id, priority));
         let pools = entry.or_insert_with(|| HostPools {
@@ -109,7 +118,9 @@ pub(super) fn of(
             return Some(pools.plain.clone());
         }
         if pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&options) {
-            return None;
+            let unused = pools.others.iter().find(|(_, pool)| !pool.is_used())?;
+            let unused = unused.0.clone();
+            evicted = pools.others.remove(&unused);
         }
         let pool = pools.others.entry(options);
         Some(
@@ -117,6 +128,7 @@ pub(super) fn of(
                 .clone(),
         )
     });
+    drop(evicted);
     if !SWEEPING.replace(true) {
         tokio::task::spawn_local(sweep());
     }

@@ -270,9 +270,15 @@ fn too_many_names_are_too_many_pools() {
             ..Default::default()
         };
         let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n));
-        assert!((0..1024).all(|n| of(n).is_some()));
+        let held: Vec<_> = (0..1024).map(|n| of(n).unwrap()).collect();
         assert!(of(1024).is_none() && of(0).is_some());
         assert_eq!(client.get_from("a.test").await, Err(ResetReason::Overflow));
+        assert_eq!(cluster.stats().upstream_cx_pool_overflow.value(), 1);
+        // One that nobody uses makes room.
+        drop(held);
+        assert_eq!(client.get_from("a.test").await, Ok(StatusCode::OK));
+        assert_eq!(client.get_from("a.test").await, Ok(StatusCode::OK));
+        assert_eq!(server.seen(), ["a.test h2"]);
     });
 }
 
