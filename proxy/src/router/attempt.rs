@@ -30,6 +30,7 @@ use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
@@ -281,6 +282,10 @@ async fn one(
         priority: request.route.priority(),
         early: request.early.clone(),
         transport: request.transport.clone(),
+        client: match host.transport.tells_client() {
+            true => Client::of(&request.info.borrow().connection),
+            false => None,
+        },
         ready: Some(&ready),
     };
     let mut sending = pin!(request::send(
