@@ -14,7 +14,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host, upstream_time};
@@ -98,7 +98,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             request
                 .head
                 .headers
-                .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+                .insert(names::ATTEMPT_COUNT, names::number(attempt.into()));
         }
         let keep_original = !request.suppress_envoy_headers;
         request
@@ -431,7 +431,7 @@ fn respond(
     }
     if request.route.include_attempt_count_in_response() {
         head.headers
-            .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+            .insert(names::ATTEMPT_COUNT, names::number(attempt.into()));
     }
     request
         .route
@@ -466,6 +466,6 @@ fn respond(
 
 fn write_service_time(head: &mut ResponseHead, taken: Duration) {
     let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
-    let value = names::passing(HeaderValue::from(millis));
+    let value = names::passing(names::number(millis));
     head.headers.insert(names::SERVICE_TIME, value);
 }
