@@ -23,6 +23,10 @@ default_crl_days = 800
 policy = any
 unique_subject = no
 copy_extensions = none
+crlnumber = {home}/{name}.crlnumber
+crl_extensions = crl
+[crl]
+authorityKeyIdentifier = keyid:always
 [any]
 commonName = optional
 organizationName = optional
@@ -95,6 +99,7 @@ class Certificates:
         (self.home / f"{name}.cnf").write_text(CONFIG.format(home=self.home, name=name))
         (self.home / f"{name}.index").write_text("")
         (self.home / f"{name}.serial").write_text("1000\n")
+        (self.home / f"{name}.crlnumber").write_text("1000\n")
 
     def bare(self):
         path = self.home / "bare.cnf"

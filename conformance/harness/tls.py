@@ -77,26 +77,26 @@ def file_log(p, text):
         "log_format": {"text_format_source": {"inline_string": text}}}}
 
 
-def ask(t, where="main", **kw):
+def ask(t, where, path="/", *headers, keep=False, **kw):
     """One connection: its handshake, a request if that was done, and the connection's line in the log."""
-    conn = t.tls(listener=where, **kw)
-    conn.close()
+    conn = t.tls(path, *headers, listener=where, **kw)
+    if not keep:
+        conn.close()
     t.expect += 1
     return conn
 
 
-def client_context(version=None, oldest=None, newest=None, ciphers=None, curve=None, alpn=(), cert=None, ca="ca", security=None):
-    """`version`: this one only; `cert`: the client's certificate; `ca`: verify the server against it (None: not)."""
+def client_context(version=None, ciphers=None, curve=None, alpn=(), cert=None, ca="ca", verify=False):
+    """`version`: this one only; `cert`: the client's certificate; `verify`: the server's must be of `ca`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
     if ca:
         context.load_verify_locations(certificates().path(ca))
-    if ciphers or security is not None or oldest in ("1.0", "1.1") or version in ("1.0", "1.1"):
-        level = 0 if security is None else security
-        context.set_ciphers((ciphers or "DEFAULT") + f":@SECLEVEL={level}")
-    context.minimum_version = VERSIONS[version or oldest or "1.2"]
-    context.maximum_version = VERSIONS[version or newest or "1.3"]
+    if ciphers or version in ("1.0", "1.1"):
+        context.set_ciphers((ciphers or "DEFAULT") + ":@SECLEVEL=0")
+    context.minimum_version = VERSIONS[version or "1.2"]
+    context.maximum_version = VERSIONS[version or "1.3"]
     if curve:
         context.set_ecdh_curve(curve)
     if alpn:
@@ -139,14 +139,14 @@ def reason(error):
 
 
 class Handshake:
-    """Shakes hands on a socket; `told` says how that went. With TLS 1.3 a server refuses the client's certificate
-    after the client is done: what comes within a moment belongs to the handshake."""
+    """Shakes hands on a socket; `told` says how that went. With TLS 1.3 a server refuses the client's certificate, or
+    the lack of one, after the client is done: with `settle` what comes within a moment belongs to the handshake."""
 
-    def __init__(self, sock, context, sni, session=None):
-        self.sock, self.told, self.raw = sock, {}, sock
+    def __init__(self, sock, context, sni, session=None, settle=False):
+        self.sock, self.told = sock, {}
         try:
             self.sock = context.wrap_socket(sock, server_hostname=sni, session=session)
-            if self.sock.version() == "TLSv1.3":
+            if settle and self.sock.version() == "TLSv1.3":
                 self._settle()
         except (ssl.SSLError, OSError) as error:
             self.told = {"handshake": "failed", "reason": reason(error)}
@@ -158,7 +158,7 @@ class Handshake:
     def _settle(self):
         """Reads tickets, or the alert."""
         timeout = self.sock.gettimeout()
-        if select.select([self.sock], [], [], 0.25)[0]:
+        if select.select([self.sock], [], [], 0.15)[0]:
             self.sock.settimeout(0.02)
             try:
                 if self.sock.read(1) == b"":
@@ -171,9 +171,10 @@ class Handshake:
 class TlsH1(H1):
     """HTTP/1 over TLS."""
 
-    def __init__(self, to, source=None, sni="a.test", session=None, **kw):
+    def __init__(self, to, source=None, sni="a.test", session=None, settle=None, context=None, **kw):
         super().__init__(to, source)
-        shake = Handshake(self.sock, client_context(**kw), sni, session)
+        settle = settle if settle is not None else "cert" in kw
+        shake = Handshake(self.sock, context or client_context(**kw), sni, session, settle)
         self.sock, self.told = shake.sock, shake.told
 
     def _fill(self):

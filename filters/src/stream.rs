@@ -83,7 +83,7 @@ pub struct ConnectionInfo {
     pub direct_remote: Address,
     /// Where the connection came in (after original_dst).
     pub local: Address,
-    /// SNI, lower case.
+    /// SNI as a listener filter has read it, lower case.
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.
     pub alpn: Option<ByteString>,
@@ -111,8 +111,23 @@ pub struct ConnectionNotes {
     pub dynamic_metadata: DynamicMetadata,
     /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
     pub termination_details: Option<Cow<'static, str>>,
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`: why its transport failed.
+    pub transport_failure: Option<ByteString>,
+    /// What TLS found out, also from a handshake that failed.
+    pub tls: Option<Rc<TlsInfo>>,
+    /// Response flags of the whole connection.
+    pub flags: ResponseFlags,
     /// Bytes that were received and that a filter did not let through.
     pub refused_bytes: u64,
+}
+
+impl ConnectionInfo {
+    /// Notes something, if anybody reads it.
+    pub fn note(&self, note: impl FnOnce(&mut ConnectionNotes)) {
+        if let Some(notes) = &self.notes {
+            note(&mut notes.borrow_mut());
+        }
+    }
 }
 
 impl ConnectionNotes {
@@ -295,12 +310,17 @@ impl StreamInfo {
         }
     }
 
-    /// Makes the dynamic metadata of the connection that of these facts, and counts what was received in vain.
+    /// Adds what is noted about the connection to these facts.
     pub fn take_notes(&mut self) {
-        if let Some(notes) = &self.connection.notes {
-            let notes = notes.borrow();
-            self.dynamic_metadata = notes.dynamic_metadata.clone();
-            self.bytes_received += notes.refused_bytes;
+        let Some(notes) = self.connection.notes.clone() else {
+            return;
+        };
+        let notes = notes.borrow();
+        self.dynamic_metadata = notes.dynamic_metadata.clone();
+        self.bytes_received += notes.refused_bytes;
+        self.flags.insert(notes.flags);
+        if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
+            Rc::make_mut(&mut self.connection).tls = Some(tls.clone());
         }
     }
 

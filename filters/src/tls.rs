@@ -23,11 +23,16 @@ pub struct CertificateFacts {
     pub ip_sans: Vec<String>,
     /// SHA-256 of the DER, in lower-case hex.
     pub sha256: String,
+    /// SHA-1 of the DER, in lower-case hex.
+    pub sha1: String,
     /// When it begins to be valid.
     pub not_before: Option<SystemTime>,
     /// When it ends to be valid.
     pub not_after: Option<SystemTime>,
 }
+
+/// Reads a certificate in DER; `None` if it is not one.
+pub type Reader = fn(&[u8]) -> Option<CertificateFacts>;
 
 /// A certificate shown by a peer.
 #[derive(Debug, Default)]
@@ -38,6 +43,8 @@ pub struct PeerCertificate {
     pub chain: Vec<Vec<u8>>,
     /// Whether the configuration asked for a verification, and it passed.
     pub validated: bool,
+    /// Reads the others of the chain, which few ask for.
+    read: Option<Reader>,
     pem: OnceLock<String>,
 }
 
@@ -48,8 +55,25 @@ impl PeerCertificate {
             facts,
             chain,
             validated,
+            read: None,
             pem: OnceLock::new(),
         }
+    }
+
+    /// The same, with `read` for the rest of the chain.
+    pub fn with_reader(self, read: Reader) -> Self {
+        Self {
+            read: Some(read),
+            ..self
+        }
+    }
+
+    /// The facts of the whole chain, the certificate's own first; those that cannot be read are left out.
+    pub fn chain_facts(&self) -> Vec<CertificateFacts> {
+        let Some(read) = self.read else {
+            return Vec::new();
+        };
+        self.chain.iter().filter_map(|der| read(der)).collect()
     }
 
     /// The certificate as PEM, URL encoded as `x-forwarded-client-cert` wants it. Made when first asked for.

@@ -53,6 +53,7 @@ pub(super) enum Fact {
     FilterChain,
     ConnectionId,
     LocalReply,
+    DownstreamFailure,
     Termination,
 }
 
@@ -113,6 +114,7 @@ impl Operator {
             "FILTER_CHAIN_NAME" => Fact::FilterChain,
             "CONNECTION_ID" => Fact::ConnectionId,
             "LOCAL_REPLY_BODY" => Fact::LocalReply,
+            "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Fact::DownstreamFailure,
             "CONNECTION_TERMINATION_DETAILS" => Fact::Termination,
             _ => {
                 return Ok(match name {
@@ -299,7 +301,17 @@ impl Fact {
             Self::UpstreamCluster => text(info.upstream.cluster.as_deref()?),
             Self::UpstreamProtocol => text(info.upstream.protocol?.as_str()),
             Self::UpstreamAttempts => owned(info.upstream.attempts.to_string()),
-            Self::UpstreamFailure => text(info.upstream.transport_failure.as_deref()?),
+            // No spaces, so that it stays one column of a log.
+            Self::UpstreamFailure => owned(
+                info.upstream
+                    .transport_failure
+                    .as_deref()?
+                    .replace(' ', "_"),
+            ),
+            Self::DownstreamFailure => {
+                let notes = info.connection.notes.as_ref()?.borrow();
+                owned(notes.transport_failure.as_ref()?.replace(' ', "_"))
+            }
             Self::ServerName => text(info.connection.server_name.as_deref()?),
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),

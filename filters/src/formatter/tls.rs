@@ -44,6 +44,8 @@ enum What {
     PeerPem,
     PeerBegins(TimeFormat),
     PeerEnds(TimeFormat),
+    /// Of all certificates that the peer has shown, its own first.
+    PeerChain(CertificateFact),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,7 @@ enum CertificateFact {
     EmailSan,
     IpSan,
     Fingerprint,
+    Fingerprint1,
 }
 
 impl TlsFact {
@@ -94,6 +97,9 @@ impl What {
             "PEER_CERT" => Self::PeerPem,
             "PEER_CERT_V_START" => Self::PeerBegins(time()?),
             "PEER_CERT_V_END" => Self::PeerEnds(time()?),
+            "PEER_CHAIN_FINGERPRINTS_256" => Self::PeerChain(CertificateFact::Fingerprint),
+            "PEER_CHAIN_FINGERPRINTS_1" => Self::PeerChain(CertificateFact::Fingerprint1),
+            "PEER_CHAIN_SERIALS" => Self::PeerChain(CertificateFact::Serial),
             _ => {
                 let peer = name.strip_prefix("PEER_");
                 let local = name.strip_prefix("LOCAL_");
@@ -114,6 +120,11 @@ impl What {
             Self::PeerBegins(format) => Cow::Owned(format.format(facts()?.not_before?)),
             Self::PeerEnds(format) => Cow::Owned(format.format(facts()?.not_after?)),
             Self::Peer(fact) => fact.text(facts()?),
+            Self::PeerChain(fact) => {
+                let chain = tls.peer.as_ref()?.chain_facts();
+                let texts = chain.iter().map(|facts| fact.text(facts));
+                Cow::Owned(texts.collect::<Vec<_>>().join(","))
+            }
             Self::Local(fact) => fact.text(tls.local.as_deref()?),
         })
     }
@@ -130,6 +141,7 @@ impl CertificateFact {
             "EMAIL_SAN" => Self::EmailSan,
             "IP_SAN" => Self::IpSan,
             "FINGERPRINT_256" => Self::Fingerprint,
+            "FINGERPRINT_1" => Self::Fingerprint1,
             _ => return None,
         })
     }
@@ -141,6 +153,7 @@ impl CertificateFact {
             Self::Issuer => Cow::Borrowed(&facts.issuer),
             Self::Serial => Cow::Borrowed(&facts.serial),
             Self::Fingerprint => Cow::Borrowed(&facts.sha256),
+            Self::Fingerprint1 => Cow::Borrowed(&facts.sha1),
             Self::UriSan => list(&facts.uri_sans),
             Self::DnsSan => list(&facts.dns_sans),
             Self::EmailSan => list(&facts.email_sans),

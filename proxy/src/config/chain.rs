@@ -298,7 +298,7 @@ impl FilterChainHandler for Chain {
         match self.transport.clone() {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
-                if let Some((io, info)) = tls.accept(Prefixed::new(prefix, io), info).await {
+                if let Some((io, info)) = tls.accept(prefix, io, info).await {
                     served.serve(io, Bytes::new(), info).await;
                 }
             }),
@@ -392,6 +392,7 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
             Some((false, _)) | None => return,
         },
         Codec::Auto if info.alpn.as_deref() == Some("h2") => true,
+        Codec::Auto if matches!(info.alpn.as_deref(), Some("http/1.1" | "http/1.0")) => false,
         Codec::Auto => match detect(&mut io, prefix, config.idle_timeout, &control).await {
             Some((http2, read)) => {
                 prefix = read;

@@ -190,7 +190,8 @@ impl ConnectionGuard {
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
             proxy_tlvs: found.tlvs,
-            notes: (!found.metadata.is_empty()).then(|| ConnectionNotes::with(found.metadata)),
+            notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
+                .then(|| ConnectionNotes::with(found.metadata)),
         });
         let mut line = Line::new(&config.access_logs, &info, &self.control);
         let Some(chain) = chain else {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::listener::v3::FilterChain;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
@@ -14,6 +15,8 @@ use xds_client::any;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
+use super::prefixed::Prefixed;
+use super::tls::accept::{HandshakeFailure, unknown};
 use super::tls::downstream::DownstreamTls;
 use super::tls::secrets::SecretStore;
 use super::tls::stats::TlsStats;
@@ -21,6 +24,9 @@ use crate::telemetry::stats::{Counter, Scope};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+
+/// `%CONNECTION_TERMINATION_DETAILS%` of a handshake that took too long.
+const TIMED_OUT: &str = "transport socket timeout was reached";
 
 /// How the bytes of a filter chain's connections are wrapped.
 #[derive(Clone)]
@@ -89,16 +95,18 @@ fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError>
 }
 
 impl TlsTransport {
-    /// Shakes hands. `None` if that failed or took too long; the reason has been counted and logged then.
+    /// Shakes hands; `prefix` has been read from `io` already. `None` if that failed or took too long; the reason has
+    /// been counted, logged and noted then.
     pub async fn accept<IO>(
         &self,
+        prefix: Bytes,
         io: IO,
         info: Rc<ConnectionInfo>,
-    ) -> Option<(TlsStream<IO>, Rc<ConnectionInfo>)>
+    ) -> Option<(TlsStream<Prefixed<IO>>, Rc<ConnectionInfo>)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepting = self.tls.accept(io);
+        let accepting = self.tls.accept(prefix, io);
         let accepted = match self.timeout {
             None => accepting.await,
             Some(limit) => match tokio::time::timeout(limit, accepting).await {
@@ -106,6 +114,10 @@ impl TlsTransport {
                 Err(_) => {
                     self.timed_out.inc();
                     tracing::debug!(remote = %info.direct_remote, "TLS handshake timed out");
+                    info.note(|notes| {
+                        notes.termination_details = Some(TIMED_OUT.into());
+                        notes.tls = Some(Rc::new(unknown()));
+                    });
                     return None;
                 }
             },
@@ -114,17 +126,20 @@ impl TlsTransport {
             Ok((io, tls)) => {
                 let session = io.get_ref().1;
                 let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
+                let tls = Rc::new(tls);
+                info.note(|notes| notes.tls = Some(tls.clone()));
                 let mut info = Rc::unwrap_or_clone(info);
                 info.secure = true;
                 info.alpn = session.alpn_protocol().and_then(text);
-                info.server_name = session
-                    .server_name()
-                    .map(|name| name.to_ascii_lowercase().into());
-                info.tls = Some(Rc::new(tls));
+                info.tls = Some(tls);
                 Some((io, Rc::new(info)))
             }
-            Err(error) => {
-                tracing::debug!(remote = %info.direct_remote, %error, "TLS handshake failed");
+            Err(HandshakeFailure { text, info: tls }) => {
+                tracing::debug!(remote = %info.direct_remote, error = %text, "TLS handshake failed");
+                info.note(|notes| {
+                    notes.transport_failure = (!text.is_empty()).then(|| text.into());
+                    notes.tls = Some(Rc::new(tls));
+                });
                 None
             }
         }

@@ -32,6 +32,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
         let n = self.prefix.len().min(buf.remaining());
         buf.put_slice(self.prefix.get(..n).unwrap_or_default());
         self.prefix.advance(n);
+        if self.prefix.is_empty() {
+            // An empty slice would keep its buffer for as long as the connection lives.
+            self.prefix = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }

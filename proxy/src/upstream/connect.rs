@@ -118,18 +118,10 @@ pub async fn connect(
 
 /// A handshake that failed is a connection failure, as in Envoy.
 fn tls_failure(error: &std::io::Error) -> ConnectError {
+    let text = error.to_string();
     ConnectError {
         reason: ResetReason::RemoteConnectionFailure,
-        transport_failure: Some(tls_reason(error)),
-    }
-}
-
-/// Why TLS failed, for `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; the text is rustls's.
-pub(super) fn tls_reason(error: &std::io::Error) -> ByteString {
-    let text = describe(error);
-    match text.starts_with("TLS error") {
-        true => text.into(),
-        false => format!("TLS error: {text}").into(),
+        transport_failure: (!text.is_empty()).then(|| text.into()),
     }
 }
 

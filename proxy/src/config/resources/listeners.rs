@@ -14,7 +14,7 @@ use super::{Resources, State, Static};
 use crate::router::RouteSlot;
 use crate::server::admin::config_dump::Kind;
 use crate::transport::downstream::tls_context;
-use crate::transport::tls::context::references;
+use crate::transport::tls::context::downstream_references;
 use crate::transport::tls::secrets::SecretSlot;
 
 /// A listener that waits for its routes and secrets. The slots keep the names wanted.
@@ -56,8 +56,7 @@ fn secret_names(listener: &Listener) -> Vec<(String, ConfigSource)> {
         .chain(&listener.default_filter_chain);
     chains
         .filter_map(tls_context)
-        .filter_map(|context| context.common_tls_context)
-        .flat_map(|common| references(&common))
+        .flat_map(|context| downstream_references(&context))
         .collect()
 }
 

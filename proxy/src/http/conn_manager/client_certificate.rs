@@ -30,7 +30,7 @@ impl ClientCertificates {
     /// one is believed what others have shown to it, unless the configuration trusts everybody.
     pub(super) fn apply(&self, headers: &mut HeaderMap, tls: Option<&TlsInfo>) {
         if self.forward == Forward::AlwaysForwardOnly {
-            return;
+            return on_one_line(headers);
         }
         let shown = tls.and_then(|tls| Some((tls, tls.peer.as_ref()?)));
         let Some((tls, peer)) = shown else {
@@ -39,7 +39,7 @@ impl ClientCertificates {
         };
         match self.forward {
             Forward::Sanitize => drop(headers.remove(names::XFCC)),
-            Forward::ForwardOnly | Forward::AlwaysForwardOnly => {}
+            Forward::ForwardOnly | Forward::AlwaysForwardOnly => on_one_line(headers),
             Forward::AppendForward => {
                 let element = self.element(tls, peer);
                 append_to_line(headers, &names::XFCC, b",", element.as_bytes());
@@ -79,6 +79,13 @@ impl ClientCertificates {
             pairs.extend(facts.dns_sans.iter().map(|name| format!("DNS={name}")));
         }
         pairs.join(";")
+    }
+}
+
+/// What is forwarded is one list, whoever wrote its parts.
+fn on_one_line(headers: &mut HeaderMap) {
+    if headers.get_all(names::XFCC).iter().count() > 1 {
+        append_to_line(headers, &names::XFCC, b",", b"");
     }
 }
 
@@ -147,6 +154,23 @@ mod tests {
             assert_eq!(after(forward, Some(&without)), not_shown, "{forward:?}");
             assert_eq!(after(forward, None), not_shown, "{forward:?}");
         }
+    }
+
+    #[test]
+    fn several_lines_are_forwarded_as_one() {
+        let rules = ClientCertificates {
+            forward: Forward::AlwaysForwardOnly,
+            details: SetCurrentClientCertDetails::default(),
+        };
+        let mut headers = HeaderMap::new();
+        rules.apply(&mut headers, None);
+        assert!(headers.is_empty());
+        for value in ["Hash=a", "Hash=b"] {
+            headers.append(names::XFCC, HeaderValue::from_static(value));
+        }
+        rules.apply(&mut headers, None);
+        assert_eq!(headers.get_all(names::XFCC).iter().count(), 1);
+        assert_eq!(headers[names::XFCC], "Hash=a,Hash=b");
     }
 
     #[test]

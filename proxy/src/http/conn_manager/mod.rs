@@ -129,6 +129,9 @@ impl HttpService for CountedManager {
         stats.downstream_rq_total.inc();
         if rejection.status != StatusCode::REQUEST_TIMEOUT.as_u16() {
             stats.downstream_cx_protocol_error.inc();
+            manager.connection.note(|notes| {
+                notes.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            });
         }
         let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = bytes::Bytes::from_static(rejection.body.as_bytes());

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, SdsSecretConfig,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
 };
 use prost::Message;
 use xds_client::error::{At, ConfigError};
@@ -48,10 +49,25 @@ pub fn references(common: &CommonTlsContext) -> Vec<(String, ConfigSource)> {
         }
         _ => {}
     }
-    configs
-        .into_iter()
-        .filter_map(|c| Some((c.name.clone(), c.sds_config.clone()?)))
-        .collect()
+    configs.into_iter().filter_map(source_of).collect()
+}
+
+/// The secrets that a server's context takes from SDS.
+pub fn downstream_references(context: &DownstreamTlsContext) -> Vec<(String, ConfigSource)> {
+    let mut found = match &context.common_tls_context {
+        Some(common) => references(common),
+        None => Vec::new(),
+    };
+    if let Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) =
+        &context.session_ticket_keys_type
+    {
+        found.extend(source_of(config));
+    }
+    found
+}
+
+fn source_of(config: &SdsSecretConfig) -> Option<(String, ConfigSource)> {
+    Some((config.name.clone(), config.sds_config.clone()?))
 }
 
 impl CommonContext {
@@ -157,12 +173,12 @@ impl CommonContext {
     pub(super) fn ready(&self) -> Option<Ready> {
         let certificate = |slot: &Arc<SecretSlot>| match slot.value()? {
             SecretValue::Certificate(certificate) => Some(certificate),
-            SecretValue::Validation(_) => None,
+            SecretValue::Validation(_) | SecretValue::TicketKeys(_) => None,
         };
         let certificates: Option<Vec<_>> = self.certificates.iter().map(certificate).collect();
         let validation = |slot: &Arc<SecretSlot>| match slot.value()? {
             SecretValue::Validation(validation) => Some(validation),
-            SecretValue::Certificate(_) => None,
+            SecretValue::Certificate(_) | SecretValue::TicketKeys(_) => None,
         };
         let own = match &self.validation {
             None => None,
@@ -179,7 +195,10 @@ impl CommonContext {
     }
 }
 
-fn slot(config: &SdsSecretConfig, secrets: &SecretStore) -> Result<Arc<SecretSlot>, ConfigError> {
+pub(super) fn slot(
+    config: &SdsSecretConfig,
+    secrets: &SecretStore,
+) -> Result<Arc<SecretSlot>, ConfigError> {
     if config.name.is_empty() {
         return Err(ConfigError::new("value is required").at("name"));
     }

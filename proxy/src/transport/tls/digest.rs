@@ -15,6 +15,11 @@ pub(super) fn sha256(bytes: &[u8]) -> Sha256 {
     out
 }
 
+/// SHA-1, only to tell certificates by their old fingerprints.
+pub(super) fn sha1(bytes: &[u8]) -> digest::Digest {
+    digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, bytes)
+}
+
 /// Lower-case hex.
 pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: [char; 16] = [

@@ -1,40 +1,31 @@
 //! `DownstreamTlsContext`: TLS as a server.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::{
     OcspStaplePolicy, SessionTicketKeysType,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, DownstreamTlsContext as Proto,
 };
-use filters::tls::TlsInfo;
-use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
-    ServerSessionMemoryCache, StoresServerSessions,
-};
+use prost::Message;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::certificate::{self, Certificate};
-use super::context::CommonContext;
-use super::secrets::{Dependent, SecretStore};
+use super::context::{self, CommonContext};
+use super::parameters::Parameters;
+use super::secrets::{Dependent, SecretSlot, SecretStore, SecretValue};
+use super::sessions::{SessionSettings, Sessions, TicketKey};
 use super::stats::TlsStats;
 use super::upstream::Rules;
 use super::validation::Validation;
 use super::verifier::Verifier;
-use super::{facts, suite_name, version_name};
-
-/// Sessions that a server without tickets remembers.
-const SESSIONS: usize = 1024;
 
 /// A filter chain's TLS.
 #[derive(Debug)]
@@ -44,27 +35,64 @@ pub struct DownstreamTls {
     require_sni: bool,
     scan_on_mismatch: bool,
     prefer_client_ciphers: bool,
-    stateless: bool,
-    stateful: bool,
-    stats: Arc<TlsStats>,
-    sessions: Mutex<Option<Sessions>>,
+    session_settings: SessionSettings,
+    ticket_keys: Option<Arc<SecretSlot>>,
+    pub(super) stats: Arc<TlsStats>,
+    sessions: Mutex<Option<Kept>>,
     current: ArcSwapOption<Compiled>,
 }
 
-/// What lets sessions resume: kept while only certificates change, made anew when what clients must be changes, so
-/// that no session outlives the rules that it began under.
-#[derive(Debug, Clone)]
-struct Sessions {
+/// The sessions of a context, with what they are bound to.
+#[derive(Debug)]
+struct Kept {
     rules: Option<CertificateValidationContext>,
-    tickets: Option<Arc<dyn ProducesTickets>>,
-    store: Arc<dyn StoresServerSessions>,
+    keys: Option<Arc<[TicketKey]>>,
+    sessions: Sessions,
 }
 
+/// A context with its secrets.
 #[derive(Debug)]
-struct Compiled {
-    config: Arc<ServerConfig>,
+pub(super) struct Compiled {
+    /// With the protocols, in every order of suites.
+    with_alpn: [OnceLock<Arc<ServerConfig>>; Parameters::ORDERS],
+    /// The same without protocols.
+    without_alpn: [OnceLock<Arc<ServerConfig>>; Parameters::ORDERS],
+    parts: Parts,
+}
+
+/// What the configurations of one context have in common.
+#[derive(Debug)]
+struct Parts {
+    parameters: Parameters,
+    alpn: Vec<Vec<u8>>,
     resolver: Arc<Resolver>,
+    verifier: Option<Arc<Verifier>>,
+    sessions: Sessions,
+    prefer_client_ciphers: bool,
     verifies: bool,
+}
+
+impl Parts {
+    fn make(&self, order: usize, alpn: bool) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let provider = self.parameters.ordered(order);
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.parameters.versions)?;
+        let builder = match &self.verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(self.resolver.clone());
+        if alpn {
+            config.alpn_protocols.clone_from(&self.alpn);
+        }
+        config.ignore_client_order = !self.prefer_client_ciphers;
+        config.session_storage = self.sessions.store.clone();
+        match &self.sessions.tickets {
+            Some(tickets) => config.ticketer = tickets.clone(),
+            None => config.send_tls13_tickets = 0,
+        }
+        Ok(Arc::new(config))
+    }
 }
 
 impl DownstreamTls {
@@ -79,24 +107,26 @@ impl DownstreamTls {
     ) -> Result<Arc<Self>, ConfigError> {
         let default = Default::default();
         let common = proto.common_tls_context.as_ref().unwrap_or(&default);
-        if proto.session_timeout.is_some() {
-            return Err(ConfigError::unsupported("session_timeout"));
-        }
         if proto.ocsp_staple_policy() != OcspStaplePolicy::LenientStapling {
             return Err(ConfigError::unsupported("ocsp_staple_policy"));
         }
-        let stateless = match &proto.session_ticket_keys_type {
-            None => true,
-            Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => !disable,
-            Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
-                return Err(ConfigError::unsupported("session_ticket_keys"));
+        let (stateless, ticket_keys) = match &proto.session_ticket_keys_type {
+            None => (true, None),
+            Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => {
+                (!disable, None)
             }
-            Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
-                return Err(ConfigError::unsupported(
-                    "session_ticket_keys_sds_secret_config",
-                ));
+            Some(SessionTicketKeysType::SessionTicketKeys(keys)) => {
+                let keys = secrets.inline(&Type::SessionTicketKeys(keys.clone()));
+                (true, Some(keys.at("session_ticket_keys")?))
+            }
+            Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) => {
+                let slot = context::slot(config, secrets);
+                let slot = slot.at("session_ticket_keys_sds_secret_config")?;
+                (true, Some(slot))
             }
         };
+        let timeout = duration::of_field(proto.session_timeout.as_ref(), "session_timeout")?;
+        let lifetime = SessionSettings::lifetime(timeout);
         let flag = |value: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
             value.as_ref().is_some_and(|v| v.value)
         };
@@ -113,14 +143,18 @@ impl DownstreamTls {
             require_sni: flag(&proto.require_sni),
             scan_on_mismatch: flag(&proto.full_scan_certs_on_sni_mismatch),
             prefer_client_ciphers: proto.prefer_client_ciphers,
-            stateless,
-            stateful: !proto.disable_stateful_session_resumption,
+            session_settings: SessionSettings {
+                stateless,
+                stateful: !proto.disable_stateful_session_resumption,
+                lifetime,
+            },
+            ticket_keys,
             stats,
             sessions: Mutex::default(),
             current: ArcSwapOption::empty(),
         });
         tls.rebuild()?;
-        for slot in tls.common.slots() {
+        for slot in tls.common.slots().chain(&tls.ticket_keys) {
             let dependent: Arc<dyn Dependent> = tls.clone();
             slot.depend(Arc::downgrade(&dependent));
         }
@@ -131,26 +165,27 @@ impl DownstreamTls {
         let Some(ready) = self.common.ready() else {
             return Ok(());
         };
-        let provider = self.common.parameters.provider.clone();
+        let provider = &self.common.parameters.provider;
         let algorithms = provider.signature_verification_algorithms;
-        let sessions = self.sessions(ready.validation.as_ref())?;
+        let keys = match self.ticket_keys.as_ref().map(|slot| slot.value()) {
+            None => None,
+            Some(Some(SecretValue::TicketKeys(keys))) => Some(keys),
+            Some(_) => return Ok(()),
+        };
+        let sessions = self.sessions(ready.validation.as_ref(), keys)?;
         let resolver = Arc::new(Resolver {
             certificates: ready.certificates,
             require_sni: self.require_sni,
             scan_on_mismatch: self.scan_on_mismatch,
         });
-        let failed = |e: rustls::Error| ConfigError::new(e.to_string());
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&self.common.parameters.versions)
-            .map_err(failed)?;
         let proto = ready.validation.unwrap_or_default();
         let validation = Arc::new(Validation::compile(&proto)?);
         // A client is asked for its certificate if one is required, or if there is something to hold it against.
         let ask =
             self.require_client_certificate || validation.verifies() || validation.has_anchors();
         let verifies = validation.verifies();
-        let builder = if ask {
-            builder.with_client_cert_verifier(Arc::new(Verifier {
+        let verifier = ask.then(|| {
+            Arc::new(Verifier {
                 hints: if proto.suppress_client_ca_list {
                     Vec::new()
                 } else {
@@ -161,99 +196,113 @@ impl DownstreamTls {
                 stats: self.stats.clone(),
                 required: self.require_client_certificate,
                 rules: Rules::default(),
-            }))
-        } else {
-            builder.with_no_client_auth()
+            })
+        });
+        let compiled = Compiled {
+            with_alpn: Default::default(),
+            without_alpn: Default::default(),
+            parts: Parts {
+                parameters: self.common.parameters.clone(),
+                alpn: self.common.alpn.clone(),
+                resolver,
+                verifier,
+                sessions,
+                prefer_client_ciphers: self.prefer_client_ciphers,
+                verifies,
+            },
         };
-        let mut config = builder.with_cert_resolver(resolver.clone());
-        config.alpn_protocols.clone_from(&self.common.alpn);
-        config.ignore_client_order = !self.prefer_client_ciphers;
-        config.session_storage = sessions.store;
-        match sessions.tickets {
-            Some(tickets) => config.ticketer = tickets,
-            None if !self.stateful => config.send_tls13_tickets = 0,
-            None => {}
-        }
-        self.current.store(Some(Arc::new(Compiled {
-            config: Arc::new(config),
-            resolver,
-            verifies,
-        })));
+        // What can fail fails here, for every order alike.
+        compiled
+            .config(0, true)
+            .map_err(|e| ConfigError::new(e.to_string()))?;
+        self.current.store(Some(Arc::new(compiled)));
         Ok(())
     }
 
+    /// Kept while only certificates change, made anew when what clients must be or the tickets' keys change, so that
+    /// no session outlives the rules that it began under.
     fn sessions(
         &self,
         rules: Option<&CertificateValidationContext>,
+        keys: Option<Arc<[TicketKey]>>,
     ) -> Result<Sessions, ConfigError> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = &*sessions
+        let mut kept = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |a: &Option<Arc<[TicketKey]>>, b: &Option<Arc<[TicketKey]>>| match (a, b) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        if let Some(kept) = &*kept
             && kept.rules.as_ref() == rules
+            && same(&kept.keys, &keys)
         {
-            return Ok(kept.clone());
+            return Ok(kept.sessions.clone());
         }
-        let failed = |e: rustls::Error| ConfigError::new(e.to_string());
-        let made = Sessions {
+        let mut bound = rules.map(Message::encode_to_vec).unwrap_or_default();
+        bound.push(u8::from(self.require_client_certificate));
+        let sessions = Sessions::new(self.session_settings, &bound, keys.clone())?;
+        *kept = Some(Kept {
             rules: rules.cloned(),
-            tickets: if self.stateless {
-                Some(Ticketer::new().map_err(failed)?)
-            } else {
-                None
-            },
-            store: if self.stateful {
-                ServerSessionMemoryCache::new(SESSIONS)
-            } else {
-                Arc::new(NoServerSessionStorage {})
-            },
-        };
-        *sessions = Some(made.clone());
-        Ok(made)
+            keys,
+            sessions: sessions.clone(),
+        });
+        Ok(sessions)
     }
 
-    /// Shakes hands as a server.
-    ///
-    /// # Errors
-    /// The peer failed, or the context has no secrets yet. The peer has been sent an alert then, and the reason is
-    /// counted.
-    pub async fn accept<IO>(&self, io: IO) -> std::io::Result<(TlsStream<IO>, TlsInfo)>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let Some(compiled) = self.current.load_full() else {
-            self.stats.context_secrets_not_ready.inc();
-            return Err(std::io::Error::other("TLS secrets are not there yet"));
+    /// The context as it is now; `None` while a secret is missing.
+    pub(super) fn current(&self) -> Option<Arc<Compiled>> {
+        self.current.load_full()
+    }
+}
+
+impl Compiled {
+    fn config(&self, order: usize, alpn: bool) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let made = match alpn {
+            true => &self.with_alpn,
+            false => &self.without_alpn,
         };
-        let accepting = TlsAcceptor::from(compiled.config.clone()).accept(io);
-        match accepting.await {
-            Ok(stream) => {
-                let info = self.info(&compiled, stream.get_ref().1);
-                Ok((stream, info))
-            }
-            Err(error) => {
-                self.stats.connection_error.inc();
-                let missing = error
-                    .get_ref()
-                    .and_then(|e| e.downcast_ref::<rustls::Error>())
-                    .is_some_and(|e| matches!(e, rustls::Error::NoCertificatesPresented));
-                if missing {
-                    self.stats.fail_verify_no_cert.inc();
-                }
-                Err(error)
-            }
+        let Some(place) = made.get(order) else {
+            return self.parts.make(order, alpn);
+        };
+        if let Some(config) = place.get() {
+            return Ok(config.clone());
         }
+        let config = self.parts.make(order, alpn)?;
+        // Another worker may have made the same one meanwhile.
+        Ok(place.get_or_init(|| config).clone())
     }
 
-    fn info(&self, compiled: &Compiled, connection: &ServerConnection) -> TlsInfo {
-        self.stats.shook_hands(connection);
-        let chain = connection.peer_certificates().unwrap_or_default();
-        let peer = facts::peer(chain, compiled.verifies);
-        let local = compiled.resolver.chosen(connection);
-        TlsInfo {
-            version: version_name(connection.protocol_version()),
-            cipher: suite_name(connection.negotiated_cipher_suite()),
-            local: local.map(|c| c.facts.clone()),
-            peer,
-        }
+    /// What a client is served with. One that offers protocols of which we speak none agrees on none: rustls would
+    /// refuse it, Envoy does not.
+    pub(super) fn config_for(
+        &self,
+        hello: &ClientHello<'_>,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let ours = &self.parts.alpn;
+        let agreed = hello
+            .alpn()
+            .is_none_or(|mut offered| offered.any(|theirs| ours.iter().any(|own| own == theirs)));
+        let order = match self.parts.prefer_client_ciphers {
+            true => 0,
+            false => self.parts.parameters.order_for(hello.cipher_suites()),
+        };
+        self.config(order, agreed)
+    }
+
+    /// Whether peers' certificates are verified.
+    pub(super) fn verifies(&self) -> bool {
+        self.parts.verifies
+    }
+
+    /// Whether TLS 1.3 is among the versions.
+    pub(super) fn speaks_tls13(&self) -> bool {
+        let versions = &self.parts.parameters.versions;
+        versions.contains(&&rustls::version::TLS13)
+    }
+
+    /// The certificate that a finished handshake has most probably shown.
+    pub(super) fn shown(&self, connection: &ServerConnection) -> Option<&Arc<Certificate>> {
+        self.parts.resolver.chosen(connection)
     }
 }
 

@@ -11,7 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
 
-use super::digest::{hex, sha256};
+use super::digest::{hex, sha1, sha256};
 
 /// Reads a certificate; `None` if it is not one.
 pub fn read(der: &[u8]) -> Option<CertificateFacts> {
@@ -21,6 +21,7 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
         issuer: rfc2253(certificate.issuer()),
         serial: hex(certificate.raw_serial().trim_ascii_start()),
         sha256: hex(&sha256(der)),
+        sha1: hex(sha1(der).as_ref()),
         not_before: time(certificate.validity().not_before),
         not_after: time(certificate.validity().not_after),
         ..CertificateFacts::default()
@@ -50,7 +51,24 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
 pub(super) fn peer(chain: &[CertificateDer<'_>], validated: bool) -> Option<PeerCertificate> {
     let facts = read(chain.first()?)?;
     let chain = chain.iter().map(|c| c.to_vec()).collect();
-    Some(PeerCertificate::new(facts, chain, validated))
+    Some(PeerCertificate::new(facts, chain, validated).with_reader(read))
+}
+
+/// The alternative names that can be matched, in the certificate's order.
+pub(super) fn sans(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return Vec::new();
+    };
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.iter().flat_map(|n| &n.value.general_names);
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(name) | GeneralName::DNSName(name) | GeneralName::RFC822Name(name) => {
+            clean(name)
+        }
+        GeneralName::IPAddress(bytes) => ip(bytes),
+        _ => None,
+    };
+    names.filter_map(text).collect()
 }
 
 /// The most specific common name of the subject, for certificates without alternative names.

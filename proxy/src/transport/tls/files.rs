@@ -55,7 +55,8 @@ fn sources(secret: &Type) -> Vec<&DataSource> {
             &certificate.ocsp_staple,
         ],
         Type::ValidationContext(context) => vec![&context.trusted_ca, &context.crl],
-        Type::SessionTicketKeys(_) | Type::GenericSecret(_) => Vec::new(),
+        Type::SessionTicketKeys(keys) => return keys.keys.iter().collect(),
+        Type::GenericSecret(_) => Vec::new(),
     };
     all.into_iter().flatten().collect()
 }
@@ -221,7 +222,7 @@ mod tests {
     fn name(slot: &SecretSlot) -> String {
         match slot.value().unwrap() {
             SecretValue::Certificate(c) => c.facts.dns_sans.join(","),
-            SecretValue::Validation(_) => String::new(),
+            SecretValue::Validation(_) | SecretValue::TicketKeys(_) => String::new(),
         }
     }
 

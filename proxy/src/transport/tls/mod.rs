@@ -3,15 +3,20 @@
 //! Envoy: `extensions.transport_sockets.tls.v3`. Certificates and validation contexts come inline or from
 //! [`secrets`]; a context is compiled again when one of them changes, and connections take the newest one.
 
+pub mod accept;
 pub mod certificate;
+mod chain;
 pub mod context;
 mod digest;
 pub mod downstream;
 mod facts;
+pub mod failure;
 pub mod files;
 mod parameters;
+mod refusal;
 mod san;
 pub mod secrets;
+mod sessions;
 pub mod stats;
 #[cfg(test)]
 pub(crate) mod testing;

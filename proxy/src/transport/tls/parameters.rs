@@ -1,6 +1,6 @@
 //! `TlsParameters`: versions, cipher suites and key exchange, in Envoy's names.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::{
@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use rustls::crypto::aws_lc_rs::{cipher_suite as suite, kx_group as kx};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::version::{TLS12, TLS13};
-use rustls::{NamedGroup, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite, SupportedProtocolVersion};
 use xds_client::error::{At, ConfigError};
 
 use super::PROVIDER;
@@ -19,7 +19,41 @@ use super::PROVIDER;
 pub(super) struct Parameters {
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) versions: Vec<&'static SupportedProtocolVersion>,
+    /// Suites of TLS 1.2 between which the client chooses, where a server chooses otherwise.
+    equal: Vec<Vec<SupportedCipherSuite>>,
 }
+
+/// Suites of TLS 1.3, which Envoy has no setting for: the client chooses.
+const MODERN: [SupportedCipherSuite; 3] = [
+    suite::TLS13_AES_256_GCM_SHA384,
+    suite::TLS13_AES_128_GCM_SHA256,
+    suite::TLS13_CHACHA20_POLY1305_SHA256,
+];
+
+/// Envoy's default for TLS 1.2.
+const DEFAULT_SUITES: [&str; 4] = [
+    "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]",
+    "[ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305]",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+];
+
+/// The suites of an order, and which of them are equals.
+#[derive(Debug, Clone, Default)]
+struct Suites {
+    order: Vec<SupportedCipherSuite>,
+    equal: Vec<Vec<SupportedCipherSuite>>,
+}
+
+/// Nearly every context has these: they share one provider.
+static DEFAULTS: LazyLock<(Arc<CryptoProvider>, Suites)> = LazyLock::new(|| {
+    let names: Vec<String> = DEFAULT_SUITES.iter().map(ToString::to_string).collect();
+    let suites = suites(&names).unwrap_or_default();
+    let mut provider = (**PROVIDER).clone();
+    provider.cipher_suites.clone_from(&suites.order);
+    provider.kx_groups = vec![kx::X25519MLKEM768, kx::X25519, kx::SECP256R1];
+    (Arc::new(provider), suites)
+});
 
 /// Cipher suites of TLS 1.2 by their OpenSSL names.
 const SUITES: [(&str, SupportedCipherSuite); 6] = [
@@ -112,13 +146,20 @@ impl Parameters {
             }
         }
         let versions = versions(proto)?;
+        let (provider, defaults) = &*DEFAULTS;
         if proto.cipher_suites.is_empty() && proto.ecdh_curves.is_empty() && !fips {
-            // Nearly every context: they share one.
-            let provider = PROVIDER.clone();
-            return Ok(Self { provider, versions });
+            return Ok(Self {
+                provider: provider.clone(),
+                versions,
+                equal: defaults.equal.clone(),
+            });
         }
-        let mut provider = (**PROVIDER).clone();
-        provider.cipher_suites = suites(&proto.cipher_suites)?;
+        let mut provider = (**provider).clone();
+        let Suites { order, equal } = match proto.cipher_suites.is_empty() {
+            true => defaults.clone(),
+            false => suites(&proto.cipher_suites)?,
+        };
+        provider.cipher_suites = order;
         if !proto.ecdh_curves.is_empty() {
             provider.kx_groups = groups(&proto.ecdh_curves)?;
         }
@@ -127,9 +168,11 @@ impl Parameters {
             provider
                 .cipher_suites
                 .retain(|s| !format!("{:?}", s.suite()).contains("CHACHA20"));
-            provider
-                .kx_groups
-                .retain(|g| [kx::SECP256R1.name(), kx::SECP384R1.name()].contains(&g.name()));
+            let approved = [kx::SECP256R1.name(), kx::SECP384R1.name()];
+            if proto.ecdh_curves.is_empty() {
+                provider.kx_groups = vec![kx::SECP256R1, kx::SECP384R1];
+            }
+            provider.kx_groups.retain(|g| approved.contains(&g.name()));
         }
         if provider.kx_groups.is_empty() {
             return Err(ConfigError::new("no group is left").at("ecdh_curves"));
@@ -137,7 +180,46 @@ impl Parameters {
         Ok(Self {
             provider: Arc::new(provider),
             versions,
+            equal,
         })
+    }
+
+    /// How many answers [`Self::order_for`] has.
+    pub(super) const ORDERS: usize = MODERN.len() * 2;
+
+    /// Which order of suites suits a client: those of TLS 1.3 as it prefers them, and among equals of TLS 1.2 the one
+    /// that it names first.
+    pub(super) fn order_for(&self, offered: &[CipherSuite]) -> usize {
+        let rank = |s: &SupportedCipherSuite| offered.iter().position(|o| *o == s.suite());
+        let ranked = MODERN.iter().enumerate();
+        let modern = ranked.filter_map(|(at, s)| Some((rank(s)?, at))).min();
+        let turned = self.equal.iter().any(|equal| {
+            let ranks: Vec<_> = equal.iter().filter_map(rank).collect();
+            ranks.len() > 1 && !ranks.is_sorted()
+        });
+        modern.map_or(0, |(_, at)| at) * 2 + usize::from(turned)
+    }
+
+    /// The provider with its suites in an order that [`Self::order_for`] has found.
+    pub(super) fn ordered(&self, order: usize) -> Arc<CryptoProvider> {
+        let (modern, turned) = (order / 2, order % 2 == 1);
+        if modern == 0 && !turned {
+            return self.provider.clone();
+        }
+        let mut provider = (*self.provider).clone();
+        if turned {
+            for equal in &self.equal {
+                let suites = provider.cipher_suites.iter_mut();
+                let places = suites.filter(|s| equal.contains(s));
+                for (place, suite) in places.zip(equal.iter().rev()) {
+                    *place = *suite;
+                }
+            }
+        }
+        if let Some(first) = MODERN.get(modern) {
+            provider.cipher_suites.sort_by_key(|s| s != first);
+        }
+        Arc::new(provider)
     }
 }
 
@@ -174,21 +256,15 @@ fn versions(proto: &TlsParameters) -> Result<Vec<&'static SupportedProtocolVersi
 }
 
 /// The suites of TLS 1.2 that `names` allow, in their order, and those of TLS 1.3, which Envoy has no setting for.
-fn suites(names: &[String]) -> Result<Vec<SupportedCipherSuite>, ConfigError> {
-    let mut chosen = vec![
-        suite::TLS13_AES_128_GCM_SHA256,
-        suite::TLS13_AES_256_GCM_SHA384,
-        suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
+fn suites(names: &[String]) -> Result<Suites, ConfigError> {
+    let mut chosen = MODERN.to_vec();
     let fixed = chosen.len();
-    if names.is_empty() {
-        chosen.extend(SUITES.iter().map(|(_, s)| *s));
-        return Ok(chosen);
-    }
+    let mut equals = Vec::new();
     let mut passed_over = Vec::new();
     for (i, entry) in names.iter().enumerate() {
         // BoringSSL's groups of equal preference: `[a|b]`.
         let group = entry.trim_start_matches('[').trim_end_matches(']');
+        let begin = chosen.len();
         for name in group.split('|') {
             match SUITES.iter().find(|(n, _)| *n == name) {
                 Some((_, s)) if chosen.contains(s) => {}
@@ -200,6 +276,7 @@ fn suites(names: &[String]) -> Result<Vec<SupportedCipherSuite>, ConfigError> {
                 }
             }
         }
+        equals.push(chosen.get(begin..).unwrap_or_default().to_vec());
     }
     if chosen.len() == fixed {
         return Err(ConfigError::new(format!(
@@ -214,7 +291,11 @@ fn suites(names: &[String]) -> Result<Vec<SupportedCipherSuite>, ConfigError> {
             passed_over.join(", ")
         );
     }
-    Ok(chosen)
+    equals.retain(|equal| equal.len() > 1);
+    Ok(Suites {
+        order: chosen,
+        equal: equals,
+    })
 }
 
 fn groups(names: &[String]) -> Result<Vec<&'static dyn SupportedKxGroup>, ConfigError> {
@@ -244,6 +325,35 @@ mod tests {
         assert_eq!(p.versions, [&TLS13, &TLS12]);
         assert_eq!(p.provider.kx_groups[0].name(), kx::X25519MLKEM768.name());
         assert_eq!(p.provider.cipher_suites.len(), 9);
+    }
+
+    #[test]
+    fn the_client_chooses_among_equals() {
+        let p = Parameters::compile(None).unwrap();
+        let offer = |suites: &[SupportedCipherSuite]| {
+            let offered: Vec<CipherSuite> = suites.iter().map(|s| s.suite()).collect();
+            let order = p.order_for(&offered);
+            assert!(order < Parameters::ORDERS);
+            let suites = p.ordered(order).cipher_suites.clone();
+            assert_eq!(suites.len(), 9);
+            suites
+        };
+        let (aes, chacha) = (
+            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        );
+        let aes256 = suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384;
+        assert_eq!(offer(&[aes256, aes, chacha])[3..5], [aes, chacha]);
+        assert_eq!(offer(&[aes256, chacha, aes])[3..5], [chacha, aes]);
+        let modern = suite::TLS13_AES_128_GCM_SHA256;
+        assert_eq!(offer(&[modern, MODERN[0]])[0], modern);
+        assert_eq!(offer(&[])[0], MODERN[0]);
+        for order in 0..Parameters::ORDERS {
+            let mut suites = p.ordered(order).cipher_suites.clone();
+            suites.sort_by_key(|s| u16::from(s.suite()));
+            suites.dedup();
+            assert_eq!(suites.len(), 9);
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret,
+    CertificateValidationContext, Secret, TlsSessionTicketKeys,
 };
-use xds_client::error::ConfigError;
+use xds_client::data_source;
+use xds_client::error::{At, ConfigError};
 
 use super::certificate::Certificate;
 use super::files::{self, Look, Watched};
+use super::sessions::TicketKey;
 use super::validation::Validation;
 use crate::telemetry::stats::{Counter, Scope};
 
@@ -21,6 +23,8 @@ pub enum SecretValue {
     Certificate(Arc<Certificate>),
     /// What peers must be. Contexts may merge it into one of their own, so it stays a message.
     Validation(Arc<CertificateValidationContext>),
+    /// What seals session tickets.
+    TicketKeys(Arc<[TicketKey]>),
 }
 
 impl SecretValue {
@@ -44,9 +48,27 @@ impl SecretValue {
                 let context = files::with_contents(proto)?;
                 Ok(Self::Validation(Arc::new(context)))
             }
-            Type::SessionTicketKeys(_) => Err(ConfigError::new("not supported")),
+            Type::SessionTicketKeys(keys) => Self::ticket_keys(keys),
             Type::GenericSecret(_) => Err(ConfigError::new("not supported")),
         }
+    }
+
+    /// Loads the keys of session tickets.
+    ///
+    /// # Errors
+    /// There is none, or one cannot be read or has not its length.
+    fn ticket_keys(proto: &TlsSessionTicketKeys) -> Result<Self, ConfigError> {
+        if proto.keys.is_empty() {
+            return Err(ConfigError::new("value must contain at least 1 item(s)").at("keys"));
+        }
+        let load = |(i, source)| {
+            let bytes = data_source::read(source).map(zeroize::Zeroizing::new);
+            bytes
+                .and_then(|bytes| TicketKey::load(&bytes))
+                .at(format!("keys[{i}]"))
+        };
+        let keys: Result<_, _> = proto.keys.iter().enumerate().map(load).collect();
+        Ok(Self::TicketKeys(keys?))
     }
 }
 

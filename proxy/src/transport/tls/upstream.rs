@@ -25,6 +25,8 @@ use xds_client::error::{At, ConfigError};
 
 use super::certificate::Certificate;
 use super::context::{CommonContext, Ready};
+use super::failure::{Failure, Kind};
+use super::refusal;
 use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
 use super::validation::Validation;
@@ -357,14 +359,18 @@ impl UpstreamTls {
         };
         let variant = self.variant(&connecting, &asked);
         let config = self.config(&compiled, variant).map_err(io::Error::other)?;
-        match TlsConnector::from(config).connect(name, io).await {
-            Ok(stream) => {
+        let shaking = TlsConnector::from(config).connect(name, io);
+        match refusal::watched(shaking).await {
+            (Ok(stream), _) => {
                 let info = self.info(&compiled, stream.get_ref().1);
                 Ok((stream, info))
             }
-            Err(error) => {
-                self.stats().connection_error.inc();
-                Err(error)
+            (Err(error), refusal) => {
+                let failure = Failure::new(&error, "", refusal.as_ref());
+                if failure.kind == Kind::Protocol {
+                    self.stats().connection_error.inc();
+                }
+                Err(io::Error::new(error.kind(), failure.text))
             }
         }
     }

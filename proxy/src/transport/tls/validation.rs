@@ -1,7 +1,7 @@
 //! `CertificateValidationContext`: what a peer's certificate must be.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
@@ -18,12 +18,13 @@ use webpki::{
 use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
+use super::chain;
 use super::digest::{Sha256, parse_base64, parse_hex, sha256};
 use super::facts;
 use super::san::{self, SanMatcher};
 use super::upstream::Rules;
 
-/// The most intermediate certificates between a peer's and an anchor, unless `max_verify_depth` says less.
+/// The most certificates above a peer's, the anchor among them, unless `max_verify_depth` says less.
 const MAX_DEPTH: usize = 100;
 
 /// Whose certificate is verified.
@@ -45,26 +46,31 @@ pub(super) enum Step {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Refused {
     pub(super) step: Step,
+    /// Chooses the alert.
     pub(super) error: Error,
+    /// As Envoy logs it.
+    pub(super) why: String,
 }
 
 /// A refusal in Envoy's words.
 #[derive(Debug)]
-struct Reason(&'static str);
+struct Reason(String);
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
 impl std::error::Error for Reason {}
 
-fn refuse(step: Step, why: &'static str) -> Refused {
-    let reason = OtherError(Arc::new(Reason(why)));
+fn refuse(step: Step, what: &str) -> Refused {
+    let why = format!("verify cert failed: {what}");
+    let reason = OtherError(Arc::new(Reason(why.clone())));
     Refused {
         step,
         error: CertificateError::Other(reason).into(),
+        why,
     }
 }
 
@@ -212,6 +218,11 @@ impl Validation {
         Ok(())
     }
 
+    /// Whether a certificate that is refused is accepted all the same, and only counted.
+    pub(super) fn accepts_untrusted(&self) -> bool {
+        self.accept_untrusted
+    }
+
     /// Whether it refuses anything.
     pub(super) fn verifies(&self) -> bool {
         let nothing = self.anchors.is_empty() && self.hashes.is_empty() && self.keys.is_empty();
@@ -235,10 +246,18 @@ impl Validation {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
     ) -> Result<(), Refused> {
-        if self.accept_untrusted || self.anchors.is_empty() {
+        if self.anchors.is_empty() {
             return Ok(());
         }
-        self.verify_chain(leaf, intermediates, peer, algorithms, now)
+        let verified = self.verify_chain(leaf, intermediates, peer, algorithms, now);
+        verified.map_err(|error| {
+            let (error, what) = chain::describe(error, leaf, intermediates, self.max_depth, now);
+            Refused {
+                step: Step::Chain,
+                error,
+                why: format!("verify cert failed: {what}"),
+            }
+        })
     }
 
     /// Verifies a peer's names: against the context's list, and what one connection demands.
@@ -252,7 +271,7 @@ impl Validation {
     ) -> Result<(), Refused> {
         let asked = rules.server_name.as_deref().map(SanMatcher::dns);
         let names = asked.as_ref().map_or(&*self.names, std::slice::from_ref);
-        if self.accept_untrusted || (names.is_empty() && rules.subject.is_none()) {
+        if names.is_empty() && rules.subject.is_none() {
             return Ok(());
         }
         let accepted = facts::read(leaf).is_some_and(|f| {
@@ -261,7 +280,9 @@ impl Validation {
         if accepted {
             return Ok(());
         }
-        Err(refuse(Step::Name, "verify cert failed: verify SAN list"))
+        let shown = facts::sans(leaf).join(", ");
+        let what = format!("SAN matcher, certificate SANs are [{shown}]");
+        Err(refuse(Step::Name, &what))
     }
 
     /// Verifies a peer against the lists of certificates and keys.
@@ -269,7 +290,7 @@ impl Validation {
     /// # Errors
     /// There are such lists, and it is on none.
     pub(super) fn verify_hashes(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
-        if self.accept_untrusted || (self.hashes.is_empty() && self.keys.is_empty()) {
+        if self.hashes.is_empty() && self.keys.is_empty() {
             return Ok(());
         }
         let by_hash = self.hashes.contains(&sha256(leaf));
@@ -280,7 +301,7 @@ impl Validation {
         if by_hash || by_key() {
             Ok(())
         } else {
-            Err(refuse(Step::Hash, "verify cert failed: cert hash and spki"))
+            Err(refuse(Step::Hash, "cert hash and spki"))
         }
     }
 
@@ -291,15 +312,11 @@ impl Validation {
         peer: Peer,
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
-    ) -> Result<(), Refused> {
-        let failed = |e: webpki::Error| Refused {
-            step: Step::Chain,
-            error: pki_error(e),
-        };
+    ) -> Result<(), webpki::Error> {
         if self.trusted.contains(&sha256(leaf)) {
             return self.verify_trusted(leaf, now);
         }
-        let certificate = EndEntityCert::try_from(leaf).map_err(failed)?;
+        let certificate = EndEntityCert::try_from(leaf)?;
         let verify = |now| {
             let usage = match peer {
                 Peer::Client => KeyUsage::client_auth(),
@@ -318,7 +335,9 @@ impl Validation {
                     .build()
             });
             let within_depth = |path: &VerifiedPath<'_>| {
-                if path.intermediate_certificates().count() > self.max_depth {
+                // The limit counts the anchor, and one that is trusted directly needs no more room than 0 gives.
+                let room = self.max_depth.saturating_sub(1);
+                if path.intermediate_certificates().count() > room {
                     return Err(webpki::Error::MaximumPathDepthExceeded);
                 }
                 Ok(())
@@ -335,58 +354,40 @@ impl Validation {
                 )
                 .map(|_| ())
         };
-        match verify(now) {
-            // Envoy passes over expiry then; at the end of its validity the certificate must have been good.
-            Err(webpki::Error::CertExpired { not_after, .. }) if self.allow_expired => {
-                let before = not_after.as_secs();
-                verify(UnixTime::since_unix_epoch(Duration::from_secs(before))).map_err(failed)
-            }
-            other => other.map_err(failed),
+        let error = match verify(now) {
+            Err(
+                error @ (webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }),
+            ) => error,
+            other => return other,
+        };
+        // Whether time is all that is wrong with it.
+        let then = valid_time(leaf, now).map_or(Err(error.clone()), &verify);
+        match then {
+            Ok(()) if self.allow_expired => Ok(()),
+            Err(other @ webpki::Error::UnknownIssuer) => Err(other),
+            Err(other) if self.allow_expired => Err(other),
+            _ => Err(error),
         }
     }
-}
 
-impl Validation {
     /// A certificate that is trusted by itself, self-signed as a rule: only its time counts.
-    fn verify_trusted(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Refused> {
-        let refused = |error: CertificateError| Refused {
-            step: Step::Chain,
-            error: error.into(),
-        };
-        let facts = facts::read(leaf).ok_or_else(|| refused(CertificateError::BadEncoding))?;
-        let now = std::time::UNIX_EPOCH + Duration::from_secs(now.as_secs());
+    fn verify_trusted(
+        &self,
+        leaf: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
         if self.allow_expired {
             return Ok(());
         }
-        if facts.not_before.is_none_or(|begin| now < begin) {
-            return Err(refused(CertificateError::NotValidYet));
-        }
-        if facts.not_after.is_none_or(|end| now > end) {
-            return Err(refused(CertificateError::Expired));
-        }
-        Ok(())
+        chain::check_time(leaf, now)
     }
 }
 
-/// The alert that each of webpki's errors becomes.
-fn pki_error(error: webpki::Error) -> Error {
-    use webpki::Error as E;
-    match error {
-        E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding.into(),
-        E::CertNotValidYet { time, not_before } => {
-            CertificateError::NotValidYetContext { time, not_before }.into()
-        }
-        E::CertExpired { time, not_after } => {
-            CertificateError::ExpiredContext { time, not_after }.into()
-        }
-        E::UnknownIssuer => CertificateError::UnknownIssuer.into(),
-        E::CertRevoked => CertificateError::Revoked.into(),
-        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus.into(),
-        E::CrlExpired { time, next_update } => {
-            CertificateError::ExpiredRevocationListContext { time, next_update }.into()
-        }
-        E::InvalidSignatureForPublicKey => CertificateError::BadSignature.into(),
-        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose.into(),
-        other => CertificateError::Other(OtherError(Arc::new(other))).into(),
-    }
+/// The time nearest to `now` at which the certificate is valid.
+fn valid_time(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
+    let facts = facts::read(leaf)?;
+    let since = |time: Option<SystemTime>| time?.duration_since(UNIX_EPOCH).ok();
+    let (begin, end) = (since(facts.not_before)?, since(facts.not_after)?);
+    let now = Duration::from_secs(now.as_secs());
+    Some(UnixTime::since_unix_epoch(now.clamp(begin, end.max(begin))))
 }

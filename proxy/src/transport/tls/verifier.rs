@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::facts;
+use super::refusal::{self, Refusal};
 use super::stats::TlsStats;
 use super::upstream::Rules;
 use super::validation::{Peer, Refused, Step, Validation};
@@ -39,15 +41,23 @@ impl Verifier {
             .verify(leaf, intermediates, peer, self.algorithms.all, now)
             .and_then(|()| self.validation.verify_names(leaf, &self.rules))
             .and_then(|()| self.validation.verify_hashes(leaf));
-        verified.map_err(|Refused { step, error }| {
-            let counter = match step {
-                Step::Chain => &self.stats.fail_verify_error,
-                Step::Name => &self.stats.fail_verify_san,
-                Step::Hash => &self.stats.fail_verify_cert_hash,
-            };
-            counter.inc();
-            error
-        })
+        let Err(Refused { step, error, why }) = verified else {
+            return Ok(());
+        };
+        let counter = match step {
+            Step::Chain => &self.stats.fail_verify_error,
+            Step::Name => &self.stats.fail_verify_san,
+            Step::Hash => &self.stats.fail_verify_cert_hash,
+        };
+        counter.inc();
+        if self.validation.accepts_untrusted() {
+            return Ok(());
+        }
+        refusal::leave(Refusal {
+            why,
+            peer: facts::peer(std::slice::from_ref(leaf), false),
+        });
+        Err(error)
     }
 }
 

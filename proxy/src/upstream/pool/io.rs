@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::guard::{ConnectionGuard, ConnectionState, is_worn};
 use crate::transport::ByteStream;
-use crate::upstream::connect::tls_reason;
+use crate::transport::tls::failure;
 
 /// An upstream connection's bytes with its share of the limits.
 pub(crate) struct PooledIo {
@@ -39,7 +39,12 @@ impl PooledIo {
     fn broke(&self, error: &io::Error) {
         let tls = self.guard.place.host.transport.tls();
         if let Some(tls) = tls.filter(|_| error.kind() == io::ErrorKind::InvalidData)
-            && self.guard.state().failure.set(tls_reason(error)).is_ok()
+            && self
+                .guard
+                .state()
+                .failure
+                .set(failure::text(error).into())
+                .is_ok()
         {
             tls.broke();
         }

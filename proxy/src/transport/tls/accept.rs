@@ -1,0 +1,184 @@
+//! A server's handshake, from the first byte on.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use filters::tls::TlsInfo;
+use rustls::ServerConnection;
+use rustls::server::{Acceptor, ClientHello};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::downstream::{Compiled, DownstreamTls};
+use super::failure::{self, Failure, Kind};
+use super::refusal::{self, Refusal};
+use super::{facts, suite_name, version_name};
+use crate::transport::prefixed::Prefixed;
+
+/// Where the length of a record begins to be known; less says nothing.
+const RECORD_HEADER: usize = 5;
+/// What most ClientHellos fit in.
+const FIRST_READ: usize = 2048;
+/// A fatal alert: protocol_version.
+const ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+
+/// A handshake that failed. The peer has been sent an alert, and the failure is counted.
+#[derive(Debug)]
+pub struct HandshakeFailure {
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`; empty if the peer just left.
+    pub text: String,
+    /// What is known of the connection.
+    pub info: TlsInfo,
+}
+
+impl std::fmt::Display for HandshakeFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.text.as_str() {
+            "" => "closed by the peer",
+            text => text,
+        })
+    }
+}
+
+impl DownstreamTls {
+    /// Shakes hands as a server; `prefix` has been read from `io` already.
+    ///
+    /// # Errors
+    /// The peer failed, or the context has no secrets yet.
+    pub async fn accept<IO>(
+        &self,
+        prefix: Bytes,
+        mut io: IO,
+    ) -> Result<(TlsStream<Prefixed<IO>>, TlsInfo), HandshakeFailure>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(compiled) = self.current() else {
+            self.stats.context_secrets_not_ready.inc();
+            return Err(HandshakeFailure {
+                text: "TLS error: Secret is not supplied by SDS".to_owned(),
+                info: unknown(),
+            });
+        };
+        let failed = |error: &io::Error, version, refusal: Option<Refusal>| {
+            let failure = Failure::new(error, version, refusal.as_ref());
+            self.failed(failure, version, refusal)
+        };
+        let prefix = match first_bytes(prefix, &mut io).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(failed(&error, "", None)),
+        };
+        if let Some((failure, alert)) = failure::first_bytes(&prefix) {
+            if alert {
+                // Nobody waits for it any more if it fails.
+                let _ = io.write_all(&ALERT).await;
+                let _ = io.shutdown().await;
+            }
+            return Err(self.failed(failure, "", None));
+        }
+        let io = Prefixed::new(prefix, io);
+        let start = match LazyConfigAcceptor::new(Acceptor::default(), io).await {
+            Ok(start) => start,
+            Err(error) => return Err(failed(&error, "", None)),
+        };
+        let hello = start.client_hello();
+        let version = compiled.version_for(&hello);
+        let config = match compiled.config_for(&hello) {
+            Ok(config) => config,
+            Err(error) => return Err(failed(&io::Error::other(error), version, None)),
+        };
+        match refusal::watched(start.into_stream(config)).await {
+            (Ok(stream), _) => {
+                let info = self.info(&compiled, stream.get_ref().1);
+                Ok((stream, info))
+            }
+            (Err(error), refusal) => Err(failed(&error, version, refusal)),
+        }
+    }
+
+    fn failed(
+        &self,
+        failure: Failure,
+        version: &'static str,
+        refusal: Option<Refusal>,
+    ) -> HandshakeFailure {
+        match failure.kind {
+            Kind::Gone | Kind::Refused => {}
+            Kind::NoCertificate => self.stats.fail_verify_no_cert.inc(),
+            Kind::Protocol => self.stats.connection_error.inc(),
+        }
+        let mut info = unknown();
+        if !version.is_empty() {
+            info.version = version;
+        }
+        info.peer = refusal.and_then(|refusal| refusal.peer);
+        HandshakeFailure {
+            text: failure.text,
+            info,
+        }
+    }
+
+    fn info(&self, compiled: &Compiled, connection: &ServerConnection) -> TlsInfo {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let peer = facts::peer(chain, compiled.verifies());
+        self.stats.shook_hands(connection);
+        TlsInfo {
+            version: version_name(connection.protocol_version()),
+            cipher: suite_name(connection.negotiated_cipher_suite()),
+            local: compiled.shown(connection).map(|c| c.facts.clone()),
+            peer,
+        }
+    }
+}
+
+/// What Envoy tells of a connection before anything is agreed on.
+pub(crate) fn unknown() -> TlsInfo {
+    TlsInfo {
+        version: "TLSv1.2",
+        ..TlsInfo::default()
+    }
+}
+
+impl Compiled {
+    /// The version that a handshake with this client will have, as far as its suites tell.
+    fn version_for(&self, hello: &ClientHello<'_>) -> &'static str {
+        let modern = |suite: &rustls::CipherSuite| u16::from(*suite) >> 8 == 0x13;
+        match self.speaks_tls13() && hello.cipher_suites().iter().any(modern) {
+            true => "TLSv1.3",
+            false => "TLSv1.2",
+        }
+    }
+}
+
+/// Reads until a record's header is there.
+async fn first_bytes<IO: AsyncRead + Unpin>(prefix: Bytes, io: &mut IO) -> io::Result<Bytes> {
+    if prefix.len() >= RECORD_HEADER {
+        return Ok(prefix);
+    }
+    let mut buffer = BytesMut::from(prefix);
+    while buffer.len() < RECORD_HEADER {
+        buffer.reserve(FIRST_READ);
+        if io.read_buf(&mut buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(buffer.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_whole_header_is_waited_for() {
+        let bytes = b"\x16\x03\x01\x00\x05hello";
+        for at in 0..bytes.len() {
+            let (prefix, mut rest) = bytes.split_at(at);
+            let read = first_bytes(Bytes::copy_from_slice(prefix), &mut rest).await;
+            assert!(bytes.starts_with(&read.unwrap()), "{at}");
+        }
+        let cut = first_bytes(Bytes::new(), &mut &b"\x16\x03"[..]).await;
+        assert!(cut.is_err());
+    }
+}
