@@ -74,7 +74,8 @@ pub(crate) fn compile_assignment(
                 hostname: endpoint.hostname.as_str().into(),
                 transport: config
                     .transport_for(metadata, group.metadata.as_ref())
-                    .clone(),
+                    .for_endpoint(metadata)
+                    .at(at())?,
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),
                 health: Health::from_proto(entry.health_status),
                 canary: matches!(label(metadata, "canary"), Some(Kind::BoolValue(true))),
