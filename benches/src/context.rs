@@ -43,5 +43,6 @@ pub fn chain_context() -> Arc<ChainContext> {
         reject_unknown: false,
         reject_fragment: true,
         node: Arc::default(),
+        runtime: Arc::default(),
     })
 }

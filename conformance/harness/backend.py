@@ -35,11 +35,38 @@ import h2.exceptions
 from . import grpc, tls
 
 
+def proxy_header(conn):
+    """Takes a PROXY header off a connection and tells it as text."""
+    def exactly(n):
+        data = b""
+        while len(data) < n:
+            more = conn.recv(n - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+    line = exactly(1)
+    if line == b"P":
+        while not line.endswith(b"\r\n"):
+            line += exactly(1)
+        return line.decode("latin-1")
+    head = line + exactly(15)
+    rest = exactly(int.from_bytes(head[14:], "big"))
+    size = {1: 4, 2: 16}.get(head[13] >> 4, 0)
+    kind = socket.AF_INET if size == 4 else socket.AF_INET6
+    told = f"{head[:12]} {head[12]:x} {head[13]:x}"
+    for i in (0, 1) if size else ():
+        port = int.from_bytes(rest[2 * size + 2 * i:][:2], "big")
+        told += f" {socket.inet_ntop(kind, rest[i * size:][:size])} {port}"
+    return told + f" {rest[2 * size + 4 if size else 0:]}"
+
+
 class Backend:
     """Both servers of one proxy's side; what they saw is in `seen` until the next `begin`."""
 
     def __init__(self, h1_port, h2_port):
         self.lock = threading.Lock()
+        self.headers = {}  # PROXY headers by descriptor
         self.begin([])
         for port, serve in ((h1_port, self._serve_h1), (h2_port, self._serve_h2)):
             listening = socket.create_server(("127.0.0.1", port), backlog=128)
@@ -47,6 +74,24 @@ class Backend:
 
     def secure(self, port, context):
         """One more server, over TLS: HTTP/2 if ALPN says so. Failed handshakes are seen too."""
+        listening = socket.create_server(("127.0.0.1", port), backlog=128)
+        threading.Thread(target=self._accept, args=(listening, self._over_tls(context)), daemon=True).start()
+
+    def proxied(self, port, context=None, h2=False):
+        """One more server, behind PROXY headers, which are seen with every request; over TLS with a context."""
+        inner = self._over_tls(context) if context else self._serve_h2 if h2 else self._serve_h1
+
+        def serve(conn):
+            number = conn.fileno()
+            try:
+                self.headers[number] = proxy_header(conn)
+                inner(conn)
+            finally:
+                self.headers.pop(number, None)
+        listening = socket.create_server(("127.0.0.1", port), backlog=128)
+        threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
+
+    def _over_tls(self, context):
         def serve(conn):
             try:
                 conn = context.wrap_socket(conn, server_side=True)
@@ -58,8 +103,7 @@ class Backend:
                 (self._serve_h2 if conn.selected_alpn_protocol() == "h2" else self._serve_h1)(conn)
             finally:
                 conn.close()
-        listening = socket.create_server(("127.0.0.1", port), backlog=128)
-        threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
+        return serve
 
     def begin(self, script):
         with self.lock:
@@ -95,9 +139,11 @@ class Backend:
         finally:
             conn.close()
 
-    @staticmethod
-    def _tls(conn):
-        return {"tls": tls.shaken(conn)} if isinstance(conn, ssl.SSLSocket) else {}
+    def _facts(self, conn):
+        """What is told of a request's connection."""
+        facts = {"tls": tls.shaken(conn)} if isinstance(conn, ssl.SSLSocket) else {}
+        header = self.headers.get(conn.fileno())
+        return {**facts, "proxy": header} if header else facts
 
     # HTTP/1.1
 
@@ -112,7 +158,7 @@ class Backend:
                 name, _, value = h.decode("latin-1").partition(":")
                 head.append([name, value.strip()])
             action, seen = self._action()
-            record = {"line": line.decode("latin-1").rstrip("\r\n"), "headers": head, **self._tls(conn)}
+            record = {"line": line.decode("latin-1").rstrip("\r\n"), "headers": head, **self._facts(conn)}
             seen.append(record)
             if not action.get("early"):
                 self._body(f, conn, head, record)
@@ -206,7 +252,7 @@ class Backend:
                 stream = getattr(event, "stream_id", None)
                 if isinstance(event, h2.events.RequestReceived):
                     action, seen = self._action()
-                    record = {"h2": True, "headers": [list(h) for h in event.headers], "body": "", **self._tls(conn)}
+                    record = {"h2": True, "headers": [list(h) for h in event.headers], "body": "", **self._facts(conn)}
                     seen.append(record)
                     live[stream] = (action, record)
                     if "grpc" in action:

@@ -23,13 +23,19 @@ class Ports:
     taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
-        self.log, self.home, self.names, self.secured = str(log), str(log.parent), {}, {}
+        self.log, self.home, self.names, self.secured, self.behind = str(log), str(log.parent), {}, {}, {}
         self.admin, self.up, self.up2, self.dead = (self.listener(n) for n in ("ADMIN", "UP", "UP2", "DEAD"))
 
     def secure(self, name, **context):
         """The port of an upstream that speaks TLS, with `tls.server_context`'s arguments."""
         port = self.listener(name)
         self.secured[port] = context
+        return port
+
+    def proxied(self, name, secure=None, h2=False):
+        """The port of an upstream behind PROXY headers; `secure`: `tls.server_context`'s arguments."""
+        port = self.listener(name)
+        self.behind[port] = secure, h2
         return port
 
     def listener(self, name):
@@ -64,6 +70,8 @@ class Proxy:
         config.write_text(json.dumps(build(self.ports)))
         for port, context in self.ports.secured.items():
             self.backend.secure(port, server_context(**context))
+        for port, (context, h2) in self.ports.behind.items():
+            self.backend.proxied(port, None if context is None else server_context(**context), h2)
         self.errors = home / "stderr"
         self.process = subprocess.Popen(
             [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart",

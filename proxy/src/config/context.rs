@@ -12,6 +12,7 @@ use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
 
 use super::routes::RouteStore;
+use super::runtime::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
@@ -51,6 +52,8 @@ pub struct ChainContext {
     pub reject_fragment: bool,
     /// This process as control planes know it.
     pub node: Arc<Node>,
+    /// The runtime's values.
+    pub runtime: Arc<Runtime>,
 }
 
 impl ChainContext {
@@ -78,6 +81,7 @@ impl ChainContext {
                 known: validate.then_some(&*self.known_cluster),
                 directory: &self.directory,
                 filter_config: &filter_config,
+                shares: &|key, default| self.runtime.share(key, default),
             },
         )
     }

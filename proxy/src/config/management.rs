@@ -91,6 +91,9 @@ impl Ways {
                 tls: tls.clone(),
             }))),
             UpstreamTransport::Unavailable(text) => Err(ConfigError::new(&**text)),
+            UpstreamTransport::Proxied(_) => Err(ConfigError::new(
+                "a control plane is told of no client (PROXY protocol)",
+            )),
         }
     }
 }

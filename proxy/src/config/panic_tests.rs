@@ -80,6 +80,7 @@ fn manager() -> ListenerManager {
         reject_unknown: false,
         reject_fragment: false,
         node: Arc::default(),
+        runtime: Arc::default(),
     };
     let mut manager = ListenerManager::new(
         1,

@@ -17,8 +17,9 @@ use xds_client::data_source;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use crate::router::context::{ClusterRef, CompileContext, fraction, reject};
+use crate::router::context::{ClusterRef, CompileContext, reject};
 use crate::router::redirect::Redirect;
+use crate::router::share::Share;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::ClusterDirectory;
 
@@ -77,10 +78,8 @@ impl DirectResponse {
 #[derive(Debug, Clone)]
 pub struct Mirror {
     target: MirrorTarget,
-    /// How many of [`denominator`](Self::denominator) requests are copied.
-    pub numerator: u32,
-    /// 100, 10 000 or 1 000 000.
-    pub denominator: u32,
+    /// The requests that are copied.
+    share: Share,
     /// Whether `-shadow` is appended to the copy's host.
     pub append_host_suffix: bool,
     /// The copy's host, instead.
@@ -124,12 +123,10 @@ impl Mirror {
         };
         let mutations = MutationList::compile(&proto.request_headers_mutations);
         let host = proto.host_rewrite_literal.as_str();
-        let (numerator, denominator) =
-            fraction(proto.runtime_fraction.as_ref()).at("runtime_fraction")?;
+        let share = Share::compile(proto.runtime_fraction.as_ref(), cx.shares);
         Ok(Self {
             target,
-            numerator,
-            denominator,
+            share: share.at("runtime_fraction")?,
             append_host_suffix: !proto.disable_shadow_host_suffix_append,
             host: (!host.is_empty()).then(|| host.into()),
             mutations: mutations.at("request_headers_mutations")?,
@@ -149,7 +146,7 @@ impl Mirror {
 
     /// Whether a request with this random number is copied.
     pub fn applies(&self, random: u64) -> bool {
-        random % u64::from(self.denominator.max(1)) < u64::from(self.numerator)
+        self.share.takes(random)
     }
 }
 

@@ -14,7 +14,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host, upstream_time};
@@ -30,6 +30,7 @@ use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
@@ -97,7 +98,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             request
                 .head
                 .headers
-                .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+                .insert(names::ATTEMPT_COUNT, names::number(attempt.into()));
         }
         let keep_original = !request.suppress_envoy_headers;
         request
@@ -281,6 +282,10 @@ async fn one(
         priority: request.route.priority(),
         early: request.early.clone(),
         transport: request.transport.clone(),
+        client: match host.transport.tells_client() {
+            true => Client::of(&request.info.borrow().connection),
+            false => None,
+        },
         ready: Some(&ready),
     };
     let mut sending = pin!(request::send(
@@ -426,7 +431,7 @@ fn respond(
     }
     if request.route.include_attempt_count_in_response() {
         head.headers
-            .insert(names::ATTEMPT_COUNT, HeaderValue::from(attempt));
+            .insert(names::ATTEMPT_COUNT, names::number(attempt.into()));
     }
     request
         .route
@@ -461,6 +466,6 @@ fn respond(
 
 fn write_service_time(head: &mut ResponseHead, taken: Duration) {
     let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
-    let value = names::passing(HeaderValue::from(millis));
+    let value = names::passing(names::number(millis));
     head.headers.insert(names::SERVICE_TIME, value);
 }

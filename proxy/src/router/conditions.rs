@@ -9,8 +9,8 @@ use filters::stream::StreamInfo;
 use http::Method;
 use xds_client::error::{At, ConfigError};
 
-use super::context::fraction as fraction_of;
 use super::path_index::Key;
+use super::share::{Share, Shares};
 
 /// The path rule of a route. All but `Connect` look at the path without query and fragment.
 #[derive(Debug)]
@@ -34,8 +34,7 @@ pub(super) struct Conditions {
     case_sensitive: bool,
     headers: Box<[HeaderMatcher]>,
     query: Box<[QueryMatcher]>,
-    /// Numerator and denominator.
-    fraction: Option<(u64, u64)>,
+    fraction: Option<Share>,
     grpc: bool,
     metadata: Box<[MetadataMatcher]>,
     filter_state: Box<[FilterStateMatcher]>,
@@ -46,7 +45,10 @@ impl Conditions {
     ///
     /// # Errors
     /// No path rule, a bad pattern, or a condition that is not supported.
-    pub(super) fn compile(config: &pb::RouteMatch) -> Result<Self, ConfigError> {
+    pub(super) fn compile(
+        config: &pb::RouteMatch,
+        shares: Shares<'_>,
+    ) -> Result<Self, ConfigError> {
         if let Some(tls) = &config.tls_context
             && (tls.presented.is_some() || tls.validated.is_some())
         {
@@ -56,7 +58,7 @@ impl Conditions {
             return Err(ConfigError::unsupported("cookies"));
         }
         let fraction = config.runtime_fraction.as_ref();
-        let fraction = fraction.map(|f| fraction_of(Some(f)).at("runtime_fraction"));
+        let fraction = fraction.map(|f| Share::compile(Some(f), shares).at("runtime_fraction"));
         Ok(Self {
             path: PathRule::compile(config)?,
             case_sensitive: config.case_sensitive.is_none_or(|c| c.value),
@@ -66,9 +68,7 @@ impl Conditions {
                 "query_parameters",
                 QueryMatcher::compile,
             )?,
-            fraction: fraction
-                .transpose()?
-                .map(|(numerator, denominator)| (numerator.into(), denominator.into())),
+            fraction: fraction.transpose()?,
             grpc: config.grpc.is_some(),
             metadata: each(
                 &config.dynamic_metadata,
@@ -111,9 +111,7 @@ impl Conditions {
             PathRule::Exact(_) | PathRule::Prefix(_) | PathRule::Segments(_) => true,
         };
         path_matches
-            && self
-                .fraction
-                .is_none_or(|(numerator, denominator)| random % denominator < numerator)
+            && self.fraction.as_ref().is_none_or(|f| f.takes(random))
             && (!self.grpc || head.is_grpc())
             && self.headers.iter().all(|m| m.matches(head))
             && (self.query.is_empty() || {

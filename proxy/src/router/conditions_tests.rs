@@ -12,8 +12,11 @@ use pb::route_match::{
 };
 
 use super::super::path_index::PathIndex;
+use std::sync::Arc;
+
 use super::*;
 use crate::http::testing::stream_info as info;
+use crate::router::share::LiveShare;
 
 fn get(path: &str) -> RequestHead {
     RequestHead::new(Method::GET, path)
@@ -37,8 +40,12 @@ fn regex(pattern: &str) -> PathSpecifier {
     })
 }
 
+fn compile(config: &pb::RouteMatch) -> Result<Conditions, ConfigError> {
+    Conditions::compile(config, &|_, default| Arc::new(LiveShare::new(default)))
+}
+
 fn takes_with(config: &pb::RouteMatch, head: &RequestHead, info: &StreamInfo, random: u64) -> bool {
-    let rule = Conditions::compile(config).unwrap();
+    let rule = compile(config).unwrap();
     let index = PathIndex::build([rule.key()]);
     let path = head.path_only();
     index.candidates(path).count() == 1 && rule.matches(head, path, info, random)
@@ -168,7 +175,7 @@ fn fractions_follow_the_random_number() {
         assert_eq!(takes_with(&config, &get("/"), &info(), random), expected);
     }
     config.runtime_fraction = Some(RuntimeFractionalPercent::default());
-    assert!(Conditions::compile(&config).is_err());
+    assert!(compile(&config).is_err());
 }
 
 #[test]
@@ -223,11 +230,11 @@ fn metadata_and_filter_state() {
 
 #[test]
 fn refuses_what_it_cannot_do() {
-    let refused = |config: &pb::RouteMatch| Conditions::compile(config).unwrap_err().to_string();
+    let refused = |config: &pb::RouteMatch| compile(config).unwrap_err().to_string();
     assert!(refused(&pb::RouteMatch::default()).contains("path_specifier"));
     let mut config = any();
     config.tls_context = Some(TlsContextMatchOptions::default());
-    assert!(Conditions::compile(&config).is_ok());
+    assert!(compile(&config).is_ok());
     config.tls_context = Some(TlsContextMatchOptions {
         presented: Some(BoolValue { value: true }),
         validated: None,
@@ -240,7 +247,7 @@ fn refuses_what_it_cannot_do() {
     assert_eq!(refused(&rule(policy)), "path_match_policy: not supported");
     for prefix in ["", "/", "/a/", "/a?"] {
         let config = rule(PathSpecifier::PathSeparatedPrefix(prefix.into()));
-        assert!(Conditions::compile(&config).is_err(), "{prefix}");
+        assert!(compile(&config).is_err(), "{prefix}");
     }
     assert!(refused(&rule(regex("("))).starts_with("safe_regex.regex: "));
 }

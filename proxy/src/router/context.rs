@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytestring::ByteString;
-use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 use filters::header_mutation::MessageMutations;
@@ -14,6 +13,7 @@ use xds_client::error::{At, ConfigError};
 
 use crate::router::action::Mirror;
 use crate::router::retry_policy::RetryPolicy;
+use crate::router::share::Shares;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
@@ -38,6 +38,8 @@ pub struct CompileContext<'a> {
     pub directory: &'a ClusterDirectory<Cluster>,
     /// Compiles per-route filter configuration.
     pub filter_config: CompileFilterConfig<'a>,
+    /// Finds what the runtime may change.
+    pub shares: Shares<'a>,
 }
 
 impl CompileContext<'_> {
@@ -234,28 +236,4 @@ pub(super) fn buffer_limit(
 pub(crate) fn header_name(name: &str) -> Result<HeaderName, ConfigError> {
     HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| ConfigError::new(format!("invalid header name {name:?}")))
-}
-
-/// The default of a runtime fraction as numerator and denominator; no fraction is always.
-pub(super) fn fraction(
-    value: Option<&RuntimeFractionalPercent>,
-) -> Result<(u32, u32), ConfigError> {
-    let Some(fraction) = value else {
-        return Ok((100, 100));
-    };
-    let percent = fraction
-        .default_value
-        .as_ref()
-        .ok_or_else(|| ConfigError::new("default_value is required"))?;
-    let denominator = match percent.denominator {
-        0 => 100,
-        1 => 10_000,
-        2 => 1_000_000,
-        other => {
-            return Err(
-                ConfigError::new(format!("unknown value {other}")).at("default_value.denominator")
-            );
-        }
-    };
-    Ok((percent.numerator, denominator))
 }

@@ -157,7 +157,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         let headers = &mut reply.headers;
         if tell_attempts {
             let attempts = info.borrow().upstream.attempts;
-            headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempts));
+            headers.insert(names::ATTEMPT_COUNT, names::number(attempts.into()));
         }
         if options.suppress_envoy_headers {
             headers.remove(names::OVERLOADED);

@@ -149,6 +149,7 @@ async fn send(
             priority: Priority::Default,
             early: EarlyResponses::default(),
             transport: cluster.config.transport_options(&head, protocol, None),
+            client: None,
             ready: None,
         };
         let mut response = match request::send(&cluster, &host, &head, body, options).await {

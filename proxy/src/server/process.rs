@@ -118,6 +118,7 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         reject_unknown: line.reject_unknown_dynamic_fields,
         reject_fragment: settings.reject_path_with_fragment,
         node: Arc::new(settings.node.clone()),
+        runtime: settings.runtime.clone(),
     });
     let drain = Arc::new(DrainManager::new(
         settings.drain_time,

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::core::v3::TransportSocket;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
+use envoy_types::pb::envoy::config::core::v3::{Metadata, TransportSocket};
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
+use super::proxy_protocol::upstream::ProxiedTransport;
 use super::tls::secrets::SecretStore;
 use super::tls::upstream::UpstreamTls;
 use crate::telemetry::stats::Scope;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const PROXY_PROTOCOL: &str =
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 
 /// How the bytes of connections to a host are wrapped.
@@ -23,6 +27,8 @@ pub enum UpstreamTransport {
     Raw,
     /// In TLS. Equal contexts are equal, wherever they were compiled, so that hosts stay over updates.
     Tls(Arc<UpstreamTls>),
+    /// In either of them, behind a PROXY header.
+    Proxied(Arc<ProxiedTransport>),
     /// A transport socket that this version cannot speak. Connecting fails with this text; the host is
     /// never spoken to in plaintext instead.
     Unavailable(Arc<str>),
@@ -50,8 +56,34 @@ impl UpstreamTransport {
     pub fn tls(&self) -> Option<&UpstreamTls> {
         match self {
             Self::Tls(tls) => Some(tls),
+            Self::Proxied(proxied) => proxied.inner().tls(),
             Self::Raw | Self::Unavailable(_) => None,
         }
+    }
+
+    /// The header before it, if it has one, and what comes after.
+    pub fn layers(&self) -> (Option<&ProxiedTransport>, &Self) {
+        match self {
+            Self::Proxied(proxied) => (Some(proxied), proxied.inner()),
+            plain => (None, plain),
+        }
+    }
+
+    /// Whether upstreams are told who the client is.
+    pub fn tells_client(&self) -> bool {
+        matches!(self, Self::Proxied(_))
+    }
+
+    /// The transport of an endpoint with this metadata.
+    ///
+    /// # Errors
+    /// Metadata for the transport that cannot be honoured.
+    pub fn for_endpoint(&self, metadata: Option<&Metadata>) -> Result<Self, ConfigError> {
+        let own = match self {
+            Self::Proxied(proxied) => proxied.with_metadata(metadata)?,
+            Self::Raw | Self::Tls(_) | Self::Unavailable(_) => None,
+        };
+        Ok(own.map_or_else(|| self.clone(), |own| Self::Proxied(Arc::new(own))))
     }
 
     /// Compiles a transport socket; none is plain bytes.
@@ -73,6 +105,12 @@ impl UpstreamTransport {
                 let tls = UpstreamTls::compile(&proto, context.secrets, context.scope.clone());
                 Ok(Self::Tls(tls.at("typed_config")?))
             }
+            (PROXY_PROTOCOL, Some(ConfigType::TypedConfig(config))) => {
+                let proto: ProxyProtocolUpstreamTransport =
+                    any::unpack(config).at("typed_config")?;
+                let proxied = ProxiedTransport::compile(&proto, context).at("typed_config")?;
+                Ok(Self::Proxied(Arc::new(proxied)))
+            }
             _ => Ok(Self::Unavailable(
                 format!("transport socket {name} is not supported").into(),
             )),
@@ -86,10 +124,26 @@ pub fn tls_contexts(cluster: &Cluster) -> Vec<UpstreamTlsContext> {
     let sockets = matched.filter_map(|m| m.transport_socket.as_ref());
     sockets
         .chain(&cluster.transport_socket)
-        .filter(|socket| type_name(socket).is_ok_and(|name| name == TLS))
-        .filter_map(|socket| match &socket.config_type {
-            Some(ConfigType::TypedConfig(config)) => any::unpack(config).ok(),
-            None => None,
-        })
+        .filter_map(tls_context)
         .collect()
+}
+
+/// The TLS context of a transport socket, also behind a PROXY header.
+fn tls_context(socket: &TransportSocket) -> Option<UpstreamTlsContext> {
+    let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+        return None;
+    };
+    match any::inner_type_name(config).ok()?.as_str() {
+        TLS => any::unpack(config).ok(),
+        PROXY_PROTOCOL => {
+            let proxied: ProxyProtocolUpstreamTransport = any::unpack(config).ok()?;
+            // One level: deeper ones are refused.
+            let inner = proxied.transport_socket?;
+            match (&inner.config_type, type_name(&inner).ok()?.as_str()) {
+                (Some(ConfigType::TypedConfig(config)), TLS) => any::unpack(config).ok(),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
 }

@@ -72,7 +72,10 @@ pub(crate) fn compile_assignment(
                     .at("endpoint")
                     .at(at())?,
                 hostname: endpoint.hostname.as_str().into(),
-                transport: config.transport_for(metadata).clone(),
+                transport: config
+                    .transport_for(metadata)
+                    .for_endpoint(metadata)
+                    .at(at())?,
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),
                 health: Health::from_proto(entry.health_status),
                 canary: matches!(label(metadata, "canary"), Some(Kind::BoolValue(true))),

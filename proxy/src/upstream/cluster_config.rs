@@ -275,7 +275,7 @@ impl ClusterConfig {
         if self.protocol != UpstreamProtocol::Auto {
             return Ok(());
         }
-        let asks = |transport: &UpstreamTransport| matches!(transport, UpstreamTransport::Tls(_));
+        let asks = |transport: &UpstreamTransport| transport.tls().is_some();
         let refused = |what: &str| {
             let name = &self.name;
             ConfigError::new(format!(

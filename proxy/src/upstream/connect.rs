@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, UnixStream};
 
 use crate::transport::ByteStream;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 use crate::transport::tls::upstream::Connecting;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
@@ -46,7 +47,7 @@ pub struct ConnectionFacts {
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `protocols` are offered by TLS if neither the cluster
-/// nor `options` name any.
+/// nor `options` name any. `client` is who an upstream is told of that wants to know.
 ///
 /// # Errors
 /// A timeout, a refusal, or a transport that this version cannot speak.
@@ -54,9 +55,11 @@ pub async fn connect(
     config: &ClusterConfig,
     host: &Host,
     options: &TransportOptions,
+    client: Option<&Client>,
     protocols: &'static [&'static str],
 ) -> Result<Connected, ConnectError> {
-    if let UpstreamTransport::Unavailable(text) = &host.transport {
+    let (header, transport) = host.transport.layers();
+    if let UpstreamTransport::Unavailable(text) = transport {
         return Err(local(text.as_ref()));
     }
     let attempt = async {
@@ -86,10 +89,15 @@ pub async fn connect(
         }
     };
     let whole = async {
-        let (io, local) = attempt.await?;
+        let (mut io, local) = attempt.await?;
+        if let Some(header) = header {
+            let ends = local.as_ref().and_then(Address::ip).zip(host.address.ip());
+            let written = header.write(&mut io, client, ends).await;
+            written.map_err(|e| refused(&e))?;
+        }
         let mut facts = ConnectionFacts { local, tls: None };
         let mut http2 = false;
-        let io: Box<dyn ByteStream> = match &host.transport {
+        let io: Box<dyn ByteStream> = match transport {
             UpstreamTransport::Raw => Box::new(io),
             UpstreamTransport::Tls(tls) => {
                 let connecting = Connecting {
@@ -105,6 +113,8 @@ pub async fn connect(
                 Box::new(io)
             }
             UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),
+            // There is one header, and it has been written.
+            UpstreamTransport::Proxied(_) => return Err(self::local("PROXY header twice")),
         };
         Ok(Connected { io, http2, facts })
     };
@@ -177,7 +187,7 @@ mod tests {
     }
 
     async fn reach(host: &Host) -> Result<Connected, ConnectError> {
-        connect(&config(), host, &TransportOptions::default(), &[]).await
+        connect(&config(), host, &TransportOptions::default(), None, &[]).await
     }
 
     #[tokio::test]

@@ -190,6 +190,7 @@ async fn begin(
         transport: cluster
             .config
             .transport_options(&head, Protocol::Http2, None),
+        client: None,
         ready: None,
     };
     let sent = request::send(&cluster, &host, &head, body, options).await;

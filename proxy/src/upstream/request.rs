@@ -18,6 +18,7 @@ use super::pool::{self, HostPool, Missed, PendingGuard};
 use crate::http::h1::client::ExchangeOptions;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 
 /// A response as it begins.
 pub struct UpstreamResponse {
@@ -67,6 +68,8 @@ pub(crate) struct SendOptions<'a> {
     pub(crate) early: EarlyResponses,
     /// What is asked of the transport.
     pub(crate) transport: TransportOptions,
+    /// Whom hosts are told of that want to know.
+    pub(crate) client: Option<Client>,
     /// Set once the request has its connection.
     pub(crate) ready: Option<&'a Cell<bool>>,
 }
@@ -82,7 +85,13 @@ pub(crate) async fn send(
     body: Body,
     options: SendOptions<'_>,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let Some(pool) = pool::of(cluster, host, options.priority, options.transport) else {
+    let Some(pool) = pool::of(
+        cluster,
+        host,
+        options.priority,
+        options.transport,
+        options.client,
+    ) else {
         cluster.stats().upstream_cx_pool_overflow.inc();
         return Err(OVERFLOW);
     };

@@ -10,6 +10,7 @@ use super::connect::{ConnectError, ConnectionFacts};
 use super::host::Host;
 use super::pool::{ConnectionGuard, Place, PooledIo};
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 
 /// A fresh connection, with its share of the cluster's limits.
 pub(crate) struct TcpConnection {
@@ -19,16 +20,17 @@ pub(crate) struct TcpConnection {
     pub(crate) facts: ConnectionFacts,
 }
 
-/// Connects to `host`.
+/// Connects to `host` for `client`.
 ///
 /// # Errors
 /// The circuit breaker of connections is open, or as [`connect`](connect_host).
 pub(crate) async fn connect(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
+    client: Option<Client>,
 ) -> Result<TcpConnection, ConnectError> {
     let options = TransportOptions::default();
-    let place = Place::new(cluster, host, Priority::Default, options);
+    let place = Place::new(cluster, host, Priority::Default, options, client);
     let guard = ConnectionGuard::take(&place, false).ok_or_else(|| ConnectError {
         reason: ResetReason::Overflow,
         transport_failure: None,

@@ -6,8 +6,8 @@
 mod disk;
 mod stats;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use envoy_types::pb::envoy::config::bootstrap::v3::LayeredRuntime;
 use envoy_types::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
@@ -16,6 +16,7 @@ use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use serde_json::json;
 use xds_client::error::{At, ConfigError};
 
+use crate::router::share::{Fraction, LiveShare};
 use crate::telemetry::stats::Stats;
 pub use disk::DiskLayer;
 use stats::RuntimeStats;
@@ -50,6 +51,8 @@ pub struct Runtime {
     layers: Mutex<Vec<Layer>>,
     observers: Mutex<Vec<Observer>>,
     stats: Mutex<Option<RuntimeStats>>,
+    /// What follows a key, as long as somebody uses it.
+    shares: Mutex<HashMap<String, Vec<Weak<LiveShare>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,6 +138,34 @@ impl Runtime {
         for observer in lock(&self.observers).iter() {
             observer(self);
         }
+        let mut shares = lock(&self.shares);
+        shares.retain(|key, all| {
+            all.retain(|share| share.strong_count() > 0);
+            let fraction = self.fraction(key);
+            let used = all.iter().filter_map(Weak::upgrade);
+            used.for_each(|share| share.set(fraction));
+            !all.is_empty()
+        });
+    }
+
+    fn fraction(&self, key: &str) -> Option<Fraction> {
+        Fraction::of_runtime(&self.get(key)?)
+    }
+
+    /// The share of requests under `key`, which follows the runtime from now on; shared by all with that default.
+    pub fn share(&self, key: &str, default: Fraction) -> Arc<LiveShare> {
+        // Held over the reading: a change in between would be missed.
+        let mut shares = lock(&self.shares);
+        let all = shares.entry(key.to_owned()).or_default();
+        all.retain(|share| share.strong_count() > 0);
+        let mut used = all.iter().filter_map(Weak::upgrade);
+        if let Some(share) = used.find(|share| share.default_fraction() == default) {
+            return share;
+        }
+        let share = Arc::new(LiveShare::new(default));
+        share.set(self.fraction(key));
+        all.push(Arc::downgrade(&share));
+        share
     }
 
     /// The text under `key`.

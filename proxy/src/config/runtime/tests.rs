@@ -143,3 +143,26 @@ fn a_disk_layer_is_read_anew_when_its_link_is_exchanged() {
     assert_eq!(runtime.integer("health.min"), Some(2));
     std::fs::remove_dir_all(&home).unwrap();
 }
+
+#[test]
+fn a_share_follows_its_key() {
+    let admin = LayerSpecifier::AdminLayer(runtime_layer::AdminLayer::default());
+    let runtime = runtime(vec![layer("admin", admin)]).unwrap();
+    let share = runtime.share("a.b", Fraction::ALL);
+    let again = runtime.share("a.b", Fraction::ALL);
+    assert!(Arc::ptr_eq(&share, &again));
+    let takes = |random| crate::router::share::Share::Live(share.clone()).takes(random);
+    assert!(takes(99));
+    let set = |value: &str| runtime.modify(&[("a.b".into(), value.into())]).is_ok();
+    assert!(set("10") && takes(9) && !takes(10));
+    let late = runtime.share(
+        "a.b",
+        Fraction {
+            numerator: 1,
+            denominator: 100,
+        },
+    );
+    assert!(!Arc::ptr_eq(&share, &late));
+    assert!(crate::router::share::Share::Live(late).takes(9));
+    assert!(set("") && takes(99));
+}

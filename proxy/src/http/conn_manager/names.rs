@@ -62,10 +62,29 @@ pub(super) static EDGE_ONLY: [HeaderName; 3] = [
     DOWNSTREAM_NODE,
 ];
 
+/// A number as a value. One digit, which most counts of attempts and of milliseconds have, costs no allocation.
+pub(crate) fn number(n: u64) -> HeaderValue {
+    const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let digit = usize::try_from(n).ok().and_then(|n| DIGITS.get(n));
+    digit.map_or_else(|| HeaderValue::from(n), |d| HeaderValue::from_static(d))
+}
+
 /// Marks a value that differs from message to message, so that HPACK never indexes it (RFC 7541, 6.2.3). Indexed,
 /// each one would push an entry out of the peer's table that could have been used again, and be compared with
 /// every later one.
 pub(crate) fn passing(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for n in [0, 9, 10, u64::MAX] {
+            assert_eq!(number(n), n.to_string());
+        }
+    }
 }

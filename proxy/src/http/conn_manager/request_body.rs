@@ -10,8 +10,9 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use http::StatusCode;
 
-/// Most bytes that are read before somebody wants them.
-const AHEAD: usize = 64 * 1024;
+/// Most bytes that are read before somebody wants them: enough for most bodies, and with as many streams as a client may
+/// open no more than a small part of their windows.
+const AHEAD: usize = 16 * 1024;
 
 /// What a frame counts for beside its bytes: frames without any would be kept without a bound.
 const FRAME: usize = 64;

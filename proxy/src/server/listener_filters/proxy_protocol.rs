@@ -6,18 +6,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes};
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version as ProtoVersion;
-use envoy_types::pb::envoy::config::core::v3::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol as pb;
 use filters::stream::Address;
-use xds_client::error::ConfigError;
+use xds_client::error::{At, ConfigError};
 
 use super::{Found, Refusal};
 use crate::server::accepted::Accepted;
 use crate::server::listener_stats::stats;
 use crate::telemetry::stats::{Counter, Scope};
-use crate::transport::proxy_protocol::HEAD_V2;
 use crate::transport::proxy_protocol::parse::{self, Header, Parsed, Version};
+use crate::transport::proxy_protocol::{HEAD_V2, PassThrough, tlv_type};
 
 /// Where TLVs go in the dynamic metadata if nothing else is said.
 const NAMESPACE: &str = "envoy.filters.listener.proxy_protocol";
@@ -69,14 +68,6 @@ struct Rule {
     base64: bool,
 }
 
-/// TLVs for those that speak the PROXY protocol to an upstream.
-#[derive(Debug, PartialEq)]
-enum PassThrough {
-    None,
-    All,
-    Some(Vec<u8>),
-}
-
 /// What to do with a connection.
 enum Verdict<'a> {
     Wait,
@@ -101,7 +92,7 @@ impl ProxyProtocolFilter {
         }
         let mut rules: Vec<Rule> = Vec::new();
         for (i, rule) in proto.rules.iter().enumerate() {
-            let rule = Rule::compile(rule).map_err(|e| e.at(format!("rules[{i}]")))?;
+            let rule = Rule::compile(rule).at(format!("rules[{i}]"))?;
             // One rule for each type: the last, as in Envoy.
             rules.retain(|other| other.kind != rule.kind);
             rules.push(rule);
@@ -112,17 +103,7 @@ impl ProxyProtocolFilter {
             v1,
             v2,
             rules,
-            pass: match &proto.pass_through_tlvs {
-                None => PassThrough::None,
-                Some(pass) if pass.match_type == PassTlVsMatchType::IncludeAll as i32 => {
-                    PassThrough::All
-                }
-                Some(pass) => {
-                    let kinds = pass.tlv_type.iter().map(|kind| kind_of(*kind));
-                    let kinds: Result<_, _> = kinds.collect();
-                    PassThrough::Some(kinds.map_err(|e| e.at("pass_through_tlvs.tlv_type"))?)
-                }
-            },
+            pass: PassThrough::compile(proto.pass_through_tlvs.as_ref()).at("pass_through_tlvs")?,
             general: GeneralStats::new(&scope),
             of_v1: VersionStats::new(&scope.scope("versions.v1.")),
             of_v2: VersionStats::new(&scope.scope("versions.v2.")),
@@ -222,12 +203,7 @@ impl ProxyProtocolFilter {
     }
 
     fn passed(&self, header: &Header<'_>) -> Option<Rc<[(u8, Bytes)]>> {
-        let wanted = |kind: u8| match &self.pass {
-            PassThrough::None => false,
-            PassThrough::All => true,
-            PassThrough::Some(kinds) => kinds.contains(&kind),
-        };
-        let all = parse::tlvs(header.extensions).filter(|(kind, _)| wanted(*kind));
+        let all = parse::tlvs(header.extensions).filter(|(kind, _)| self.pass.wants(*kind));
         let kept: Rc<[_]> = all
             .map(|(kind, value)| (kind, Bytes::copy_from_slice(value)))
             .collect();
@@ -235,14 +211,10 @@ impl ProxyProtocolFilter {
     }
 }
 
-fn kind_of(kind: u32) -> Result<u8, ConfigError> {
-    u8::try_from(kind).map_err(|_| ConfigError::new("must be less than 256"))
-}
-
 impl Rule {
     fn compile(proto: &pb::Rule) -> Result<Self, ConfigError> {
         use pb::key_value_pair::ValueStringEncoding;
-        let kind = kind_of(proto.tlv_type).map_err(|e| e.at("tlv_type"))?;
+        let kind = tlv_type(proto.tlv_type).at("tlv_type")?;
         let Some(pair) = &proto.on_tlv_present else {
             return Err(ConfigError::new("value is required").at("on_tlv_present"));
         };

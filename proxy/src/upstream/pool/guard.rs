@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::Missed;
 use super::http1::overflow;
 use crate::transport::options::TransportOptions;
+use crate::transport::proxy_protocol::Client;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::cluster::UpstreamProtocol;
@@ -24,6 +25,7 @@ pub(crate) struct Place {
     pub(crate) host: Arc<Host>,
     pub(crate) priority: Priority,
     options: TransportOptions,
+    client: Option<Client>,
     /// Where the server chooses the protocol: whether it chose HTTP/1 last. Until it is asked, HTTP/2 is what it is
     /// thought to speak.
     prefers_http1: Cell<bool>,
@@ -35,12 +37,14 @@ impl Place {
         host: &Arc<Host>,
         priority: Priority,
         options: TransportOptions,
+        client: Option<Client>,
     ) -> Rc<Self> {
         Rc::new(Self {
             cluster: cluster.clone(),
             host: host.clone(),
             priority,
             options,
+            client,
             prefers_http1: Cell::new(false),
         })
     }
@@ -48,6 +52,11 @@ impl Place {
     /// What is asked of the transport.
     pub(super) fn options(&self) -> &TransportOptions {
         &self.options
+    }
+
+    /// Whom the host is told of.
+    pub(super) fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
     }
 
     /// Whether the server chooses the protocol.
@@ -69,7 +78,8 @@ impl Place {
         &self,
         protocols: &'static [&'static str],
     ) -> Result<Connected, ConnectError> {
-        connect(&self.cluster.config, &self.host, &self.options, protocols).await
+        let (config, client) = (&self.cluster.config, self.client.as_ref());
+        connect(config, &self.host, &self.options, client, protocols).await
     }
 
     pub(super) fn stats(&self) -> &ClusterStats {

@@ -1,4 +1,5 @@
-//! One worker's upstream connections, by host, routing priority and what is asked of the transport.
+//! One worker's upstream connections, by host, routing priority, what is asked of the transport, and for upstreams
+//! that are told who the client is (PROXY protocol) by the client.
 
 mod guard;
 pub(super) mod http1;
@@ -21,7 +22,7 @@ use super::cluster::Cluster;
 use super::connect::ConnectError;
 use super::host::Host;
 use crate::transport::options::TransportOptions;
-use crate::transport::upstream::UpstreamTransport;
+use crate::transport::proxy_protocol::Client;
 
 /// How often idle connections are looked over, which is how late an idle timeout may strike.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -75,8 +76,10 @@ impl HostPool {
         Rc::strong_count(self) > 1 || self.http1.is_used() || self.http2.is_used()
     }
 
-    fn sweep(&self) -> bool {
-        let gone = self.place.host.is_removed();
+    pub(super) fn sweep(&self) -> bool {
+        let client = self.place.client();
+        // What was made for a client is of no use when it has left.
+        let gone = self.place.host.is_removed() || client.is_some_and(|c| !c.is_connected());
         self.http1.sweep(gone);
         self.http2.sweep(gone);
         self.http1.is_empty() && self.http2.is_empty()
@@ -88,7 +91,7 @@ struct HostPools {
     /// For requests that ask for nothing: nearly all.
     plain: Rc<HostPool>,
     /// By what is asked for. Not the fast hasher: names may be an attacker's.
-    others: HashMap<TransportOptions, Rc<HostPool>>,
+    others: HashMap<(TransportOptions, Option<Client>), Rc<HostPool>>,
 }
 
 thread_local! {
@@ -103,30 +106,39 @@ pub(super) fn of(
     host: &Arc<Host>,
     priority: Priority,
     options: TransportOptions,
+    client: Option<Client>,
 ) -> Option<Rc<HostPool>> {
-    let new = |options| Rc::new(HostPool::new(Place::new(cluster, host, priority, options)));
+    let new = |(options, client)| {
+        Rc::new(HostPool::new(Place::new(
+            cluster, host, priority, options, client,
+        )))
+    };
     // One that nobody uses makes room for another. Its connections are closed outside of the borrow.
     let mut evicted = None;
     let pool = POOLS.with_borrow_mut(|pools| {
         let entry = pools.entry((host.id, priority));
         let pools = entry.or_insert_with(|| HostPools {
-            plain: new(TransportOptions::default()),
+            plain: new(<_>::default()),
             others: HashMap::new(),
         });
         // Bytes without TLS have nothing that could be asked for.
-        if options.is_empty() || !matches!(host.transport, UpstreamTransport::Tls(_)) {
+        let options = match host.transport.tls() {
+            Some(_) => options,
+            None => TransportOptions::default(),
+        };
+        if options.is_empty() && client.is_none() {
             return Some(pools.plain.clone());
         }
-        if pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&options) {
+        // Clients are bounded elsewhere: by the limits of connections.
+        let bounded = client.is_none();
+        let key = (options, client);
+        if bounded && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
             let unused = pools.others.iter().find(|(_, pool)| !pool.is_used())?;
             let unused = unused.0.clone();
             evicted = pools.others.remove(&unused);
         }
-        let pool = pools.others.entry(options);
-        Some(
-            pool.or_insert_with_key(|options| new(options.clone()))
-                .clone(),
-        )
+        let pool = pools.others.entry(key);
+        Some(pool.or_insert_with_key(|key| new(key.clone())).clone())
     });
     drop(evicted);
     if !SWEEPING.replace(true) {
@@ -160,7 +172,8 @@ async fn sweep() {
             let mut unused = Vec::new();
             for pool in &others {
                 if pool.sweep() {
-                    unused.push(pool.place.options().clone());
+                    let place = &pool.place;
+                    unused.push((place.options().clone(), place.client().cloned()));
                 }
             }
             let gone = empty && unused.len() == others.len() && plain.place.host.is_removed();
@@ -168,8 +181,8 @@ async fn sweep() {
                 if gone {
                     pools.remove(&key);
                 } else if let Some(pools) = pools.get_mut(&key) {
-                    for options in &unused {
-                        pools.others.remove(options);
+                    for key in &unused {
+                        pools.others.remove(key);
                     }
                 }
             });

@@ -216,7 +216,7 @@ fn idle_and_old_connections_are_closed() {
             std::thread::sleep(Duration::from_millis(5));
             let cluster = client.cluster();
             let host = cluster.choose_host(&LbContext::default()).unwrap();
-            pool::of(&cluster, &host, Priority::Default, Default::default())
+            pool::of(&cluster, &host, Priority::Default, Default::default(), None)
                 .unwrap()
                 .http1
                 .sweep(false);
@@ -279,5 +279,34 @@ fn a_request_in_flight_outlives_its_host_and_its_cluster() {
         assert!(client.slot.get().is_none());
         old.go.add_permits(1);
         assert_eq!(second.await.unwrap(), Ok(StatusCode::OK));
+    });
+}
+
+#[test]
+fn a_clients_connections_are_its_own_and_go_with_it() {
+    use crate::http::testing::connection;
+    use crate::transport::proxy_protocol::Client as Told;
+
+    run(async {
+        let server = Server::start(&[Act::Say(OK)]).await;
+        let client = Client::new(&proto(server.port));
+        let cluster = client.cluster();
+        let host = cluster.choose_host(&LbContext::default()).unwrap();
+        let pool = |of: Option<&Rc<_>>| {
+            let told = of.and_then(Told::of);
+            pool::of(&cluster, &host, Priority::Default, Default::default(), told).unwrap()
+        };
+        let info = |from: &str| Rc::new(connection(from, "192.0.2.2:2"));
+        let (one, other) = (info("192.0.2.1:1"), info("192.0.2.1:3"));
+        let first = pool(Some(&one));
+        assert!(Rc::ptr_eq(&first, &pool(Some(&one))));
+        assert!(!Rc::ptr_eq(&first, &pool(Some(&other))) && !Rc::ptr_eq(&first, &pool(None)));
+        let checkout = first.http1.checkout(false, &mut None).await.ok().unwrap();
+        first.http1.give_back(checkout.connection);
+        first.sweep();
+        assert_eq!(server.open.get(), 1);
+        drop(one);
+        first.sweep();
+        until(|| server.open.get() == 0).await;
     });
 }

@@ -225,6 +225,7 @@ impl Client {
             transport: cluster
                 .config
                 .transport_options(head, Protocol::Http11, None),
+            client: None,
             ready: None,
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));

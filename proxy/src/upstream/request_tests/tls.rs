@@ -269,7 +269,7 @@ fn too_many_names_are_too_many_pools() {
             server_name: Some(format!("n{n}.test").into()),
             ..Default::default()
         };
-        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n));
+        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n), None);
         let held: Vec<_> = (0..1024).map(|n| of(n).unwrap()).collect();
         assert!(of(1024).is_none() && of(0).is_some());
         assert_eq!(client.get_from("a.test").await, Err(ResetReason::Overflow));
