@@ -76,6 +76,12 @@ def config(p):
         made = cluster("match-" + name, port, transport_socket_matches=matches)
         made["load_assignment"]["endpoints"][0]["lb_endpoints"] = [endpoint(port, **labels)]
         clusters.append(made)
+    for name, labels in (("locality", {}), ("own", {"a": "1", "b": "2"})):
+        made = cluster("match-" + name, mesh if name == "locality" else silent, transport_socket_matches=matches[:2])
+        made["load_assignment"]["endpoints"][0].update(
+            metadata=endpoint(0, tlsMode="istio")["metadata"],
+            lb_endpoints=[endpoint(mesh if name == "locality" else silent, **labels)])
+        clusters.append(made)
     made = cluster("match-none", silent, transport_socket_matches=matches[:2], transport_socket=socket(sni="default.test"))
     clusters.append(made)
     routes = [route({"path": "/" + c["name"]}, c["name"]) for c in clusters]
@@ -101,7 +107,7 @@ def case(name, *asked, path=None):
 
 
 for name in ("auto both", "explicit both", "http2 both", "downstream both", "auto h1", "auto silent", "auto own", "own", "mutual",
-             "host", "host none", "host sni", "host bound", "match mtls", "match sub", "match part", "match plain", "match none",
+             "host", "host none", "host sni", "host bound", "match mtls", "match sub", "match part", "match plain", "match none", "match locality", "match own",
              "rewritten", "auto-rewritten"):
     case(name)
 case("auto both: again", ("a.test", ()), ("a.test", ()), path="auto-both")

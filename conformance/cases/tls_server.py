@@ -1,11 +1,13 @@
 """TLS as a server: versions, cipher suites, curves, ALPN, which certificate, what ends a handshake, resumption."""
+import subprocess
 import time
 
 from harness.config import bootstrap
 from harness.runner import Group
-from harness.tls import ask, client_context, downstream, serving
+from harness.tls import ask, certificate, client_context, downstream, serving
 
 ECDSA, RSA = "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"
+POLICIES, STAPLES = ("LENIENT_STAPLING", "STRICT_STAPLING", "MUST_STAPLE"), (None, "current", "outdated")
 PARAMETERS = {
     "defaults": {},
     "up to 1.2": {"tls_maximum_protocol_version": "TLSv1_2"},
@@ -49,6 +51,14 @@ def config(p):
         serving(p, "sessions, short", downstream("server", session_timeout="1s")),
         serving(p, "sessions, keys", downstream("server", session_ticket_keys={"keys": [{"inline_bytes": "QUFB" * 26 + "QUE="}, {"inline_bytes": "QkJC" * 26 + "QkI="}]})),
     ]
+    for policy in POLICIES:
+        for kind in STAPLES:
+            if policy != "MUST_STAPLE" or kind:
+                made.append(serving(p, f"staple {kind} {policy}", downstream(certificate("server", kind), ocsp_staple_policy=policy)))
+    made.append(serving(p, "must-staple outdated", downstream(certificate("must-staple", "outdated"))))
+    made.append(serving(p, "must-staple current", downstream(certificate("must-staple", "current"))))
+    made.append(serving(p, "staple of the second", downstream(
+        certificate("server", "outdated"), certificate("rsa", "current"), ocsp_staple_policy="STRICT_STAPLING")))
     for listener in made:
         if listener["name"] == "slow":
             listener["filter_chains"][0]["transport_socket_connect_timeout"] = "0.4s"
@@ -169,3 +179,21 @@ resumed("short, at once", "sessions, short", "1.2")
 resumed("short, at once", "sessions, short", "1.3")
 resumed("short, late", "sessions, short", "1.2", 2.1)
 resumed("short, late", "sessions, short", "1.3", 2.1)
+
+
+def stapled(where):
+    """What a client that asks for a staple gets."""
+    @G.case("tls server: " + where, logs=1)
+    def _(t):
+        done = subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{t.proxy.ports.listener(where)}", "-servername", "a.test", "-status"],
+                              input=b"", capture_output=True, timeout=10)
+        said = done.stdout.decode("latin-1")
+        t.note(staple="successful" if "OCSP Response Status: successful" in said else "none", certificate="BEGIN CERTIFICATE" in said)
+
+
+for policy in POLICIES:
+    for kind in STAPLES:
+        if policy != "MUST_STAPLE" or kind:
+            stapled(f"staple {kind} {policy}")
+for where in ("must-staple outdated", "must-staple current", "staple of the second"):
+    stapled(where)

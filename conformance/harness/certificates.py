@@ -78,6 +78,10 @@ class Certificates:
         self.append("inter2", "inter1")
         self.append("shallow", "inter1")
         self.append("deep", "inter2")
+        self.leaf("must-staple", ["DNS:a.test"], extensions=["tlsfeature=status_request"])
+        for name in ("server", "rsa", "must-staple"):
+            self.staple(name, "current", "-ndays", "30")
+            self.staple(name, "outdated")
         self.revoke("ca", "revoked")
         self.revoke("other-ca")
         (self.home / "both.crl").write_text(self.text("ca", "crl") + self.text("other-ca", "crl"))
@@ -125,6 +129,12 @@ class Certificates:
 
     def append(self, name, issuer):
         (self.home / f"{name}.pem").write_text(self.text(name) + self.text(issuer))
+
+    def staple(self, name, kind, *validity):
+        """An OCSP response in `<name>.<kind>`; without a next update it is out of date at once."""
+        ca = self.path("ca")
+        openssl("ocsp", "-index", self.path("ca", "index"), "-CA", ca, "-rsigner", ca, "-rkey", self.path("ca", "key"),
+                "-issuer", ca, "-cert", self.path(name), "-noverify", "-respout", self.path(name, kind), *validity)
 
     def revoke(self, authority, *names):
         for name in names:

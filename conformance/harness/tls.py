@@ -16,10 +16,13 @@ DOWNSTREAM = TYPE + "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsCont
 UPSTREAM = TYPE + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 
 
-def certificate(name, key=None):
-    """A `TlsCertificate`."""
+def certificate(name, staple=None):
+    """A `TlsCertificate`; `staple`: `current` or `outdated`."""
     c = certificates()
-    return {"certificate_chain": {"filename": c.path(name)}, "private_key": {"filename": c.path(key or name, "key")}}
+    made = {"certificate_chain": {"filename": c.path(name)}, "private_key": {"filename": c.path(name, "key")}}
+    if staple:
+        made["ocsp_staple"] = {"filename": c.path(name, staple)}
+    return made
 
 
 def trusting(name="ca", **fields):

@@ -29,7 +29,9 @@ pub(super) struct Ways(HashMap<String, Way>);
 struct Way {
     to: To,
     hostname: String,
-    metadata: Option<Metadata>,
+    /// Metadata, which may choose the transport.
+    endpoint: Option<Metadata>,
+    locality: Option<Metadata>,
     cluster: Cluster,
 }
 
@@ -79,7 +81,7 @@ impl Ways {
         let config = ClusterConfig::compile(&way.cluster, stores)?;
         let mut head = RequestHead::new(Method::POST, "/");
         head.authority = authority.into();
-        match config.transport_for(way.metadata.as_ref()) {
+        match config.transport_for(way.endpoint.as_ref(), way.locality.as_ref()) {
             UpstreamTransport::Raw => Ok(match &way.to {
                 To::Tcp(address) => Transport::Tcp(address.clone()),
                 To::Unix(path) => Transport::Unix(path.clone()),
@@ -101,7 +103,8 @@ impl Ways {
 impl Way {
     fn new(cluster: &Cluster) -> Option<Self> {
         let endpoints = &cluster.load_assignment.as_ref()?.endpoints;
-        let first = endpoints.iter().flat_map(|l| &l.lb_endpoints).next()?;
+        let locality = endpoints.iter().find(|l| !l.lb_endpoints.is_empty())?;
+        let first = locality.lb_endpoints.first()?;
         let Some(HostIdentifier::Endpoint(endpoint)) = &first.host_identifier else {
             return None;
         };
@@ -118,7 +121,8 @@ impl Way {
         Some(Self {
             to,
             hostname,
-            metadata: first.metadata.clone(),
+            endpoint: first.metadata.clone(),
+            locality: locality.metadata.clone(),
             cluster: cluster.clone(),
         })
     }

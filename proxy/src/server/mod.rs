@@ -22,6 +22,8 @@ pub mod process;
 mod server_info;
 pub mod server_stats;
 pub mod sniff;
+#[cfg(test)]
+mod sniff_fuzz_tests;
 pub mod socket;
 mod socket_option;
 pub mod worker;

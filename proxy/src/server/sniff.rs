@@ -122,9 +122,12 @@ fn parse_hello(hello: &[u8]) -> Option<ClientHello> {
             0 => {
                 let mut names = body.vector(2)?;
                 while !names.0.is_empty() {
-                    let kind = names.number(1)?;
+                    // How long a name of another kind is, nobody knows (RFC 6066, 3).
+                    if names.number(1)? != 0 {
+                        break;
+                    }
                     let name = names.vector(2)?;
-                    if kind == 0 && found.server_name.is_empty() {
+                    if found.server_name.is_empty() {
                         found.server_name = std::str::from_utf8(name.0).ok()?.to_ascii_lowercase();
                     }
                 }

@@ -73,7 +73,7 @@ pub(crate) fn compile_assignment(
                     .at(at())?,
                 hostname: endpoint.hostname.as_str().into(),
                 transport: config
-                    .transport_for(metadata)
+                    .transport_for(metadata, group.metadata.as_ref())
                     .for_endpoint(metadata)
                     .at(at())?,
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),

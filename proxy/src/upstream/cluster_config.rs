@@ -307,17 +307,21 @@ impl ClusterConfig {
         }
     }
 
-    /// The transport for an endpoint with this metadata.
-    pub fn transport_for(&self, metadata: Option<&core::Metadata>) -> &UpstreamTransport {
-        let labels = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
-        self.transport_matches
-            .iter()
-            .find(|(wanted, _)| {
-                wanted
-                    .fields
-                    .iter()
-                    .all(|(k, v)| labels.and_then(|l| l.fields.get(k)) == Some(v))
-            })
+    /// The transport for an endpoint with this metadata; its locality's counts if its own chooses none.
+    pub fn transport_for(
+        &self,
+        endpoint: Option<&core::Metadata>,
+        locality: Option<&core::Metadata>,
+    ) -> &UpstreamTransport {
+        let chosen = |metadata: Option<&core::Metadata>| {
+            let labels = metadata.map(|m| &m.filter_metadata);
+            let labels = labels.and_then(|l| l.get("envoy.transport_socket_match"));
+            let has = |(k, v): (&String, &_)| labels.and_then(|l| l.fields.get(k)) == Some(v);
+            let mut matches = self.transport_matches.iter();
+            matches.find(|(wanted, _)| wanted.fields.iter().all(has))
+        };
+        chosen(endpoint)
+            .or_else(|| chosen(locality))
             .map_or(&self.transport, |(_, transport)| transport)
     }
 }

@@ -169,7 +169,7 @@ fn other_transports_are_accepted_but_never_plaintext() {
     });
     let config = ClusterConfig::compile(&proto, &Default::default()).unwrap();
     assert!(matches!(
-        config.transport_for(None),
+        config.transport_for(None, None),
         UpstreamTransport::Unavailable(_)
     ));
 }

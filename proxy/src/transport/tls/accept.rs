@@ -106,10 +106,11 @@ impl DownstreamTls {
         match failure.kind {
             Kind::Gone | Kind::Refused => {}
             Kind::NoCertificate => self.stats.fail_verify_no_cert.inc(),
-            Kind::Protocol => self.stats.connection_error.inc(),
+            Kind::Protocol | Kind::Rejected => self.stats.connection_error.inc(),
         }
         let mut info = unknown();
-        if !version.is_empty() {
+        // Nothing is agreed on where the certificate is missing.
+        if !version.is_empty() && failure.kind != Kind::Rejected {
             info.version = version;
         }
         info.peer = refusal.and_then(|refusal| refusal.peer);

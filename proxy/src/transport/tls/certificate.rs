@@ -1,8 +1,12 @@
 //! Our own certificates: chain, key, and the names that choose between them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use envoy_types::pb::envoy::config::core::v3::DataSource;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::OcspStaplePolicy;
 use filters::tls::CertificateFacts;
 use rustls::SignatureAlgorithm;
 use rustls::pki_types::pem::PemObject;
@@ -11,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
+use super::ocsp::Staple;
 use super::{PROVIDER, facts};
 
 /// The most certificates that a chain may have.
@@ -20,6 +25,10 @@ const MAX_CHAIN: usize = 32;
 #[derive(Debug)]
 pub struct Certificate {
     pub(super) key: Arc<CertifiedKey>,
+    /// The same with the staple, as long as that is current.
+    stapled: Option<(Arc<CertifiedKey>, Staple)>,
+    /// The certificate tells clients to insist on a staple.
+    must_staple: bool,
     /// What it says.
     pub facts: Arc<CertificateFacts>,
     /// Lower-case DNS names; those that begin with `*.` are wildcards.
@@ -69,12 +78,12 @@ impl Certificate {
         };
         let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| refused(e.to_string()))?;
         let leaf = chain.first().cloned().unwrap_or_else(|| Vec::new().into());
-        let mut key =
+        let key =
             CertifiedKey::from_der(chain, key, &PROVIDER).map_err(|e| refused(e.to_string()))?;
-        if let Some(staple) = &proto.ocsp_staple {
-            let staple = data_source::read(staple).at("ocsp_staple")?;
-            key.ocsp = (!staple.is_empty()).then_some(staple);
-        }
+        let stapled = match &proto.ocsp_staple {
+            None => None,
+            Some(source) => staple(source, &leaf, &key).at("ocsp_staple")?,
+        };
         let facts = facts::read(&leaf)
             .ok_or_else(|| ConfigError::new("is no X.509 certificate").at("certificate_chain"))?;
         // RFC 6125, 6.4.4: the common name counts only if there is nothing else.
@@ -85,9 +94,48 @@ impl Certificate {
         };
         Ok(Self {
             key: Arc::new(key),
+            stapled,
+            must_staple: facts::must_staple(&leaf),
             facts: Arc::new(facts),
             names: names.iter().map(|n| n.to_ascii_lowercase()).collect(),
         })
+    }
+
+    /// Checks that there is a staple if there must be one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn check_staple(&self, policy: OcspStaplePolicy) -> Result<(), ConfigError> {
+        let missing = self.stapled.is_none();
+        if missing && self.must_staple {
+            return Err(ConfigError::new(
+                "OCSP response is required for must-staple certificate",
+            ));
+        }
+        if missing && policy == OcspStaplePolicy::MustStaple {
+            return Err(ConfigError::new(
+                "Required OCSP response is missing from TLS context",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is shown at `now`: with its staple while that is current. `None` if the policy forbids to show it
+    /// without. Which clients ask for a staple is not known here; one that does not is held to the same.
+    pub(super) fn shown(
+        &self,
+        policy: OcspStaplePolicy,
+        now: SystemTime,
+    ) -> Option<&Arc<CertifiedKey>> {
+        match &self.stapled {
+            Some((key, staple)) if staple.is_current(now) => Some(key),
+            _ if self.must_staple => None,
+            stapled => match policy {
+                OcspStaplePolicy::LenientStapling => Some(&self.key),
+                OcspStaplePolicy::StrictStapling => stapled.is_none().then_some(&self.key),
+                OcspStaplePolicy::MustStaple => None,
+            },
+        }
     }
 
     fn is_ecdsa(&self) -> bool {
@@ -101,7 +149,30 @@ impl Certificate {
 
 fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    chain.ok().filter(|c| !c.is_empty() && c.len() <= MAX_CHAIN)
+    chain.ok().filter(|c| {
+        !c.is_empty() && c.len() <= MAX_CHAIN && c.iter().all(|der| facts::is_certificate(der))
+    })
+}
+
+/// The staple of a certificate with this key; an empty one is none.
+fn staple(
+    source: &DataSource,
+    leaf: &[u8],
+    key: &CertifiedKey,
+) -> Result<Option<(Arc<CertifiedKey>, Staple)>, ConfigError> {
+    if matches!(source.specifier, Some(Specifier::InlineString(_))) {
+        return Err(ConfigError::new(
+            "OCSP staple cannot be provided via inline_string",
+        ));
+    }
+    let bytes = data_source::read(source)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let staple = Staple::load(bytes, &facts::serial(leaf))?;
+    let mut key = key.clone();
+    key.ocsp = Some(staple.der.clone());
+    Ok(Some((Arc::new(key), staple)))
 }
 
 /// The certificate that a client gets, as Envoy's default selector chooses: by exact name, then by wildcard, and
@@ -201,5 +272,9 @@ mod tests {
         let mut bad = good;
         bad.password = Some(data("secret"));
         assert_eq!(Certificate::compile(&bad).unwrap_err().path(), "password");
+        bad.password = None;
+        bad.ocsp_staple = Some(data("text"));
+        let error = Certificate::compile(&bad).unwrap_err();
+        assert_eq!(error.path(), "ocsp_staple");
     }
 }

@@ -1,6 +1,7 @@
 //! `DownstreamTlsContext`: TLS as a server.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::{
@@ -20,6 +21,7 @@ use xds_client::error::{At, ConfigError};
 use super::certificate::{self, Certificate};
 use super::context::{self, CommonContext};
 use super::parameters::Parameters;
+use super::refusal::{self, Refusal};
 use super::secrets::{Dependent, SecretSlot, SecretStore, SecretValue};
 use super::sessions::{SessionSettings, Sessions, TicketKey};
 use super::stats::TlsStats;
@@ -37,6 +39,7 @@ pub struct DownstreamTls {
     prefer_client_ciphers: bool,
     session_settings: SessionSettings,
     ticket_keys: Option<Arc<SecretSlot>>,
+    ocsp_policy: OcspStaplePolicy,
     pub(super) stats: Arc<TlsStats>,
     sessions: Mutex<Option<Kept>>,
     current: ArcSwapOption<Compiled>,
@@ -107,9 +110,6 @@ impl DownstreamTls {
     ) -> Result<Arc<Self>, ConfigError> {
         let default = Default::default();
         let common = proto.common_tls_context.as_ref().unwrap_or(&default);
-        if proto.ocsp_staple_policy() != OcspStaplePolicy::LenientStapling {
-            return Err(ConfigError::unsupported("ocsp_staple_policy"));
-        }
         let (stateless, ticket_keys) = match &proto.session_ticket_keys_type {
             None => (true, None),
             Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => {
@@ -149,6 +149,7 @@ impl DownstreamTls {
                 lifetime,
             },
             ticket_keys,
+            ocsp_policy: proto.ocsp_staple_policy(),
             stats,
             sessions: Mutex::default(),
             current: ArcSwapOption::empty(),
@@ -173,8 +174,13 @@ impl DownstreamTls {
             Some(_) => return Ok(()),
         };
         let sessions = self.sessions(ready.validation.as_ref(), keys)?;
+        for certificate in &ready.certificates {
+            certificate.check_staple(self.ocsp_policy)?;
+        }
         let resolver = Arc::new(Resolver {
             certificates: ready.certificates,
+            ocsp_policy: self.ocsp_policy,
+            stats: self.stats.clone(),
             require_sni: self.require_sni,
             scan_on_mismatch: self.scan_on_mismatch,
         });
@@ -319,6 +325,8 @@ impl Dependent for DownstreamTls {
 #[derive(Debug)]
 struct Resolver {
     certificates: Vec<Arc<Certificate>>,
+    ocsp_policy: OcspStaplePolicy,
+    stats: Arc<TlsStats>,
     require_sni: bool,
     scan_on_mismatch: bool,
 }
@@ -339,9 +347,19 @@ impl ResolvesServerCert for Resolver {
             return None;
         }
         let schemes = hello.signature_schemes();
-        certificate::choose(&self.certificates, name, self.scan_on_mismatch, |c| {
-            c.key.key.choose_scheme(schemes).is_some()
-        })
-        .map(|c| c.key.clone())
+        let now = SystemTime::now();
+        let fits = |c: &Certificate| {
+            c.key.key.choose_scheme(schemes).is_some() && c.shown(self.ocsp_policy, now).is_some()
+        };
+        let chosen = certificate::choose(&self.certificates, name, self.scan_on_mismatch, fits)?;
+        let shown = chosen.shown(self.ocsp_policy, now);
+        if shown.is_none() {
+            self.stats.ocsp_staple_failed.inc();
+            refusal::leave(Refusal {
+                why: "OCSP staple is out of date".to_owned(),
+                peer: None,
+            });
+        }
+        shown.cloned()
     }
 }

@@ -71,6 +71,27 @@ pub(super) fn sans(der: &[u8]) -> Vec<String> {
     names.filter_map(text).collect()
 }
 
+/// Whether `der` is a certificate and nothing else.
+pub(super) fn is_certificate(der: &[u8]) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(rest, _)| rest.is_empty())
+}
+
+/// Whether the certificate asks clients to insist on a staple (RFC 7633): status_request among its TLS features.
+pub(super) fn must_staple(der: &[u8]) -> bool {
+    const STATUS_REQUEST: &[u8] = &[2, 1, 5];
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| {
+        let extensions = certificate.extensions().iter();
+        let mut features = extensions.filter(|e| e.oid.to_id_string() == "1.3.6.1.5.5.7.1.24");
+        features.any(|e| e.value.windows(3).any(|part| part == STATUS_REQUEST))
+    })
+}
+
+/// The certificate's serial number, big-endian.
+pub(super) fn serial(der: &[u8]) -> Vec<u8> {
+    let read = X509Certificate::from_der(der);
+    read.map_or_else(|_| Vec::new(), |(_, c)| c.raw_serial().to_vec())
+}
+
 /// The most specific common name of the subject, for certificates without alternative names.
 pub(super) fn common_name(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;

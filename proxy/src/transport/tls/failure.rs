@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Refused,
     /// The peer showed none and had to.
     NoCertificate,
+    /// There is no certificate that may be shown.
+    Rejected,
     /// Anything else.
     Protocol,
 }
@@ -64,6 +66,12 @@ impl Failure {
             (266, _) if version == "TLSv1.2" => (184, "NO_SHARED_CIPHER"),
             other => other,
         };
+        if let (Error::General(_), Some(_)) = (inner, refusal) {
+            return Self {
+                kind: Kind::Rejected,
+                text: ssl(133, "CONNECTION_REJECTED"),
+            };
+        }
         let kind = match (inner, refusal) {
             (Error::InvalidCertificate(_), Some(_)) => Kind::Refused,
             (Error::NoCertificatesPresented, _) => Kind::NoCertificate,

@@ -12,6 +12,9 @@ pub mod downstream;
 mod facts;
 pub mod failure;
 pub mod files;
+#[cfg(test)]
+mod fuzz_tests;
+mod ocsp;
 mod parameters;
 mod refusal;
 mod san;

@@ -263,7 +263,12 @@ fn suites(names: &[String]) -> Result<Suites, ConfigError> {
     let mut passed_over = Vec::new();
     for (i, entry) in names.iter().enumerate() {
         // BoringSSL's groups of equal preference: `[a|b]`.
-        let group = entry.trim_start_matches('[').trim_end_matches(']');
+        let group = match entry.strip_prefix('[') {
+            None => entry.as_str(),
+            Some(open) => open.strip_suffix(']').ok_or_else(|| {
+                ConfigError::new("'[' is not closed").at(format!("cipher_suites[{i}]"))
+            })?,
+        };
         let begin = chosen.len();
         for name in group.split('|') {
             match SUITES.iter().find(|(n, _)| *n == name) {

@@ -43,6 +43,9 @@ impl SecretValue {
                 alone.match_typed_subject_alt_names.clear();
                 #[expect(deprecated, reason = "istiod still sends it to gateways")]
                 alone.match_subject_alt_names.clear();
+                if alone.trusted_ca.is_none() && alone.system_root_certs.is_none() {
+                    alone.crl = None;
+                }
                 // As it came, for errors that name the files.
                 Validation::compile(&alone)?;
                 let context = files::with_contents(proto)?;

@@ -27,6 +27,8 @@ pub struct TlsStats {
     pub fail_verify_san: Counter,
     /// Peer certificates with none of the hashes that are accepted.
     pub fail_verify_cert_hash: Counter,
+    /// Handshakes whose certificate could not be shown for want of a current staple.
+    pub ocsp_staple_failed: Counter,
     /// Connections that came before their secrets did.
     pub context_secrets_not_ready: Counter,
     /// Contexts compiled again because a secret has changed.
@@ -96,6 +98,7 @@ impl TlsStats {
             fail_verify_error: ssl("fail_verify_error"),
             fail_verify_san: ssl("fail_verify_san"),
             fail_verify_cert_hash: ssl("fail_verify_cert_hash"),
+            ocsp_staple_failed: ssl("ocsp_staple_failed"),
             context_secrets_not_ready: made(format!("{side}_context_secrets_not_ready")),
             context_updated_by_sds: made("ssl_context_update_by_sds".to_owned()),
             ciphers: Tally::new(scope, "ciphers"),

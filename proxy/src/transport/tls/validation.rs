@@ -159,6 +159,11 @@ impl Validation {
             if validation.crls.is_empty() {
                 return Err(failed());
             }
+            if validation.anchors.is_empty() {
+                let from = data_source::location(source);
+                let reason = format!("Failed to load CRL from {from} without trusted CA");
+                return Err(ConfigError::new(reason).at("crl"));
+            }
         }
         for (i, text) in proto.verify_certificate_hash.iter().enumerate() {
             let hash = parse_hex(text).ok_or_else(|| {
