@@ -23,6 +23,18 @@ pub trait GrpcConnector: Send + Sync {
     fn channel(&self, service: &GrpcService) -> Result<GrpcChannel, ConfigError>;
 }
 
+/// A number that only grows.
+pub trait FilterCounter: Send + Sync {
+    /// Adds one.
+    fn inc(&self);
+}
+
+/// Where a filter counts; the proxy implements it over its stats.
+pub trait FilterStats: Send + Sync {
+    /// The counter of this name below the filter's place: `http.<stat_prefix>.` in a connection manager.
+    fn counter(&self, name: &str) -> Arc<dyn FilterCounter>;
+}
+
 /// What a factory may use.
 #[derive(Clone)]
 pub struct FactoryContext {
@@ -30,6 +42,8 @@ pub struct FactoryContext {
     pub id: FilterId,
     /// The way to gRPC services.
     pub grpc: Arc<dyn GrpcConnector>,
+    /// Where the filter counts.
+    pub stats: Arc<dyn FilterStats>,
 }
 
 /// Compiles one type of HTTP filter.
@@ -193,10 +207,23 @@ pub(crate) mod tests {
         }
     }
 
+    /// Counts nothing.
+    #[derive(Clone)]
+    pub(crate) struct NoStats;
+    impl FilterStats for NoStats {
+        fn counter(&self, _: &str) -> Arc<dyn FilterCounter> {
+            Arc::new(self.clone())
+        }
+    }
+    impl FilterCounter for NoStats {
+        fn inc(&self) {}
+    }
+
     pub(crate) fn cx() -> FactoryContext {
         FactoryContext {
             id: FilterId(0),
             grpc: Arc::new(NoGrpc),
+            stats: Arc::new(NoStats),
         }
     }
 

@@ -8,6 +8,7 @@ pub mod ext_authz;
 pub mod ext_proc;
 pub mod fault;
 pub mod gzip;
+pub mod rbac;
 mod wire;
 
 #[cfg(test)]
@@ -51,6 +52,12 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
     ] {
         registry.add(name, Arc::new(ext_proc::ExtProcFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.rbac.v3.RBAC",
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+    ] {
+        registry.add(name, Arc::new(rbac::RbacFactory));
     }
     for name in [
         "envoy.extensions.filters.http.compressor.v3.Compressor",

@@ -45,6 +45,7 @@ pub(super) fn context(port: u16) -> FactoryContext {
     FactoryContext {
         id: FilterId(0),
         grpc: Arc::new(To(endpoint.connect_lazy())),
+        stats: Arc::new(crate::registry::tests::NoStats),
     }
 }
 

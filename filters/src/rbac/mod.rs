@@ -221,16 +221,23 @@ impl Decision<'_> {
         format!("rbac_access_denied_matched_policy[{name}]")
     }
 
+    /// What enforced rules of the HTTP filter leave in the dynamic metadata, likewise: `<prefix>enforced_...`.
+    pub fn note_enforced(&self, prefix: &str, metadata: &mut Map<String, Value>) {
+        self.note(prefix, "enforced", metadata);
+    }
+
+    fn note(&self, prefix: &str, kind: &str, metadata: &mut Map<String, Value>) {
+        if let Some(policy) = self.policy {
+            metadata.insert(format!("{prefix}{kind}_effective_policy_id"), policy.into());
+        }
+        let result = Value::String(self.to_string());
+        metadata.insert(format!("{prefix}{kind}_engine_result"), result);
+    }
+
     /// What shadow rules leave in the dynamic metadata: the policy under `<prefix>shadow_effective_policy_id`, and
     /// `allowed` or `denied` under `<prefix>shadow_engine_result`.
     pub fn note_shadow(&self, prefix: &str, metadata: &mut Map<String, Value>) {
-        if let Some(policy) = self.policy {
-            metadata.insert(format!("{prefix}shadow_effective_policy_id"), policy.into());
-        }
-        metadata.insert(
-            format!("{prefix}shadow_engine_result"),
-            Value::String(self.to_string()),
-        );
+        self.note(prefix, "shadow", metadata);
     }
 }
 

@@ -163,7 +163,7 @@ impl ChainCompiler {
         let access_logs = self.logs(&proto.access_log)?;
         let prefix = format!("http.{}.", proto.stat_prefix);
         let scope = context.stats.scope(&prefix);
-        let (chain, router) = self.filters(&proto.http_filters)?;
+        let (chain, router) = self.filters(&proto.http_filters, &scope)?;
         let parts = HcmParts {
             routes: self.routes(proto, &scope)?,
             chain,
@@ -200,7 +200,11 @@ impl ChainCompiler {
     }
 
     /// The filters before the router, and the router's options.
-    fn filters(&self, filters: &[HttpFilter]) -> Result<(FilterChain, RouterOptions), ConfigError> {
+    fn filters(
+        &self,
+        filters: &[HttpFilter],
+        scope: &Scope,
+    ) -> Result<(FilterChain, RouterOptions), ConfigError> {
         let mut entries = Vec::new();
         let mut router = None;
         for (i, filter) in filters.iter().enumerate() {
@@ -211,7 +215,7 @@ impl ChainCompiler {
             let Some(http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
                 return Err(ConfigError::unsupported("config_discovery").at(step));
             };
-            let context = self.0.factory_context(&filter.name);
+            let context = self.0.factory_context(&filter.name, scope);
             match self.0.registry.compile(config, &context) {
                 Ok(Compiled::Filter(compiled)) => entries.push(ChainEntry {
                     id: context.id,

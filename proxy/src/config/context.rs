@@ -7,7 +7,9 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::google::protobuf::Any;
-use filters::registry::{FactoryContext, FilterNames, GrpcConnector, Registry};
+use filters::registry::{
+    FactoryContext, FilterCounter, FilterNames, FilterStats, GrpcConnector, Registry,
+};
 use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
 
@@ -16,7 +18,7 @@ use super::runtime::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
-use crate::telemetry::stats::Stats;
+use crate::telemetry::stats::{Counter, Scope, Stats};
 use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
@@ -70,7 +72,8 @@ impl ChainContext {
         let validate = routes.validate_clusters.map_or(inline, |v| v.value);
         let filter_config =
             |name: &str, any: &Any| -> Result<Option<(FilterId, RouteFilterConfig)>, ConfigError> {
-                let context = self.factory_context(name);
+                // Routes have no numbers of their own.
+                let context = self.factory_context(name, &self.stats.scope(""));
                 let config = self.registry.compile_route(any, &context)?;
                 Ok(config.map(|c| (context.id, c)))
             };
@@ -86,8 +89,8 @@ impl ChainContext {
         )
     }
 
-    /// What the factory of the filter called `name` gets.
-    pub fn factory_context(&self, name: &str) -> FactoryContext {
+    /// What the factory of the filter called `name` gets, which counts below `scope`.
+    pub fn factory_context(&self, name: &str, scope: &Scope) -> FactoryContext {
         let mut names = self
             .filter_names
             .lock()
@@ -95,7 +98,26 @@ impl ChainContext {
         FactoryContext {
             id: names.intern(name),
             grpc: self.grpc.clone(),
+            stats: Arc::new(ScopedStats(scope.clone())),
         }
+    }
+}
+
+/// The stats of a filter.
+struct ScopedStats(Scope);
+
+impl FilterStats for ScopedStats {
+    fn counter(&self, name: &str) -> Arc<dyn FilterCounter> {
+        Arc::new(Counted(self.0.counter(name)))
+    }
+}
+
+/// A counter of a filter.
+struct Counted(Counter);
+
+impl FilterCounter for Counted {
+    fn inc(&self) {
+        self.0.inc();
     }
 }
 
