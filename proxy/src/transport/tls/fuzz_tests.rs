@@ -67,6 +67,8 @@ fn secrets_of_any_content() {
         b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     ));
     corpus.push(joined(3, &[7; 80], &[8; 80]));
+    // What is told of a hash that is none was as long as the hash.
+    corpus.push(joined(2, &[b'x'; 2000], &[b'y'; 2000]));
     for entry in &corpus {
         secrets::loaded(entry);
     }

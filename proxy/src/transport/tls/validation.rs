@@ -167,15 +167,18 @@ impl Validation {
         }
         for (i, text) in proto.verify_certificate_hash.iter().enumerate() {
             let hash = parse_hex(text).ok_or_else(|| {
-                ConfigError::new(format!("Invalid hex-encoded SHA-256 {text}"))
+                ConfigError::new(format!("Invalid hex-encoded SHA-256 {}", beginning(text)))
                     .at(format!("verify_certificate_hash[{i}]"))
             })?;
             validation.hashes.push(hash);
         }
         for (i, text) in proto.verify_certificate_spki.iter().enumerate() {
             let hash = parse_base64(text).ok_or_else(|| {
-                ConfigError::new(format!("Invalid base64-encoded SHA-256 {text}"))
-                    .at(format!("verify_certificate_spki[{i}]"))
+                ConfigError::new(format!(
+                    "Invalid base64-encoded SHA-256 {}",
+                    beginning(text)
+                ))
+                .at(format!("verify_certificate_spki[{i}]"))
             })?;
             validation.keys.push(hash);
         }
@@ -395,4 +398,10 @@ fn valid_time(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
     let (begin, end) = (since(facts.not_before)?, since(facts.not_after)?);
     let now = Duration::from_secs(now.as_secs());
     Some(UnixTime::since_unix_epoch(now.clamp(begin, end.max(begin))))
+}
+
+/// As much of a value as an error shows: whoever sent it may have sent a lot.
+fn beginning(text: &str) -> &str {
+    let end = text.char_indices().nth(100).map(|(at, _)| at);
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
 }
