@@ -60,8 +60,9 @@ class Certificates:
         # Clients
         self.leaf("client", ["URI:spiffe://td/ns/one/sa/client", "DNS:client.test", "DNS:*.wild.test", "IP:10.1.2.3",
                              "email:client@example.test"], subject="/O=Org, with comma/CN=client")
-        self.leaf("two-uris", ["URI:spiffe://td/one", "URI:spiffe://td/two"])
-        self.leaf("nameless", [], subject="/CN=nameless")
+        # Serial numbers with a first byte that is white space to ASCII, with the sign's zero byte, and zero.
+        self.leaf("two-uris", ["URI:spiffe://td/one", "URI:spiffe://td/two"], serial="0x0adb0020")
+        self.leaf("nameless", [], subject="/CN=nameless", serial="0")
         self.leaf("revoked", ["URI:spiffe://td/revoked"])
         self.leaf("server-only", ["URI:spiffe://td/server-only"], usage="serverAuth")
         self.leaf("client-only", ["DNS:a.test"], usage="clientAuth")
@@ -74,7 +75,7 @@ class Certificates:
         self.leaf("inter1", [], subject="/CN=inter1", extensions=AUTHORITY, usage=None)
         self.leaf("inter2", [], subject="/CN=inter2", extensions=AUTHORITY, usage=None, by="inter1")
         self.leaf("shallow", ["URI:spiffe://td/shallow", "DNS:a.test"], by="inter1")
-        self.leaf("deep", ["URI:spiffe://td/deep", "DNS:a.test"], by="inter2")
+        self.leaf("deep", ["URI:spiffe://td/deep", "DNS:a.test"], by="inter2", serial="0x80ff")
         self.append("inter2", "inter1")
         self.append("shallow", "inter1")
         self.append("deep", "inter2")
@@ -110,13 +111,15 @@ class Certificates:
         path.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
         return str(path)
 
-    def leaf(self, name, sans, subject=None, by="ca", rsa=False, usage="serverAuth,clientAuth", extensions=()):
+    def leaf(self, name, sans, subject=None, by="ca", rsa=False, usage="serverAuth,clientAuth", extensions=(), serial=None):
         wanted = [*extensions]
         if usage:
             wanted += ["basicConstraints=CA:FALSE", f"extendedKeyUsage={usage}"]
         if sans:
             wanted.append("subjectAltName=" + ",".join(sans))
         added = [w for e in wanted for w in ("-addext", e)]
+        if serial:
+            added += ["-set_serial", serial]
         openssl("req", "-x509", "-CA", self.path(by), "-CAkey", self.path(by, "key"), *self.key_of(name, rsa),
                 "-subj", subject or f"/CN={name}", "-days", DAYS, "-config", self.bare(), *added, "-out", self.path(name))
 

@@ -19,21 +19,13 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
     let mut facts = CertificateFacts {
         subject: rfc2253(certificate.subject()),
         issuer: rfc2253(certificate.issuer()),
-        serial: hex(certificate.raw_serial().trim_ascii_start()),
+        serial: serial_text(certificate.raw_serial()),
         sha256: hex(&sha256(der)),
         sha1: hex(sha1(der).as_ref()),
         not_before: time(certificate.validity().not_before),
         not_after: time(certificate.validity().not_after),
         ..CertificateFacts::default()
     };
-    // A leading zero byte only keeps the number positive.
-    if facts.serial.len() > 2 {
-        facts.serial = facts
-            .serial
-            .strip_prefix("00")
-            .unwrap_or(&facts.serial)
-            .to_owned();
-    }
     let names = certificate.subject_alternative_name().ok().flatten();
     for name in names.iter().flat_map(|n| &n.value.general_names) {
         match name {
@@ -45,6 +37,15 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
         }
     }
     Some(facts)
+}
+
+/// A serial number in hexadecimal, two digits a byte without leading zero bytes; `0` for zero, as BoringSSL writes it.
+fn serial_text(bytes: &[u8]) -> String {
+    let zeros = bytes.iter().take_while(|b| **b == 0).count();
+    match bytes.get(zeros..) {
+        Some(number) if !number.is_empty() => hex(number),
+        _ => "0".to_owned(),
+    }
 }
 
 /// The certificate that a peer has shown; `None` without one that can be read.
@@ -221,6 +222,16 @@ mod tests {
         assert!(facts.not_before < facts.not_after);
         assert_eq!(common_name(certificate.der()).as_deref(), Some("c+d"));
         assert_eq!(read(b"not a certificate"), None);
+    }
+
+    #[test]
+    fn a_serial_loses_only_leading_zero_bytes() {
+        // 0x0a and 0x20 are white space to ASCII and digits to a serial number.
+        assert_eq!(serial_text(&[0x0a, 0xdb]), "0adb");
+        assert_eq!(serial_text(&[0x20, 0x20]), "2020");
+        assert_eq!(serial_text(&[0, 0xab, 0]), "ab00");
+        assert_eq!(serial_text(&[0, 0]), "0");
+        assert_eq!(serial_text(&[]), "0");
     }
 
     #[test]
