@@ -4,7 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -50,6 +50,11 @@ pub enum Address {
     Pipe(Arc<str>),
     /// Envoy's internal address: a listener's name and an endpoint id.
     Internal(Arc<str>, Arc<str>),
+}
+
+/// Whether an address is this machine itself, as Envoy has it: one address of each family, not all of 127/8.
+pub fn is_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 impl Address {

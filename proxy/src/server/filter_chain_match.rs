@@ -4,11 +4,12 @@
 //! order; at each one the most specific value that matches wins and the rest is forgotten, even when
 //! nothing under the winner matches later on. The index below is that rule as nested tables.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::FilterChainMatch;
 use filters::matcher::cidr::CidrRange;
+use filters::stream::is_loopback;
 use rustc_hash::FxHashMap;
 use xds_client::error::{At, ConfigError};
 
@@ -289,16 +290,12 @@ fn exact_or_any<'a, V>(list: &'a [(Box<str>, V)], key: &str) -> Option<&'a V> {
     exact(list, key).or_else(|| exact(list, ""))
 }
 
-/// Same IP on both ends, loopback, or a Unix socket. As in Envoy loopback is one address of each family, not 127/8.
+/// Same IP on both ends, loopback, or a Unix socket.
 fn is_local(input: &MatchInput<'_>) -> bool {
-    const LOOPBACK: [IpAddr; 2] = [
-        IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::LOCALHOST),
-    ];
     match (input.source, input.destination) {
         (Some(source), Some(destination)) => {
             let source = source.ip().to_canonical();
-            LOOPBACK.contains(&source) || source == destination.ip().to_canonical()
+            is_loopback(source) || source == destination.ip().to_canonical()
         }
         _ => true,
     }

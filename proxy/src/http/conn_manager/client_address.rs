@@ -3,7 +3,7 @@
 //! Envoy: "x-forwarded-for", `use_remote_address`, `original_ip_detection_extensions`,
 //! `internal_address_config`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::extensions::http::original_ip_detection::custom_head
 use envoy_types::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
 use filters::head::RequestHead;
 use filters::matcher::CidrSet;
-use filters::stream::{Address, ConnectionInfo};
+use filters::stream::{Address, ConnectionInfo, is_loopback};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 use xds_client::any;
@@ -295,15 +295,10 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
-/// Adds our peer to `x-forwarded-for`. One on this machine is known to others by the machine's address; as in
-/// Envoy that is 127.0.0.1 only, not its whole network.
+/// Adds our peer to `x-forwarded-for`. One on this machine is known to others by the machine's address.
 fn append_peer(head: &mut RequestHead, peer: Option<IpAddr>) {
-    const LOOPBACK: [IpAddr; 2] = [
-        IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::LOCALHOST),
-    ];
     match peer {
-        Some(peer) if LOOPBACK.contains(&peer) => append_to_xff(head, local_address()),
+        Some(peer) if is_loopback(peer) => append_to_xff(head, local_address()),
         Some(peer) => append_to_xff(head, peer),
         None => {}
     }
