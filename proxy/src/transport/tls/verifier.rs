@@ -59,6 +59,15 @@ impl Verifier {
         });
         Err(error)
     }
+
+    /// Counts a handshake's signature that is sound.
+    fn signed(
+        &self,
+        signature: &DigitallySignedStruct,
+        verified: Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verified.inspect(|_| self.stats.signed(signature.scheme))
+    }
 }
 
 impl ClientCertVerifier for Verifier {
@@ -86,9 +95,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed(signature.scheme);
-        Ok(verified)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms);
+        self.signed(signature, verified)
     }
 
     fn verify_tls13_signature(
@@ -97,9 +105,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed(signature.scheme);
-        Ok(verified)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms);
+        self.signed(signature, verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -128,9 +135,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed(signature.scheme);
-        Ok(verified)
+        let verified = verify_tls12_signature(message, certificate, signature, &self.algorithms);
+        self.signed(signature, verified)
     }
 
     fn verify_tls13_signature(
@@ -139,9 +145,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
-        self.stats.signed(signature.scheme);
-        Ok(verified)
+        let verified = verify_tls13_signature(message, certificate, signature, &self.algorithms);
+        self.signed(signature, verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
