@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::stats::{Buckets, Selection, quantile};
+use super::stats::{Buckets, Selection, fixed, quantile};
 use crate::telemetry::stats::{HistogramValue, QUANTILES, Stats, StatsSettings};
 
 /// A metric or label name: what Prometheus does not allow becomes `_`.
@@ -54,12 +54,8 @@ fn exact(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
-    let decimals = (31.0 - value.abs().log10().floor()).clamp(0.0, 60.0) as usize;
-    let text = format!("{value:.decimals$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
+    let decimals = (31.0 - value.abs().log10().floor()).clamp(0.0, 60.0);
+    fixed(value, decimals as usize)
 }
 
 /// Prometheus text format 0.0.4: counters, gauges, histograms, each group by metric name.

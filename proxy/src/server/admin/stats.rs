@@ -123,7 +123,11 @@ fn short(value: f64) -> String {
         let digits = digits.trim_end_matches('0').trim_end_matches('.');
         return format!("{digits}e+{exponent:0>2}");
     }
-    let decimals = (5.0 - exponent).max(0.0) as usize;
+    fixed(value, (5.0 - exponent).max(0.0) as usize)
+}
+
+/// So many decimals at most, without zeros at the end.
+pub(super) fn fixed(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
