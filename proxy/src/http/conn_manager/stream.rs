@@ -209,13 +209,17 @@ impl Stream<'_> {
             internal,
         } = self;
         let random = fastrand::u64(..);
-        let mut chosen = routes
-            .as_ref()
-            .map(|table| table.route(head, &info.borrow(), random));
-        note_route(chosen.as_ref(), info, end);
-        clock
-            .limits
-            .set(Limits::of(config, end.route.as_deref(), head));
+        let choose = |head: &RequestHead| {
+            let table = routes.as_ref();
+            table.map(|table| table.route(head, &info.borrow(), random))
+        };
+        let note = |chosen: Option<&RouteOutcome>, head: &RequestHead, end: &mut StreamEnd| {
+            note_route(chosen, info, end);
+            let limits = Limits::of(config, end.route.as_deref(), head);
+            clock.limits.set(limits);
+        };
+        let mut chosen = choose(head);
+        note(chosen.as_ref(), head, end);
         if !allows_upgrade(config, head, chosen.as_ref()) {
             return Err(Stop::Reply(reply(
                 StatusCode::FORBIDDEN,
@@ -239,21 +243,14 @@ impl Stream<'_> {
             .insert(StreamFilters::new(config.chain.clone(), info));
         let flow = filters
             .run_request(head, body, |head, info| {
-                let outcome = routes
-                    .as_ref()
-                    .map(|t| t.route(head, &info.borrow(), random));
+                let outcome = choose(head);
                 info.borrow_mut().route = outcome.as_ref().and_then(|o| o.view());
                 rerouted.set(true);
             })
             .await;
         if rerouted.get() {
-            chosen = routes
-                .as_ref()
-                .map(|table| table.route(head, &info.borrow(), random));
-            note_route(chosen.as_ref(), info, end);
-            clock
-                .limits
-                .set(Limits::of(config, end.route.as_deref(), head));
+            chosen = choose(head);
+            note(chosen.as_ref(), head, end);
         }
         match flow {
             Flow::Continue => {}
