@@ -182,6 +182,7 @@ impl ConnectionGuard {
             remote: found.remote,
             direct_remote: found.direct_remote,
             local: found.local,
+            local_restored: found.local_restored,
             server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
@@ -190,6 +191,7 @@ impl ConnectionGuard {
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
             proxy_tlvs: found.tlvs,
+            filter_state: found.filter_state,
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
                 .then(|| ConnectionNotes::with(found.metadata)),
         });
@@ -206,7 +208,7 @@ impl ConnectionGuard {
         let prefix: Bytes = found.prefix.freeze();
         let serving = chain
             .handler
-            .serve(io.into_stream(), prefix, info, self.control.clone());
+            .serve(io.into_incoming(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;
