@@ -2,6 +2,7 @@
 
 pub mod downstream;
 pub mod internal_upstream;
+pub(crate) mod observed;
 pub mod options;
 pub mod prefixed;
 pub mod proxy_protocol;
