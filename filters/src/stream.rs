@@ -88,6 +88,8 @@ pub struct ConnectionInfo {
     pub direct_remote: Address,
     /// Where the connection came in (after original_dst).
     pub local: Address,
+    /// Our end of the socket itself.
+    pub direct_local: Address,
     /// SNI as a listener filter has read it, lower case.
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.

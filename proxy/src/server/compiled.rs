@@ -69,6 +69,10 @@ pub struct CompiledListener {
     pub name: ByteString,
     /// Every address; the first is the main one. Empty for an internal listener, which has no socket.
     pub addresses: Vec<BindAddress>,
+    /// Whether it listens on them. If not, its connections are those that other listeners hand over.
+    pub bind_to_port: bool,
+    /// Hand connections over to the listener that owns their original destination.
+    pub hand_over: bool,
     /// Socket options.
     pub socket: SocketOptions,
     /// The chains, in order; the default chain is the last when there is one.
@@ -112,9 +116,6 @@ impl CompiledListener {
         compiler: &dyn FilterChainCompiler,
         stats: &Scope,
     ) -> Result<Self, ConfigError> {
-        if source.bind_to_port.as_ref().is_some_and(|v| !v.value) {
-            return Err(ConfigError::unsupported("bind_to_port"));
-        }
         let internal = matches!(
             source.listener_specifier,
             Some(pb::listener::ListenerSpecifier::InternalListener(_))
@@ -122,6 +123,8 @@ impl CompiledListener {
         let mut compiled = Self {
             name: source.name.as_str().into(),
             addresses: Vec::new(),
+            bind_to_port: source.bind_to_port.as_ref().is_none_or(|v| v.value),
+            hand_over: source.use_original_dst.as_ref().is_some_and(|v| v.value),
             socket: socket_options(source)?,
             chains: Vec::new(),
             index: FilterChainIndex::default(),
@@ -206,7 +209,9 @@ impl CompiledListener {
 
     /// Whether the sockets of `other` serve this configuration too.
     pub fn same_sockets(&self, other: &Self) -> bool {
-        self.addresses == other.addresses && self.socket == other.socket
+        self.addresses == other.addresses
+            && self.bind_to_port == other.bind_to_port
+            && self.socket == other.socket
     }
 }
 

@@ -33,6 +33,10 @@ pub(super) struct Found {
     pub(super) direct_remote: Address,
     /// Where the peer meant to go.
     pub(super) local: Address,
+    /// Our end of the socket.
+    pub(super) direct_local: Address,
+    /// Whether `local` was found out, from a redirect or a PROXY header.
+    pub(super) restored: bool,
     /// SNI, lower case; empty without one.
     pub(super) server_name: String,
     /// `tls`, `raw_buffer`, or empty when nobody looked.
@@ -108,7 +112,7 @@ impl ListenerFilters {
             match &entry.filter {
                 Kind::OriginalDst => {
                     if let Some(address) = io.original_destination() {
-                        found.local = address;
+                        found.restore(address);
                     }
                 }
                 Kind::ProxyProtocol(filter) => filter.run(io, found).await?,
@@ -128,13 +132,30 @@ impl Found {
             prefix: BytesMut::new(),
             direct_remote: remote.clone(),
             remote,
+            direct_local: local.clone(),
             local,
+            restored: false,
             server_name: String::new(),
             transport: "",
             protocols: Vec::new(),
             metadata: DynamicMetadata::new(),
             tlvs: None,
         })
+    }
+
+    /// The peer meant to go to `address`.
+    fn restore(&mut self, address: Address) {
+        self.local = address;
+        self.restored = true;
+    }
+
+    /// What another listener is told of the socket: what its connection carries, not what filters noted about it.
+    pub(super) fn handed_over(self) -> Self {
+        Self {
+            metadata: DynamicMetadata::new(),
+            tlvs: None,
+            ..self
+        }
     }
 }
 
