@@ -24,8 +24,8 @@ use xds_client::error::{At, ConfigError};
 
 use super::context::ChainContext;
 use crate::http::conn_manager::ConnectionManager;
+use crate::http::conn_manager::byte_counter::ByteCounter;
 use crate::http::conn_manager::config::{Codec, HcmConfig, HcmParts};
-use crate::http::conn_manager::counted::Counted;
 use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::detect::detect;
 use crate::http::h1;
@@ -40,6 +40,7 @@ use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
 use crate::transport::ByteStream;
 use crate::transport::downstream::DownstreamTransport;
+use crate::transport::observed::Observed;
 use crate::transport::prefixed::Prefixed;
 
 const HCM: &str =
@@ -417,14 +418,15 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         Protocol::Http11
     });
     if http2 {
-        let io = Prefixed::new(prefix, io);
-        let io = Counted::new(io, 0, config.clone(), control.clone());
+        let counter = ByteCounter::new(0, config.clone(), control.clone());
+        let io = Observed::new(Prefixed::new(prefix, io), counter);
         // Boxed: an idle HTTP/1 connection's future must not be as large as HTTP/2's.
         let serving = h2::server::serve(io, &config.http2, config.idle_timeout, service, control);
         Box::pin(serving).await;
     } else {
         let settings = Rc::new(config.http1.clone());
-        let io = Counted::new(io, prefix.len(), config.clone(), control.clone());
+        let counter = ByteCounter::new(prefix.len(), config.clone(), control.clone());
+        let io = Observed::new(io, counter);
         h1::server::serve(io, prefix, settings, service, control).await;
     }
 }

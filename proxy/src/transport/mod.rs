@@ -1,6 +1,7 @@
 //! Byte streams: raw sockets, TLS and the PROXY protocol; internal and HBONE to come.
 
 pub mod downstream;
+pub(crate) mod observed;
 pub mod options;
 pub mod prefixed;
 pub mod proxy_protocol;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Missed;
-use super::http1::overflow;
+use super::waiting::overflow;
 use crate::transport::options::TransportOptions;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
@@ -344,6 +344,11 @@ impl ConnectionGuard {
             ResetReason::RemoteConnectionFailure => self.state.remote.set(true),
             _ => {}
         }
+    }
+
+    /// Whether the connection is too old for another request; counts it if so.
+    pub(super) fn is_worn(&self) -> bool {
+        is_worn(&self.place, self.began)
     }
 
     /// The exchange on it ended before the connection does.

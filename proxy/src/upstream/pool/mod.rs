@@ -5,6 +5,7 @@ mod guard;
 pub(super) mod http1;
 pub(super) mod http2;
 mod io;
+mod waiting;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
