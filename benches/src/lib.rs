@@ -16,6 +16,7 @@ pub fn stream() -> StreamInfo {
         id: 1,
         remote: peer.clone(),
         direct_remote: peer,
+        direct_local: Address::Ip(([10, 0, 0, 2], 80).into()).clone(),
         local: Address::Ip(([10, 0, 0, 2], 80).into()),
         server_name: None,
         alpn: None,

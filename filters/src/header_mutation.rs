@@ -280,6 +280,7 @@ mod tests {
             id: 1,
             remote: address.clone(),
             direct_remote: address.clone(),
+            direct_local: address.clone(),
             local: address,
             server_name: None,
             alpn: None,

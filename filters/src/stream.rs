@@ -90,6 +90,8 @@ pub struct ConnectionInfo {
     pub local: Address,
     /// Whether a listener filter has found out `local`, which a socket's own address is not good for.
     pub local_restored: bool,
+    /// Our end of the socket itself.
+    pub direct_local: Address,
     /// SNI as a listener filter has read it, lower case.
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.

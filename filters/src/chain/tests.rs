@@ -15,6 +15,7 @@ pub(crate) fn info() -> SharedInfo {
         id: 1,
         remote: addr.clone(),
         direct_remote: addr.clone(),
+        direct_local: addr.clone(),
         local: addr,
         server_name: None,
         alpn: None,

@@ -25,6 +25,7 @@ fn connection() -> ConnectionInfo {
         remote: ip("192.0.2.1:1111"),
         direct_remote: ip("10.0.0.1:2222"),
         local: ip("198.51.100.2:443"),
+        direct_local: ip("198.51.100.2:443"),
         server_name: Some("a.test".into()),
         alpn: None,
         secure: true,

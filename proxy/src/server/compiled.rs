@@ -72,6 +72,10 @@ pub struct CompiledListener {
     pub internal: bool,
     /// Every address; the first is the main one. Empty for an internal listener.
     pub addresses: Vec<BindAddress>,
+    /// Whether it listens on them. If not, its connections are those that other listeners hand over.
+    pub bind_to_port: bool,
+    /// Hand connections over to the listener that owns their original destination.
+    pub hand_over: bool,
     /// Socket options.
     pub socket: SocketOptions,
     /// The chains, in order; the default chain is the last when there is one.
@@ -115,14 +119,13 @@ impl CompiledListener {
         compiler: &dyn FilterChainCompiler,
         stats: &Scope,
     ) -> Result<Self, ConfigError> {
-        if source.bind_to_port.as_ref().is_some_and(|v| !v.value) {
-            return Err(ConfigError::unsupported("bind_to_port"));
-        }
         let internal = is_internal(source);
         let mut compiled = Self {
             name: source.name.as_str().into(),
             internal,
             addresses: Vec::new(),
+            bind_to_port: source.bind_to_port.as_ref().is_none_or(|v| v.value),
+            hand_over: source.use_original_dst.as_ref().is_some_and(|v| v.value),
             socket: socket_options(source)?,
             chains: Vec::new(),
             index: FilterChainIndex::default(),
@@ -207,6 +210,7 @@ impl CompiledListener {
     pub fn same_sockets(&self, other: &Self) -> bool {
         self.internal == other.internal
             && self.addresses == other.addresses
+            && self.bind_to_port == other.bind_to_port
             && self.socket == other.socket
     }
 }

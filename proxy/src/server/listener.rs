@@ -19,6 +19,8 @@ use super::compiled::{CompiledListener, FilterChainHandler};
 use super::connection::ConnectionGuard;
 use super::connection_drain::ConnectionDrain;
 use super::drain::{DrainEnd, DrainPlan};
+use super::hand_over::Owners;
+use super::listener_filters::Found;
 use super::listener_stats::{Count, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
@@ -124,6 +126,8 @@ pub(super) struct WorkerListener {
     accepts: RefCell<Vec<JoinHandle<()>>>,
     stopping: Cell<bool>,
     stop: Notify,
+    /// The listeners of this worker by address.
+    owners: Rc<Owners>,
     connections: RefCell<FxHashMap<u64, Entry>>,
 }
 
@@ -132,6 +136,7 @@ impl WorkerListener {
     pub(super) fn start(
         worker: usize,
         context: Arc<ListenerContext>,
+        owners: Rc<Owners>,
         shared: Arc<ListenerShared>,
         config: Arc<CompiledListener>,
         sockets: Vec<(Socket, BindAddress)>,
@@ -145,14 +150,21 @@ impl WorkerListener {
             accepts: RefCell::default(),
             stopping: Cell::new(false),
             stop: Notify::new(),
+            owners,
             connections: RefCell::default(),
         });
         let config = listener.config();
         if config.internal {
             registry::register(config.name.clone(), listener.as_accept());
         }
+        if !config.bind_to_port {
+            listener.owners.add(&config.addresses, &listener);
+        }
         let own = config.socket.reuse_port;
         for (socket, address) in sockets {
+            listener
+                .owners
+                .add(std::slice::from_ref(&address), &listener);
             match Acceptor::new(socket, &address, own) {
                 Ok(acceptor) => {
                     let task = tokio::task::spawn_local(listener.clone().accept_loop(acceptor));
@@ -203,6 +215,7 @@ impl WorkerListener {
     pub(super) async fn stop_accepting(self: &Rc<Self>) {
         self.stopping.set(true);
         registry::unregister(&self.config().name, &self.as_accept());
+        self.owners.remove(self);
         self.stop.notify_waiters();
         let accepts = std::mem::take(&mut *self.accepts.borrow_mut());
         for task in accepts {
@@ -351,11 +364,28 @@ impl WorkerListener {
             stats.downstream_cx_overflow.inc();
             return;
         }
+        self.begin(io, None, counted_globally);
+    }
+
+    /// The listener that owns the original destination of a connection to this one, if that is another.
+    pub(super) fn owner_of(self: &Rc<Self>, found: &Found) -> Option<Rc<Self>> {
+        let owner = self.owners.find(found.local.ip()?)?;
+        (!Rc::ptr_eq(&owner, self)).then_some(owner)
+    }
+
+    /// Takes a connection over from another listener, whose limits it has passed; those of this one do not count.
+    pub(super) fn take_over(self: &Rc<Self>, io: Accepted, found: Found, counted_globally: bool) {
+        self.shared.active.inc_below(u64::MAX);
+        self.begin(io, Some(found.handed_over()), counted_globally);
+    }
+
+    /// Starts the task of a connection that has been counted. `found`: what another listener knows of it.
+    fn begin(self: &Rc<Self>, io: Accepted, found: Option<Found>, counted_globally: bool) {
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let (unhealthy, panics) = (&self.context.unhealthy, &self.context.connection_panics);
         let control = ConnectionControl::new(unhealthy.clone(), panics.clone());
         let guard = ConnectionGuard::new(self.clone(), id, counted_globally, control.clone());
-        let task = tokio::task::spawn_local(guard.run(io));
+        let task = tokio::task::spawn_local(guard.run(io, found));
         self.connections.borrow_mut().insert(
             id,
             Entry {

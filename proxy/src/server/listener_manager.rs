@@ -265,7 +265,8 @@ impl ListenerManager {
                 continue;
             }
             let shared = config.addresses.iter().find(|a| {
-                let any_port = matches!(a, BindAddress::Tcp { address, .. } if address.port() == 0);
+                let any_port = config.bind_to_port
+                    && matches!(a, BindAddress::Tcp { address, .. } if address.port() == 0);
                 !any_port && other.bound.contains(a)
             });
             if let Some(address) = shared {
@@ -282,6 +283,9 @@ impl ListenerManager {
 
     fn bind(&self, config: &CompiledListener) -> Result<(Sockets, Vec<BindAddress>), ConfigError> {
         let mut per_worker: Sockets = (0..self.concurrency).map(|_| Vec::new()).collect();
+        if !config.bind_to_port {
+            return Ok((per_worker, config.addresses.clone()));
+        }
         let mut all = Vec::new();
         for address in &config.addresses {
             let (sockets, bound) =

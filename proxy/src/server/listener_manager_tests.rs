@@ -24,6 +24,9 @@ use crate::transport::Incoming;
 #[path = "internal_listener_tests.rs"]
 mod internal;
 
+#[path = "hand_over_tests.rs"]
+mod hand_over;
+
 struct Echo;
 
 impl FilterChainHandler for Echo {
@@ -483,8 +486,6 @@ fn what_would_change_behaviour_unseen_is_refused() {
         change(&mut config);
         manager.validate(&config).unwrap_err().path().to_owned()
     };
-    let off = Some(envoy_types::pb::google::protobuf::BoolValue { value: false });
-    assert_eq!(path(&move |l| l.bind_to_port = off), "bind_to_port");
     assert_eq!(
         path(&|l| l.max_connections_to_accept_per_socket_event = Some(UInt32Value { value: 0 })),
         "max_connections_to_accept_per_socket_event"

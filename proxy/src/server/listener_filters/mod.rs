@@ -34,8 +34,10 @@ pub(super) struct Found {
     pub(super) direct_remote: Address,
     /// Where the peer meant to go.
     pub(super) local: Address,
-    /// Whether a filter has found that out.
-    pub(super) local_restored: bool,
+    /// Our end of the socket.
+    pub(super) direct_local: Address,
+    /// Whether `local` was found out, from a redirect or a PROXY header.
+    pub(super) restored: bool,
     /// SNI, lower case; empty without one.
     pub(super) server_name: String,
     /// `tls`, `raw_buffer`, or empty when nobody looked.
@@ -135,8 +137,9 @@ impl Found {
             prefix: BytesMut::new(),
             direct_remote: remote.clone(),
             remote,
+            direct_local: local.clone(),
             local,
-            local_restored: false,
+            restored: false,
             server_name: String::new(),
             transport: "",
             protocols: Vec::new(),
@@ -144,6 +147,21 @@ impl Found {
             filter_state: objects.map(|objects| Rc::new(FilterState::received(objects))),
             tlvs: None,
         })
+    }
+
+    /// The peer meant to go to `address`.
+    fn restore(&mut self, address: Address) {
+        self.local = address;
+        self.restored = true;
+    }
+
+    /// What another listener is told of the socket: what its connection carries, not what filters noted about it.
+    pub(super) fn handed_over(self) -> Self {
+        Self {
+            metadata: DynamicMetadata::new(),
+            tlvs: None,
+            ..self
+        }
     }
 }
 

@@ -18,8 +18,7 @@ const REMOTE: &str = "envoy.filters.listener.original_dst.remote_ip";
 pub(super) fn run(io: &Accepted, found: &mut Found) {
     let Accepted::Internal(_) = io else {
         if let Some(address) = io.original_destination() {
-            found.local_restored |= address != found.local;
-            found.local = address;
+            found.restore(address);
         }
         return;
     };
@@ -32,8 +31,7 @@ pub(super) fn run(io: &Accepted, found: &mut Found) {
     };
     let remote = state.and_then(|state| state.address(REMOTE));
     if let Some(local) = local {
-        found.local = Address::Ip(local);
-        found.local_restored = true;
+        found.restore(Address::Ip(local));
     }
     if let Some(remote) = remote {
         found.remote = Address::Ip(remote);
