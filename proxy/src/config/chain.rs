@@ -312,6 +312,7 @@ impl Chain {
             Ok(admitted) => admitted,
             Err(refused) => return Box::pin(refused.wait(io)),
         };
+        let info = self.network.begin(info);
         let served = Served {
             terminal: self.terminal.clone(),
             network: self.network.read().then(|| self.network.clone()),

@@ -259,12 +259,14 @@ fn choose(
         Some(policy) if policy.previous_hosts => tried.iter().collect(),
         _ => SmallVec::new(),
     };
-    request.charge.cluster.choose_host(&LbContext {
+    let cluster = &request.charge.cluster;
+    cluster.choose_host(&LbContext {
         hash: request.hash.hash,
         excluded: &excluded,
         omit_canary: policy.is_some_and(|policy| policy.omit_canary),
         tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
         random: request.random.rotate_left(attempt * 8),
+        destination: cluster.destination(Some(request.head), &request.info.borrow()),
     })
 }
 

@@ -125,6 +125,7 @@ impl ConnectionEnd {
         cluster.choose_host(&LbContext {
             hash,
             random: fastrand::u64(..),
+            destination: cluster.destination(None, &self.info),
             ..LbContext::default()
         })
     }

@@ -18,6 +18,7 @@ pub mod http_options;
 pub mod lb_policy;
 pub mod manager;
 mod membership;
+pub mod original_dst;
 mod pool;
 pub mod request;
 pub mod slot;
