@@ -180,7 +180,10 @@ pub(crate) mod tests {
         assert_eq!(made(value("k", "envoy.string", "a%%b")), text("a%b"));
         assert_eq!(made(value("k", "istio.hashable_string", "v")), text("v"));
         let address = |t: &str| Some(FilterObject::Address(t.parse().unwrap()));
-        assert_eq!(made(value(LOCAL, "", "10.0.0.1:80")), address("10.0.0.1:80"));
+        assert_eq!(
+            made(value(LOCAL, "", "10.0.0.1:80")),
+            address("10.0.0.1:80")
+        );
         assert_eq!(made(value(LOCAL, "", "[::1]:80")), address("[::1]:80"));
         assert_eq!(made(value("k", LOCAL, "1.2.3.4:5")), address("1.2.3.4:5"));
         for bad in ["a.test:80", "10.0.0.1", "-", "10.0.0.1:99999", "::1"] {

@@ -121,6 +121,9 @@ mod tests {
         let facts = run("a.test:80");
         let facts = facts.borrow();
         assert_eq!(facts.filter_state.get(LOCAL), None);
-        assert_eq!(facts.filter_state.text("name").as_deref(), Some("a.test:80"));
+        assert_eq!(
+            facts.filter_state.text("name").as_deref(),
+            Some("a.test:80")
+        );
     }
 }

@@ -10,6 +10,7 @@ use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::stats::TcpProxyStats;
+use super::tunneling::Tunneling;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
 use crate::upstream::cluster::Cluster;
@@ -28,6 +29,8 @@ pub struct TcpProxyConfig {
     pub(super) connect_attempts: u32,
     /// Choose hosts by the hash of the client's address.
     pub(super) hash_source_ip: bool,
+    /// Connections go on in a request.
+    pub(super) tunneling: Option<Tunneling>,
     pub(super) access_logs: Vec<AccessLog>,
     pub(super) stats: TcpProxyStats,
 }
@@ -100,6 +103,10 @@ impl TcpProxyConfig {
             )?,
             connect_attempts: attempts,
             hash_source_ip,
+            tunneling: match &proto.tunneling_config {
+                Some(tunneling) => Some(Tunneling::compile(tunneling).at("tunneling_config")?),
+                None => None,
+            },
             access_logs,
             stats: TcpProxyStats::new(&root.scope(&format!("tcp.{}.", proto.stat_prefix))),
         })
@@ -125,7 +132,6 @@ fn refuse_unsupported(p: &TcpProxy) -> Result<(), ConfigError> {
         ),
         (p.upstream_idle_timeout.is_some(), "upstream_idle_timeout"),
         (p.backoff_options.is_some(), "backoff_options"),
-        (p.tunneling_config.is_some(), "tunneling_config"),
         (
             p.max_downstream_connection_duration_jitter_percentage
                 .is_some(),

@@ -21,6 +21,8 @@ pub(super) struct Traffic {
     /// Bytes to the client.
     pub(super) sent: Cell<u64>,
     last: Cell<Instant>,
+    /// Whether the client's connection has failed.
+    client_failed: Cell<bool>,
 }
 
 impl Traffic {
@@ -29,14 +31,23 @@ impl Traffic {
             received: Cell::new(0),
             sent: Cell::new(0),
             last: Cell::new(Instant::now()),
+            client_failed: Cell::new(false),
         })
     }
 
     fn moved(&self, counter: &Cell<u64>, outcome: &io::Result<usize>) {
+        if outcome.is_err() {
+            self.client_failed.set(true);
+        }
         if let Ok(n @ 1..) = outcome {
             counter.set(counter.get() + *n as u64);
             self.last.set(Instant::now());
         }
+    }
+
+    /// Whether an end by this error is the upstream's reset.
+    pub(super) fn is_upstream_reset(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::ConnectionReset && !self.client_failed.get()
     }
 
     /// Ends when nothing has moved for `limit`; never without one.

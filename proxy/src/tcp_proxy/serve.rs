@@ -10,13 +10,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
+use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::connect::{ConnectError, ConnectionFacts};
 use crate::upstream::host::Host;
-use crate::upstream::tcp::{self, TcpConnection};
+use crate::upstream::tcp;
+use crate::upstream::tunnel::originate::{self, Refused};
 
 /// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
 pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -34,7 +36,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         return;
     };
     let traffic = end.traffic.clone();
-    let copying = both_ways(io, upstream.io, traffic.clone());
+    let copying = both_ways(io, upstream, traffic.clone());
     let longest = async {
         match config.max_duration {
             Some(most) => tokio::time::sleep(most).await,
@@ -43,7 +45,10 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     };
     tokio::select! {
         copied = copying => {
-            if copied.is_err() {
+            if let Err(error) = copied {
+                if traffic.is_upstream_reset(&error) {
+                    end.info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+                }
                 tracing::debug!(remote = %end.info.connection.remote, "connection broken");
             }
         }
@@ -67,7 +72,7 @@ struct ConnectionEnd {
 
 impl ConnectionEnd {
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
-    async fn connect(&mut self) -> Option<TcpConnection> {
+    async fn connect(&mut self) -> Option<Box<dyn ByteStream>> {
         let config = self.config.clone();
         let slot = config.cluster(fastrand::u64(..))?;
         self.info.upstream.cluster = Some(slot.name().clone());
@@ -84,17 +89,11 @@ impl ConnectionEnd {
             };
             self.info.upstream.attempts += 1;
             self.info.upstream.host = Some(host.address.clone());
-            let purpose = Purpose {
-                client: Client::of(&self.info.connection),
-                shared: self.info.filter_state.shared(),
-                ..Purpose::default()
-            };
-            match tcp::connect(&cluster, &host, purpose).await {
-                Ok(connection) => {
-                    let facts = &connection.facts;
-                    self.info.upstream.local.clone_from(&facts.local);
-                    self.info.upstream.tls.clone_from(&facts.tls);
-                    return Some(connection);
+            match self.connect_to(&cluster, &host).await {
+                Ok((io, facts)) => {
+                    self.info.upstream.local = facts.local;
+                    self.info.upstream.tls = facts.tls;
+                    return Some(io);
                 }
                 Err(ConnectError {
                     reason,
@@ -115,6 +114,38 @@ impl ConnectionEnd {
             .flags
             .insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         None
+    }
+
+    /// Connects to a host, or asks it for a tunnel.
+    async fn connect_to(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+    ) -> Result<(Box<dyn ByteStream>, ConnectionFacts), ConnectError> {
+        let purpose = Purpose {
+            client: match host.transport.tells_client() {
+                true => Client::of(&self.info.connection),
+                false => None,
+            },
+            shared: self.info.filter_state.shared(),
+            ..Purpose::default()
+        };
+        let Some(tunneling) = &self.config.tunneling else {
+            let connected = tcp::connect(cluster, host, purpose).await?;
+            return Ok((Box::new(connected.io), connected.facts));
+        };
+        let head = tunneling.head(&self.info, host.transport.tls().is_some());
+        match originate::open(cluster, host, &head, purpose).await {
+            Ok(opened) => Ok((Box::new(opened.io), opened.facts)),
+            Err(Refused::Failed(error)) => Err(ConnectError {
+                reason: error.reason,
+                transport_failure: error.transport_failure,
+            }),
+            Err(Refused::Answered(status)) => Err(ConnectError {
+                reason: ResetReason::RemoteConnectionFailure,
+                transport_failure: Some(format!("tunnel response:{}", status.as_u16()).into()),
+            }),
+        }
     }
 
     fn choose(&self, cluster: &Cluster) -> Option<Arc<Host>> {

@@ -18,9 +18,9 @@ use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 use crate::upstream::balance::{LbPolicy, SetOptions};
 use crate::upstream::circuit_breaker::{Limits, Priority};
 use crate::upstream::http_options::HttpOptions;
-use crate::upstream::original_dst::OriginalDst;
 pub use crate::upstream::http_options::{AutoNames, Http2Options, UpstreamProtocol};
 use crate::upstream::lb_policy::Balancing;
+use crate::upstream::original_dst::OriginalDst;
 
 /// What compiling a cluster takes from the process.
 #[derive(Default)]

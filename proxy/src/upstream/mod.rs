@@ -24,3 +24,4 @@ pub mod request;
 pub mod slot;
 pub mod stats;
 pub(crate) mod tcp;
+pub(crate) mod tunnel;

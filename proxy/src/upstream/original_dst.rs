@@ -312,7 +312,11 @@ mod tests {
         let mut head = RequestHead::new(Method::GET, "/");
         let at = |head: &RequestHead, info: &StreamInfo| settings.destination(Some(head), info);
         let mut facts = info(|_| {});
-        assert_eq!(at(&head, &facts), Destination::Unknown, "a socket's own end");
+        assert_eq!(
+            at(&head, &facts),
+            Destination::Unknown,
+            "a socket's own end"
+        );
         facts = info(|c| c.local_restored = true);
         assert_eq!(at(&head, &facts), to("192.0.2.2:15008"));
         let name = "x-envoy-original-dst-host";
@@ -365,7 +369,10 @@ mod tests {
         };
         let mut config = all();
         config.upstream_port_override = Some(UInt32Value { value: 65_536 });
-        assert_eq!(with(config), "original_dst_lb_config.upstream_port_override");
+        assert_eq!(
+            with(config),
+            "original_dst_lb_config.upstream_port_override"
+        );
         let mut config = all();
         config.use_http_header = false;
         config.http_header_name = "x".into();

@@ -1,5 +1,6 @@
 //! A connection to a host for bytes that are not HTTP: made for one downstream connection, never shared.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use filters::body::ResetReason;
@@ -8,7 +9,7 @@ use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::connect::{ConnectError, ConnectionFacts};
 use super::host::Host;
-use super::pool::{ConnectionGuard, Place, PooledIo};
+use super::pool::{ConnectionGuard, ConnectionState, Place, PooledIo, RequestGuard};
 use crate::transport::options::Purpose;
 
 /// A fresh connection, with its share of the cluster's limits.
@@ -17,6 +18,15 @@ pub(crate) struct TcpConnection {
     pub(crate) io: PooledIo,
     /// What logs tell of it.
     pub(crate) facts: ConnectionFacts,
+    place: Rc<Place>,
+    state: Rc<ConnectionState>,
+}
+
+impl TcpConnection {
+    /// What a request holds that goes through the connection; `None` if there are too many.
+    pub(in crate::upstream) fn request(&self) -> Option<RequestGuard> {
+        RequestGuard::take(&self.place, &self.state, None)
+    }
 }
 
 /// Connects to `host`.
@@ -41,8 +51,11 @@ pub(crate) async fn connect(
     match place.connect(&[]).await {
         Ok(connected) => {
             guard.connected(connected.facts);
+            let state = guard.state().clone();
             Ok(TcpConnection {
-                facts: guard.state().facts(),
+                facts: state.facts(),
+                place,
+                state,
                 io: PooledIo::new(connected.io, guard),
             })
         }
