@@ -25,6 +25,8 @@ pub fn stream() -> StreamInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     StreamInfo::new(Rc::new(connection), Protocol::Http11)

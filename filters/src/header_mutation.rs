@@ -289,6 +289,8 @@ mod tests {
             listener: "".into(),
             filter_chain: "".into(),
             proxy_tlvs: None,
+            filter_state: None,
+            local_restored: false,
             notes: None,
         };
         StreamInfo::new(Rc::new(connection), Protocol::Http11)

@@ -24,6 +24,8 @@ pub(crate) fn info() -> SharedInfo {
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     let stream = StreamInfo::new(Rc::new(connection), Protocol::Http11);

@@ -276,7 +276,8 @@ impl Operator {
             Self::FilterState(key, plain) => match cx.info.filter_state.get(key)? {
                 FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
                 FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
-                FilterObject::Typed(_) => None,
+                FilterObject::Address(address) if *plain => owned(address.to_string()),
+                FilterObject::Address(_) | FilterObject::Typed(_) => None,
             },
             Self::GrpcStatus => {
                 let name = http::HeaderName::from_static("grpc-status");

@@ -21,6 +21,8 @@ fn info() -> StreamInfo {
         listener: "l".into(),
         filter_chain: "fc".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     let mut info = StreamInfo::new(Rc::new(connection), Protocol::Http11);

@@ -33,6 +33,8 @@ fn connection() -> ConnectionInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     }
 }

@@ -21,6 +21,8 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     }
 }

@@ -1,4 +1,4 @@
-//! A socket that was accepted.
+//! A connection that was accepted: a socket, or one from inside the process.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use filters::stream::Address;
-use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 
-/// An accepted socket.
+use crate::internal::{self, InternalConnection};
+use crate::transport::Incoming;
+
+/// An accepted connection.
 pub(super) enum Accepted {
     Tcp(TcpStream),
     /// With the path listened on.
     Unix(UnixStream, Arc<str>),
+    Internal(InternalConnection),
 }
 
 /// An IPv4 address that is mapped into IPv6 as the IPv4 address.
@@ -36,6 +39,7 @@ impl Accepted {
         Ok(match self {
             Self::Tcp(s) => (plain(s.peer_addr()?), plain(s.local_addr()?)),
             Self::Unix(_, path) => (Address::Pipe("".into()), Address::Pipe(path.clone())),
+            Self::Internal(c) => (internal::client_address(), c.local.clone()),
         })
     }
 
@@ -63,6 +67,7 @@ impl Accepted {
         let n = match self {
             Self::Tcp(s) => s.read_buf(buffer).await?,
             Self::Unix(s, _) => s.read_buf(buffer).await?,
+            Self::Internal(c) => c.stream.read_buf(buffer).await?,
         };
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -70,10 +75,11 @@ impl Accepted {
         Ok(())
     }
 
-    pub(super) fn into_stream(self) -> Stream {
+    pub(super) fn into_incoming(self) -> Incoming {
         match self {
-            Self::Tcp(s) => Box::new(L4Stream::from(s)),
-            Self::Unix(s, _) => Box::new(L4Stream::from(s)),
+            Self::Tcp(s) => Incoming::Socket(Box::new(L4Stream::from(s))),
+            Self::Unix(s, _) => Incoming::Socket(Box::new(L4Stream::from(s))),
+            Self::Internal(c) => Incoming::Internal(c.stream),
         }
     }
 

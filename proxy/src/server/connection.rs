@@ -130,7 +130,7 @@ impl ConnectionGuard {
         let listener = self.listener.clone();
         let config = listener.config();
         // A connection that was handed over once stays.
-        let movable = config.hand_over && found.is_none();
+        let movable = config.hand_over && !config.internal && found.is_none();
         let Ok(mut found) = found.map_or_else(|| Found::new(&io), Ok) else {
             return; // reset already
         };
@@ -192,6 +192,7 @@ impl ConnectionGuard {
             remote: found.remote,
             direct_remote: found.direct_remote,
             local: found.local,
+            local_restored: found.restored,
             direct_local: found.direct_local,
             server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
@@ -201,6 +202,7 @@ impl ConnectionGuard {
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
             proxy_tlvs: found.tlvs,
+            filter_state: found.filter_state,
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
                 .then(|| ConnectionNotes::with(found.metadata)),
         });
@@ -217,7 +219,7 @@ impl ConnectionGuard {
         let prefix: Bytes = found.prefix.freeze();
         let serving = chain
             .handler
-            .serve(io.into_stream(), prefix, info, self.control.clone());
+            .serve(io.into_incoming(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ use super::listener_filters::Found;
 use super::listener_stats::{Count, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
+use crate::internal::InternalConnection;
+use crate::internal::registry::{self, Accept};
 use crate::telemetry::stats::{Counter, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
@@ -86,6 +88,9 @@ pub struct ListenerContext {
     pub scope: Scope,
     /// Set while health checks are failed: every response asks to close, as Envoy's do.
     pub unhealthy: Arc<AtomicBool>,
+    /// How many bytes each direction of an internal connection buffers; `None` without
+    /// `envoy.bootstrap.internal_listener`, and there are no internal listeners then.
+    pub internal_buffer: Option<usize>,
     next_connection: AtomicU64,
 }
 
@@ -98,6 +103,7 @@ impl ListenerContext {
             connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
             unhealthy: Arc::default(),
+            internal_buffer: None,
             next_connection: AtomicU64::new(1),
         }
     }
@@ -148,6 +154,9 @@ impl WorkerListener {
             connections: RefCell::default(),
         });
         let config = listener.config();
+        if config.internal {
+            registry::register(config.name.clone(), listener.as_accept());
+        }
         if !config.bind_to_port {
             listener.owners.add(&config.addresses, &listener);
         }
@@ -165,6 +174,11 @@ impl WorkerListener {
             }
         }
         listener
+    }
+
+    fn as_accept(self: &Rc<Self>) -> Weak<dyn Accept> {
+        let accept: Rc<dyn Accept> = self.clone();
+        Rc::downgrade(&accept)
     }
 
     /// Whether it takes inbound traffic.
@@ -198,8 +212,9 @@ impl WorkerListener {
     }
 
     /// Takes no more connections than have begun, and returns when the sockets are closed.
-    pub(super) async fn stop_accepting(&self) {
+    pub(super) async fn stop_accepting(self: &Rc<Self>) {
         self.stopping.set(true);
+        registry::unregister(&self.config().name, &self.as_accept());
         self.owners.remove(self);
         self.stop.notify_waiters();
         let accepts = std::mem::take(&mut *self.accepts.borrow_mut());
@@ -210,14 +225,14 @@ impl WorkerListener {
     }
 
     /// Stops accepting, asks every connection to end, waits for them, closes the rest at the deadline.
-    pub(super) async fn drain(&self, plan: DrainPlan) {
+    pub(super) async fn drain(self: &Rc<Self>, plan: DrainPlan) {
         self.stop_accepting().await;
         self.drain_connections(&self.ids(|_| true), plan).await;
         self.close(&self.ids(|_| true));
     }
 
     /// Drains while it goes on accepting; newcomers are asked to end too.
-    pub(super) async fn drain_serving(&self, plan: DrainPlan, end: DrainEnd) {
+    pub(super) async fn drain_serving(self: &Rc<Self>, plan: DrainPlan, end: DrainEnd) {
         let mut drain = ConnectionDrain::new(plan, self.ids(|_| true));
         loop {
             let over = Instant::now() >= plan.deadline();
@@ -334,7 +349,9 @@ impl WorkerListener {
     /// Counts a socket in, or drops it at a limit, and starts its task.
     fn admit(self: &Rc<Self>, io: Accepted) {
         let stats = &self.shared.stats;
-        let counted_globally = !self.config.borrow().ignore_global_limit;
+        // What comes from inside the process has been counted when it came in.
+        let internal = matches!(io, Accepted::Internal(_));
+        let counted_globally = !internal && !self.config.borrow().ignore_global_limit;
         let global = &self.context.global;
         if counted_globally && !global.active.inc_below(global.max.load(Ordering::Relaxed)) {
             stats.downstream_global_cx_overflow.inc();
@@ -377,5 +394,15 @@ impl WorkerListener {
                 handler: None,
             },
         );
+    }
+}
+
+impl Accept for WorkerListener {
+    fn buffer_size(&self) -> usize {
+        self.context.internal_buffer.unwrap_or_default()
+    }
+
+    fn accept(self: Rc<Self>, connection: InternalConnection) {
+        self.admit(Accepted::Internal(connection));
     }
 }

@@ -140,7 +140,8 @@ impl ListenerManager {
     pub fn validate(&self, listener: &Listener) -> Result<(), ConfigError> {
         let listener = Arc::new(listener.clone());
         let scope = &self.context.scope;
-        CompiledListener::compile(&listener, "", None, &*self.compiler, scope).map(drop)
+        let config = CompiledListener::compile(&listener, "", None, &*self.compiler, scope)?;
+        self.check_internal(&config)
     }
 
     /// Adds or changes the listener of this name. Sockets stay as long as the addresses and socket options
@@ -177,12 +178,7 @@ impl ListenerManager {
             &*self.compiler,
             &self.context.scope,
         )?);
-        if config.addresses.is_empty() {
-            tracing::info!(
-                "internal listener {}: kept, nothing connects to it",
-                config.name
-            );
-        }
+        self.check_internal(&config)?;
         self.refuse_duplicates(&config)?;
         if let Some(active) = self.listeners.get_mut(&listener.name)
             && active.config.same_sockets(&config)
@@ -247,6 +243,18 @@ impl ListenerManager {
                 self.context.stats.listener_modified.inc();
             }
             None => self.context.stats.listener_added.inc(),
+        }
+        Ok(())
+    }
+
+    fn check_internal(&self, config: &CompiledListener) -> Result<(), ConfigError> {
+        if config.internal && self.context.internal_buffer.is_none() {
+            return Err(ConfigError::new(format!(
+                "error adding listener named '{}': the bootstrap extension \
+                 envoy.bootstrap.internal_listener is mandatory",
+                config.name
+            ))
+            .at("internal_listener"));
         }
         Ok(())
     }

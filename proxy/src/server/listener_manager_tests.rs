@@ -9,7 +9,6 @@ use envoy_types::pb::envoy::config::listener::v3::{self as pb, FilterChain};
 use envoy_types::pb::google::protobuf::UInt32Value;
 use filters::stream::ConnectionInfo;
 use futures_util::future::LocalBoxFuture;
-use pingora_core::protocols::Stream;
 use std::rc::Rc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,6 +19,10 @@ use super::*;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Stats;
+use crate::transport::Incoming;
+
+#[path = "internal_listener_tests.rs"]
+mod internal;
 
 #[path = "hand_over_tests.rs"]
 mod hand_over;
@@ -29,11 +32,12 @@ struct Echo;
 impl FilterChainHandler for Echo {
     fn serve(
         &self,
-        mut io: Stream,
+        io: Incoming,
         prefix: Bytes,
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
+        let mut io = io.boxed();
         Box::pin(async move {
             let hello = format!("{}:", info.filter_chain);
             io.write_all(hello.as_bytes()).await.unwrap();
