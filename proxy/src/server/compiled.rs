@@ -13,7 +13,7 @@ use std::rc::Rc;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use super::filter_chain_match::FilterChainIndex;
+use super::filter_chain_matcher::FilterChainSelector;
 use super::listener_filters::ListenerFilters;
 use super::socket::{BindAddress, SocketOptions};
 use super::socket_option::SocketOptionList;
@@ -74,9 +74,7 @@ pub struct CompiledListener {
     /// The chains, in order; the default chain is the last when there is one.
     pub chains: Vec<CompiledChain>,
     /// Chooses among them.
-    pub index: FilterChainIndex,
-    /// Position of the default chain.
-    pub default_chain: Option<usize>,
+    pub selector: FilterChainSelector,
     /// Listener filters.
     pub filters: ListenerFilters,
     /// How long listener filters may take; `None` is for ever.
@@ -119,13 +117,19 @@ impl CompiledListener {
             source.listener_specifier,
             Some(pb::listener::ListenerSpecifier::InternalListener(_))
         );
+        let addresses = match internal {
+            true => Vec::new(),
+            false => addresses(source)?,
+        };
+        let main = addresses
+            .first()
+            .map_or_else(|| source.name.clone(), ToString::to_string);
         let mut compiled = Self {
             name: source.name.as_str().into(),
-            addresses: Vec::new(),
+            addresses,
             socket: socket_options(source)?,
             chains: Vec::new(),
-            index: FilterChainIndex::default(),
-            default_chain: None,
+            selector: FilterChainSelector::compile(&main, source)?,
             filters: ListenerFilters::default(),
             filters_timeout: filters_timeout(source)?,
             continue_on_timeout: source.continue_on_listener_filters_timeout,
@@ -148,12 +152,6 @@ impl CompiledListener {
             compiled.stat_name = source.name.clone();
             return Ok(compiled);
         }
-        compiled.addresses = addresses(source)?;
-        let main = compiled
-            .addresses
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default();
         compiled.stat_name = stat_name(source);
         compiled.filters = ListenerFilters::compile(source, stats)?;
         if source.filter_chains.is_empty() && source.default_filter_chain.is_none() {
@@ -161,13 +159,6 @@ impl CompiledListener {
                 "error adding listener '{main}': no filter chains specified"
             )));
         }
-        compiled.index = FilterChainIndex::compile(
-            &main,
-            source
-                .filter_chains
-                .iter()
-                .map(|c| (c.name.as_str(), c.filter_chain_match.as_ref())),
-        )?;
         let same = previous.filter(|p| without_chains(&p.source) == without_chains(source));
         let named = source
             .filter_chains
@@ -192,9 +183,6 @@ impl CompiledListener {
                 handler,
                 source: chain.clone(),
             });
-        }
-        if source.default_filter_chain.is_some() {
-            compiled.default_chain = compiled.chains.len().checked_sub(1);
         }
         Ok(compiled)
     }
@@ -227,6 +215,7 @@ fn without_chains(listener: &Listener) -> Listener {
     Listener {
         filter_chains: Vec::new(),
         default_filter_chain: None,
+        filter_chain_matcher: None,
         ..listener.clone()
     }
 }
