@@ -14,6 +14,7 @@ pub mod drain;
 pub mod echo;
 pub mod filter_chain_match;
 pub mod filter_chain_matcher;
+mod hand_over;
 pub mod lifecycle;
 pub mod listener;
 pub mod listener_filters;

@@ -1,5 +1,6 @@
 //! What matchers look at.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
@@ -257,20 +258,23 @@ impl Input {
             Self::ServerName => Value::text(known.server_name),
             Self::TransportProtocol => Value::text(known.transport_protocol),
             Self::ApplicationProtocol => joined(known.application_protocols.iter().copied(), "'"),
-            Self::FilterState(key) => known
-                .filter_state
-                .and_then(|state| state.text(key))
-                .map_or(Value::Missing, |text| Value::Text(text.as_bytes())),
+            Self::FilterState(key) => known.filter_state.and_then(|state| state.text(key)).map_or(
+                Value::Missing,
+                |text| match text {
+                    Cow::Borrowed(text) => Value::Text(text.as_bytes()),
+                    Cow::Owned(text) => Value::Made(text.into_bytes().into()),
+                },
+            ),
             Self::UriSan => names(|facts| &facts.uri_sans)?,
             Self::DnsSan => names(|facts| &facts.dns_sans)?,
             Self::Subject => names(|facts| std::slice::from_ref(&facts.subject))?,
-            Self::RequestHeader(header) => {
-                match known.head.and_then(|head| header.in_request(head)) {
-                    None => Value::Missing,
-                    Some(std::borrow::Cow::Borrowed(text)) => Value::Text(text),
-                    Some(std::borrow::Cow::Owned(text)) => Value::Made(text.into()),
-                }
-            }
+            Self::RequestHeader(header) => known
+                .head
+                .and_then(|head| header.in_request(head))
+                .map_or(Value::Missing, |text| match text {
+                    Cow::Borrowed(text) => Value::Text(text),
+                    Cow::Owned(text) => Value::Made(text.into()),
+                }),
             Self::Metadata { namespace, path } => Value::Metadata(
                 known
                     .metadata
