@@ -28,7 +28,7 @@ use xds_client::error::{At, ConfigError};
 use xds_client::proto::xds::r#type::matcher::v3::{IpMatcher, ServerNameMatcher};
 
 use super::domains::Domains;
-use super::keys::{ExactKeys, PrefixKeys};
+use super::keys::{ExactKeys, Keyed, PrefixKeys};
 use super::ranges::Ranges;
 use super::{Branches, Input, MatcherTree, OnMatch, Place, Predicate, StringMatcher, Test};
 use crate::matcher::{CidrRange, CidrSet, ValueMatcher};
@@ -137,7 +137,7 @@ impl<A> Compiler<'_, A> {
         }
     }
 
-    fn map(&self, proto: &MatchMap, depth: usize) -> Result<Vec<(Box<[u8]>, OnMatch<A>)>> {
+    fn map(&self, proto: &MatchMap, depth: usize) -> Result<Keyed<OnMatch<A>>> {
         if proto.map.is_empty() {
             return Err(ConfigError::new("must not be empty").at("map"));
         }

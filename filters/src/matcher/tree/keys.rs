@@ -1,12 +1,15 @@
 //! Branches by key: `exact_match_map` and `prefix_match_map`.
 
+/// Keys with their values.
+pub(super) type Keyed<T> = Vec<(Box<[u8]>, T)>;
+
 /// Values by exact key.
 #[derive(Debug)]
-pub(super) struct ExactKeys<T>(Vec<(Box<[u8]>, T)>);
+pub(super) struct ExactKeys<T>(Keyed<T>);
 
 impl<T> ExactKeys<T> {
     /// Keys with their values; each key once.
-    pub(super) fn new(mut entries: Vec<(Box<[u8]>, T)>) -> Self {
+    pub(super) fn new(mut entries: Keyed<T>) -> Self {
         entries.sort_by(|(a, _), (b, _)| a.cmp(b));
         Self(entries)
     }
@@ -26,9 +29,9 @@ pub(super) struct PrefixKeys<T> {
 
 impl<T> PrefixKeys<T> {
     /// Keys with their values; each key once.
-    pub(super) fn new(mut entries: Vec<(Box<[u8]>, T)>) -> Self {
+    pub(super) fn new(mut entries: Keyed<T>) -> Self {
         entries.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
-        let mut lengths: Vec<(usize, Vec<_>)> = Vec::new();
+        let mut lengths: Vec<(usize, Keyed<T>)> = Vec::new();
         for entry in entries {
             match lengths.last_mut() {
                 Some((length, same)) if *length == entry.0.len() => same.push(entry),

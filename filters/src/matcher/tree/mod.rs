@@ -146,10 +146,10 @@ fn first<'t, A: 't>(
 }
 
 /// The branches of these numbers, each the first time only: nesting must not multiply the work.
-fn once<'t, A>(
+fn once<A>(
     numbers: impl Iterator<Item = usize>,
-    all: &'t [OnMatch<A>],
-) -> impl Iterator<Item = &'t OnMatch<A>> {
+    all: &[OnMatch<A>],
+) -> impl Iterator<Item = &OnMatch<A>> {
     let mut tried = SmallVec::<[usize; 8]>::new();
     numbers.filter_map(move |number| {
         if tried.contains(&number) {

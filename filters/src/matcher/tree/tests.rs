@@ -247,9 +247,12 @@ fn a_branch_that_leads_nowhere_is_not_taken() {
     }
 }
 
-fn ranges(list: &[(&[(&str, u32)], bool, Json)]) -> Json {
+/// Ranges, whether they are exclusive, and what follows.
+type Branch<'a> = (&'a [(&'a str, u32)], bool, Json);
+
+fn ranges(list: &[Branch<'_>]) -> Json {
     let range = |(prefix, len): &(&str, u32)| json!({"address_prefix": prefix, "prefix_len": len});
-    let matcher = |(all, exclusive, on_match): &(&[(&str, u32)], bool, Json)| {
+    let matcher = |(all, exclusive, on_match): &Branch<'_>| {
         let all: Vec<_> = all.iter().map(range).collect();
         json!({"ranges": all, "exclusive": exclusive, "on_match": on_match})
     };
