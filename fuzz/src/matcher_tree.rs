@@ -103,7 +103,7 @@ fn extension(config: Any) -> TypedExtensionConfig {
 fn input(name: &str) -> TypedExtensionConfig {
     extension(Any {
         type_url: format!("{NETWORK}{name}"),
-        value: Vec::new().into(),
+        value: Vec::new(),
     })
 }
 
