@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use filters::flags::ResponseFlags;
+use filters::matcher::MatchInput;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 
 use super::accepted::Accepted;
 use super::compiled::FilterChainHandler;
-use super::filter_chain_match::MatchInput;
 use super::listener::WorkerListener;
 use super::listener_filters::{Found, Refusal};
 use crate::http::service::ConnectionControl;
@@ -176,17 +176,17 @@ impl ConnectionGuard {
         // The configuration may have changed while the client was silent.
         let config = listener.config();
         let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
-        let position = config.index.find(&MatchInput {
+        let position = config.selector.find(&MatchInput {
             destination: found.local.ip(),
             source: found.remote.ip(),
             direct_source: found.direct_remote.ip(),
             server_name: &found.server_name,
             transport_protocol: found.transport,
             application_protocols: &protocols,
+            filter_state: found.filter_state.as_deref(),
+            ..MatchInput::default()
         });
-        let chain = position
-            .or(config.default_chain)
-            .and_then(|position| config.chains.get(position));
+        let chain = position.and_then(|position| config.chains.get(position));
         let info = Rc::new(ConnectionInfo {
             id: self.id,
             remote: found.remote,

@@ -21,8 +21,8 @@ pub(super) struct Traffic {
     /// Bytes to the client.
     pub(super) sent: Cell<u64>,
     last: Cell<Instant>,
-    /// Whether the client's connection has failed.
-    client_failed: Cell<bool>,
+    /// Whether the upstream has reset its connection.
+    pub(super) upstream_reset: Cell<bool>,
 }
 
 impl Traffic {
@@ -31,23 +31,15 @@ impl Traffic {
             received: Cell::new(0),
             sent: Cell::new(0),
             last: Cell::new(Instant::now()),
-            client_failed: Cell::new(false),
+            upstream_reset: Cell::new(false),
         })
     }
 
     fn moved(&self, counter: &Cell<u64>, outcome: &io::Result<usize>) {
-        if outcome.is_err() {
-            self.client_failed.set(true);
-        }
         if let Ok(n @ 1..) = outcome {
             counter.set(counter.get() + *n as u64);
             self.last.set(Instant::now());
         }
-    }
-
-    /// Whether an end by this error is the upstream's reset.
-    pub(super) fn is_upstream_reset(&self, error: &io::Error) -> bool {
-        error.kind() == io::ErrorKind::ConnectionReset && !self.client_failed.get()
     }
 
     /// Ends when nothing has moved for `limit`; never without one.
@@ -79,14 +71,30 @@ impl Observer for Watch {
     }
 }
 
+/// Watches the upstream connection for its reset.
+struct WatchReset(Rc<Traffic>);
+
+impl Observer for WatchReset {
+    fn received(&self, outcome: &io::Result<usize>) {
+        if matches!(outcome, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
+            self.0.upstream_reset.set(true);
+        }
+    }
+
+    fn sent(&self, outcome: &io::Result<usize>) {
+        self.received(outcome);
+    }
+}
+
 /// Copies until both ends are done or one breaks. An end of one direction is passed on, and the other direction
 /// goes on (half-close).
 pub(super) async fn both_ways(
     client: impl AsyncRead + AsyncWrite + Unpin,
-    mut upstream: impl AsyncRead + AsyncWrite + Unpin,
+    upstream: impl AsyncRead + AsyncWrite + Unpin,
     traffic: Rc<Traffic>,
 ) -> io::Result<()> {
-    let mut client = Observed::new(client, Watch(traffic));
+    let mut client = Observed::new(client, Watch(traffic.clone()));
+    let mut upstream = Observed::new(upstream, WatchReset(traffic));
     tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
         .await
         .map(|_| ())

@@ -127,7 +127,7 @@ const UNDECIDED: UpstreamError = UpstreamError {
     host_tried: true,
 };
 
-pub(in crate::upstream) const OVERFLOW: UpstreamError = UpstreamError {
+const OVERFLOW: UpstreamError = UpstreamError {
     reason: ResetReason::Overflow,
     transport_failure: None,
     request_sent: false,

@@ -1,6 +1,5 @@
 //! A connection to a host for bytes that are not HTTP: made for one downstream connection, never shared.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use filters::body::ResetReason;
@@ -9,7 +8,7 @@ use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::connect::{ConnectError, ConnectionFacts};
 use super::host::Host;
-use super::pool::{ConnectionGuard, ConnectionState, Place, PooledIo, RequestGuard};
+use super::pool::{ConnectionGuard, PendingGuard, Place, PooledIo, RequestGuard};
 use crate::transport::options::Purpose;
 
 /// A fresh connection, with its share of the cluster's limits.
@@ -18,21 +17,21 @@ pub(crate) struct TcpConnection {
     pub(crate) io: PooledIo,
     /// What logs tell of it.
     pub(crate) facts: ConnectionFacts,
-    place: Rc<Place>,
-    state: Rc<ConnectionState>,
+    /// To be kept as long as the connection, which counts as one request.
+    pub(crate) request: RequestGuard,
 }
 
-impl TcpConnection {
-    /// What a request holds that goes through the connection; `None` if there are too many.
-    pub(in crate::upstream) fn request(&self) -> Option<RequestGuard> {
-        RequestGuard::take(&self.place, &self.state, None)
+fn overflow() -> ConnectError {
+    ConnectError {
+        reason: ResetReason::Overflow,
+        transport_failure: None,
     }
 }
 
 /// Connects to `host`.
 ///
 /// # Errors
-/// The circuit breaker of connections is open, or as [`connect`](connect_host).
+/// A circuit breaker is open, or as [`connect`](connect_host).
 pub(crate) async fn connect(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
@@ -44,18 +43,17 @@ pub(crate) async fn connect(
         Priority::Default,
         purpose.on(&host.transport),
     );
-    let guard = ConnectionGuard::take(&place, false).ok_or_else(|| ConnectError {
-        reason: ResetReason::Overflow,
-        transport_failure: None,
-    })?;
-    match place.connect(&[]).await {
+    let guard = ConnectionGuard::take(&place, false).ok_or_else(overflow)?;
+    let mut pending = None;
+    PendingGuard::begin(&mut pending, &place).map_err(|_| overflow())?;
+    let connected = place.connect(&[]).await;
+    PendingGuard::finish(&mut pending, connected.is_err());
+    match connected {
         Ok(connected) => {
             guard.connected(connected.facts);
-            let state = guard.state().clone();
             Ok(TcpConnection {
-                facts: state.facts(),
-                place,
-                state,
+                facts: guard.state().facts(),
+                request: RequestGuard::take(&place, guard.state(), None).ok_or_else(overflow)?,
                 io: PooledIo::new(connected.io, guard),
             })
         }

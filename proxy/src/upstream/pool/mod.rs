@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use self::guard::Speaks;
-pub(crate) use self::guard::{ConnectionGuard, ConnectionState, PendingGuard, Place, RequestGuard};
+pub(crate) use self::guard::{ConnectionGuard, PendingGuard, Place, RequestGuard};
 pub(crate) use self::io::PooledIo;
 use super::circuit_breaker::Priority;
 use super::cluster::Cluster;

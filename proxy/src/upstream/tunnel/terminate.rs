@@ -18,7 +18,7 @@ use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::host::Host;
-use crate::upstream::request::{OVERFLOW, UpstreamError, UpstreamResponse};
+use crate::upstream::request::{UpstreamError, UpstreamResponse};
 use crate::upstream::tcp;
 
 /// Connects to `host`, and answers that the tunnel stands. `ready` is set once there is a connection.
@@ -33,7 +33,6 @@ pub(crate) async fn open(
     ready: Option<&Cell<bool>>,
 ) -> Result<UpstreamResponse, UpstreamError> {
     let connection = tcp::connect(cluster, host, purpose).await?;
-    let guard = connection.request().ok_or(OVERFLOW)?;
     if let Some(ready) = ready {
         ready.set(true);
     }
@@ -42,7 +41,7 @@ pub(crate) async fn open(
         body: Body::stream(Tunnel(Some(Ends::new(connection.io, upload)))),
         protocol: None,
         facts: connection.facts,
-        guard,
+        guard: connection.request,
     })
 }
 
