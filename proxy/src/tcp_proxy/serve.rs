@@ -23,12 +23,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     connection: Rc<ConnectionInfo>,
 ) {
-    config.stats.downstream_cx_total.inc();
-    let mut end = ConnectionEnd {
-        info: StreamInfo::for_connection(connection),
-        traffic: Traffic::new(),
-        config: config.clone(),
-    };
+    let mut end = ConnectionEnd::new(config.clone(), connection);
     let Some(upstream) = end.connect().await else {
         return;
     };
@@ -57,6 +52,11 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Counts and logs a connection that came to its end before there were bytes to copy.
+pub fn never_served(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) {
+    drop(ConnectionEnd::new(config, connection));
+}
+
 /// The end of a connection, however it comes: stats and access log. Runs when it is dropped.
 struct ConnectionEnd {
     config: Arc<TcpProxyConfig>,
@@ -65,6 +65,16 @@ struct ConnectionEnd {
 }
 
 impl ConnectionEnd {
+    /// A connection that is counted, and will be logged.
+    fn new(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
+        config.stats.downstream_cx_total.inc();
+        Self {
+            info: StreamInfo::for_connection(connection),
+            traffic: Traffic::new(),
+            config,
+        }
+    }
+
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
     async fn connect(&mut self) -> Option<TcpConnection> {
         let config = self.config.clone();
