@@ -17,15 +17,14 @@ use filters::chain::{ChainEntry, FilterChain};
 use filters::registry::Compiled;
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
-use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::context::ChainContext;
 use crate::http::conn_manager::ConnectionManager;
+use crate::http::conn_manager::byte_counter::ByteCounter;
 use crate::http::conn_manager::config::{Codec, HcmConfig, HcmParts};
-use crate::http::conn_manager::counted::Counted;
 use crate::http::conn_manager::stats::ConnectionManagerStats;
 use crate::http::detect::detect;
 use crate::http::h1;
@@ -38,9 +37,10 @@ use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name
 use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
-use crate::transport::ByteStream;
 use crate::transport::downstream::DownstreamTransport;
+use crate::transport::observed::Observed;
 use crate::transport::prefixed::Prefixed;
+use crate::transport::{ByteStream, Incoming};
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -258,7 +258,7 @@ struct NoFilters;
 impl FilterChainHandler for NoFilters {
     fn serve(
         &self,
-        _: Stream,
+        _: Incoming,
         _: Bytes,
         _: Rc<ConnectionInfo>,
         _: ConnectionControl,
@@ -284,7 +284,26 @@ struct Chain {
 impl FilterChainHandler for Chain {
     fn serve(
         &self,
-        io: Stream,
+        io: Incoming,
+        prefix: Bytes,
+        info: Rc<ConnectionInfo>,
+        control: ConnectionControl,
+    ) -> LocalBoxFuture<'static, ()> {
+        match io {
+            Incoming::Socket(io) => self.serve_on(io, prefix, info, control),
+            Incoming::Internal(io) => {
+                // As behind a gate: of the type that is compiled already.
+                let io: Box<dyn ByteStream> = Box::new(io);
+                self.serve_on(io, prefix, info, control)
+            }
+        }
+    }
+}
+
+impl Chain {
+    fn serve_on<IO: ByteStream + 'static>(
+        &self,
+        io: IO,
         prefix: Bytes,
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
@@ -432,14 +451,15 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         Protocol::Http11
     });
     if http2 {
-        let io = Prefixed::new(prefix, io);
-        let io = Counted::new(io, 0, config.clone(), control.clone());
+        let counter = ByteCounter::new(0, config.clone(), control.clone());
+        let io = Observed::new(Prefixed::new(prefix, io), counter);
         // Boxed: an idle HTTP/1 connection's future must not be as large as HTTP/2's.
         let serving = h2::server::serve(io, &config.http2, config.idle_timeout, service, control);
         Box::pin(serving).await;
     } else {
         let settings = Rc::new(config.http1.clone());
-        let io = Counted::new(io, prefix.len(), config.clone(), control.clone());
+        let counter = ByteCounter::new(prefix.len(), config.clone(), control.clone());
+        let io = Observed::new(io, counter);
         h1::server::serve(io, prefix, settings, service, control).await;
     }
 }

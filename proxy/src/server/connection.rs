@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use filters::flags::ResponseFlags;
+use filters::matcher::MatchInput;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 
 use super::accepted::Accepted;
 use super::compiled::{CompiledChain, CompiledListener, FilterChainHandler};
-use super::filter_chain_match::MatchInput;
 use super::listener::WorkerListener;
 use super::listener_filters::{Found, Refusal};
 use crate::http::service::ConnectionControl;
@@ -135,6 +135,8 @@ impl ConnectionGuard {
             remote: found.remote,
             direct_remote: found.direct_remote,
             local: found.local,
+            local_restored: found.restored,
+            direct_local: found.direct_local,
             server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
@@ -143,6 +145,7 @@ impl ConnectionGuard {
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
             proxy_tlvs: found.tlvs,
+            filter_state: found.filter_state,
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
                 .then(|| ConnectionNotes::with(found.metadata)),
         })
@@ -156,11 +159,14 @@ impl ConnectionGuard {
         io.abandon(unread);
     }
 
-    /// Takes the connection to its end.
-    pub(super) async fn run(self, mut io: Accepted) {
-        let listener = &self.listener;
+    /// Takes the connection to its end, or to the listener that owns its original destination. `found`: what the
+    /// listener knows that handed it over.
+    pub(super) async fn run(mut self, mut io: Accepted, found: Option<Found>) {
+        let listener = self.listener.clone();
         let config = listener.config();
-        let Ok(mut found) = Found::new(&io) else {
+        // A connection that was handed over once stays.
+        let movable = config.hand_over && !config.internal && found.is_none();
+        let Ok(mut found) = found.map_or_else(|| Found::new(&io), Ok) else {
             return; // reset already
         };
         if let Accepted::Tcp(stream) = &io {
@@ -195,20 +201,27 @@ impl ConnectionGuard {
                 }
             }
         }
+        if movable
+            && found.restored
+            && let Some(owner) = listener.owner_of(&found)
+        {
+            let counted = std::mem::take(&mut self.counted_globally);
+            return owner.take_over(io, found, counted);
+        }
         // The configuration may have changed while the client was silent.
         let config = listener.config();
         let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
-        let position = config.index.find(&MatchInput {
+        let position = config.selector.find(&MatchInput {
             destination: found.local.ip(),
             source: found.remote.ip(),
             direct_source: found.direct_remote.ip(),
             server_name: &found.server_name,
             transport_protocol: found.transport,
             application_protocols: &protocols,
+            filter_state: found.filter_state.as_deref(),
+            ..MatchInput::default()
         });
-        let chain = position
-            .or(config.default_chain)
-            .and_then(|position| config.chains.get(position));
+        let chain = position.and_then(|position| config.chains.get(position));
         let prefix = std::mem::take(&mut found.prefix).freeze();
         let info = self.info(&config, found, chain);
         let mut line = Line::new(&config.access_logs, &info, &self.control);
@@ -223,7 +236,7 @@ impl ConnectionGuard {
         self.matched(&chain.handler);
         let serving = chain
             .handler
-            .serve(io.into_stream(), prefix, info, self.control.clone());
+            .serve(io.into_incoming(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+
+use crate::transport::observed::{Observed, Observer};
 
 /// The most bytes that wait in each direction. A side that does not read stops the other: nothing more is read
 /// from it until there is room.
@@ -32,9 +32,9 @@ impl Traffic {
         })
     }
 
-    fn moved(&self, counter: &Cell<u64>, n: usize) {
-        if n > 0 {
-            counter.set(counter.get() + n as u64);
+    fn moved(&self, counter: &Cell<u64>, outcome: &io::Result<usize>) {
+        if let Ok(n @ 1..) = outcome {
+            counter.set(counter.get() + *n as u64);
             self.last.set(Instant::now());
         }
     }
@@ -55,45 +55,16 @@ impl Traffic {
     }
 }
 
-/// The client's connection, watched.
-struct Watched<IO> {
-    io: IO,
-    traffic: Rc<Traffic>,
-}
+/// Watches the client's connection.
+struct Watch(Rc<Traffic>);
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let read = buf.filled().len().saturating_sub(before);
-        self.traffic.moved(&self.traffic.received, read);
-        polled
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = polled {
-            self.traffic.moved(&self.traffic.sent, n);
-        }
-        polled
+impl Observer for Watch {
+    fn received(&self, outcome: &io::Result<usize>) {
+        self.0.moved(&self.0.received, outcome);
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn sent(&self, outcome: &io::Result<usize>) {
+        self.0.moved(&self.0.sent, outcome);
     }
 }
 
@@ -104,10 +75,7 @@ pub(super) async fn both_ways(
     mut upstream: impl AsyncRead + AsyncWrite + Unpin,
     traffic: Rc<Traffic>,
 ) -> io::Result<()> {
-    let mut client = Watched {
-        io: client,
-        traffic,
-    };
+    let mut client = Observed::new(client, Watch(traffic));
     tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
         .await
         .map(|_| ())

@@ -3,10 +3,10 @@
 //!
 //! One [`ConnectionManager`] serves one connection; one [`stream`](self) is one future, boxed once.
 
+pub mod byte_counter;
 mod client_address;
 mod client_certificate;
 pub mod config;
-pub mod counted;
 mod deadline;
 mod host;
 mod local_reply_config;

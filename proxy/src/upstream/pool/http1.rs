@@ -1,19 +1,16 @@
 //! HTTP/1 connections to one host, of one worker.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use filters::body::ResetReason;
-use tokio::sync::oneshot;
-
 use super::guard::{ConnectionState, PendingGuard, Place};
+use super::waiting::Waiting;
 use super::{ConnectionGuard, Missed, PooledIo, Speaks, http2, protocols};
 use crate::http::h1::Http1Settings;
 use crate::http::h1::client::{ClientConnection, Recycle};
-use crate::upstream::connect::{ConnectError, Connected};
+use crate::upstream::connect::Connected;
 
 type Connection = ClientConnection<PooledIo>;
 
@@ -33,7 +30,7 @@ pub(crate) struct Pool {
     place: Rc<Place>,
     settings: Rc<Http1Settings>,
     idle: RefCell<Vec<Idle>>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Connection, Missed>>>>,
+    waiting: Waiting<Connection>,
     /// Connections of any state.
     open: Cell<u32>,
     connecting: Cell<usize>,
@@ -47,7 +44,7 @@ impl Pool {
             settings: Rc::new(place.cluster.config.http1.clone()),
             place,
             idle: RefCell::default(),
-            waiting: RefCell::default(),
+            waiting: Waiting::default(),
             open: Cell::new(0),
             connecting: Cell::new(0),
             other: OnceCell::new(),
@@ -70,21 +67,13 @@ impl Pool {
             PendingGuard::finish(pending, false);
             return Ok(self.checked_out(connection));
         }
-        PendingGuard::begin(pending, &self.place)?;
-        let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
-        self.grow();
-        // The sender is dropped unused only with the pool itself.
-        let given = receiver.await.unwrap_or_else(|_| Err(overflow()));
-        if !matches!(given, Err(Missed::Turned)) {
-            PendingGuard::finish(pending, given.is_err());
-        }
-        given.map(|connection| self.checked_out(connection))
+        let turn = self.waiting.turn(&self.place, pending, || self.grow());
+        turn.await.map(|connection| self.checked_out(connection))
     }
 
     fn checked_out(&self, connection: Connection) -> Checkout {
         Checkout {
-            state: connection.io().state().clone(),
+            state: connection.io().observer().state().clone(),
             connection,
         }
     }
@@ -93,7 +82,8 @@ impl Pool {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
-            if idle.connection.poll_closed(&mut cx).is_pending() && !idle.connection.io().is_worn()
+            if idle.connection.poll_closed(&mut cx).is_pending()
+                && !idle.connection.io().observer().is_worn()
             {
                 return Some(idle.connection);
             }
@@ -102,7 +92,7 @@ impl Pool {
 
     /// Makes as many connections as there are requests that wait for one.
     fn grow(self: &Rc<Self>) {
-        while self.connecting.get() < self.waiting.borrow().len() {
+        while self.connecting.get() < self.waiting.len() {
             let first = self.open.get() == 0;
             let Some(mut guard) = ConnectionGuard::take(&self.place, first) else {
                 return;
@@ -141,7 +131,7 @@ impl Pool {
                         self.open.set(self.open.get().saturating_sub(1));
                         other.adopt(connected, guard).await;
                     }
-                    return self.miss(&Missed::Turned);
+                    return self.waiting.miss(&Missed::Turned);
                 }
                 if chooses {
                     guard.speaks(Speaks::Http1);
@@ -151,14 +141,8 @@ impl Pool {
             Err(error) => {
                 guard.failed(&error);
                 // As in Envoy, none of those who wait gets another try.
-                self.miss(&Missed::Failed(error));
+                self.waiting.miss(&Missed::Failed(error));
             }
-        }
-    }
-
-    fn miss(&self, why: &Missed) {
-        for waiter in self.waiting.take() {
-            let _ = waiter.send(Err(why.clone()));
         }
     }
 
@@ -181,26 +165,19 @@ impl Pool {
     }
 
     /// Gives a free connection to whoever has waited longest, or keeps it.
-    fn put(&self, mut connection: Connection) {
-        loop {
-            let Some(waiter) = self.waiting.borrow_mut().pop_front() else {
-                break;
-            };
-            match waiter.send(Ok(connection)) {
-                Err(Ok(back)) => connection = back,
-                Ok(()) | Err(Err(_)) => return,
-            }
+    fn put(&self, connection: Connection) {
+        if let Some(connection) = self.waiting.give(connection) {
+            self.idle.borrow_mut().push(Idle {
+                connection,
+                since: Instant::now(),
+            });
         }
-        self.idle.borrow_mut().push(Idle {
-            connection,
-            since: Instant::now(),
-        });
     }
 
     /// A connection is gone: those who wait may make another.
     fn closed(self: &Rc<Self>) {
         self.open.set(self.open.get().saturating_sub(1));
-        self.waiting.borrow_mut().retain(|w| !w.is_closed());
+        self.waiting.forget_gone();
         self.grow();
     }
 
@@ -215,7 +192,7 @@ impl Pool {
             let mut at = 0;
             while let Some(entry) = idle.get_mut(at) {
                 let late = timeout.is_some_and(|timeout| entry.since.elapsed() >= timeout);
-                let worn = entry.connection.io().is_worn();
+                let worn = entry.connection.io().observer().is_worn();
                 if gone || late || worn || entry.connection.poll_closed(&mut cx) == Poll::Ready(())
                 {
                     if late {
@@ -235,12 +212,12 @@ impl Pool {
 
     /// Whether a connection is in use or wanted.
     pub(super) fn is_used(&self) -> bool {
-        self.open.get() as usize != self.idle.borrow().len() || !self.waiting.borrow().is_empty()
+        self.open.get() as usize != self.idle.borrow().len() || !self.waiting.is_empty()
     }
 
     /// Whether nobody needs the pool: connections in use bring themselves back to it, or end.
     pub(super) fn is_empty(&self) -> bool {
-        self.open.get() == 0 && self.waiting.borrow().is_empty()
+        self.open.get() == 0 && self.waiting.is_empty()
     }
 
     /// What exchanges hand connections back to.
@@ -251,13 +228,13 @@ impl Pool {
 
 impl Recycle<PooledIo> for Pool {
     fn recycle(&self, connection: Connection) {
-        connection.io().finished();
+        connection.io().observer().finished();
         let max = self.place.cluster.config.max_requests;
         if max.is_some_and(|max| connection.exchanges() >= u64::from(max)) {
             self.place.stats().upstream_cx_max_requests.inc();
             return;
         }
-        if !self.place.host.is_removed() && !connection.io().is_worn() {
+        if !self.place.host.is_removed() && !connection.io().observer().is_worn() {
             self.put(connection);
         }
     }
@@ -266,13 +243,6 @@ impl Recycle<PooledIo> for Pool {
         if asked {
             self.place.stats().upstream_cx_close_notify.inc();
         }
-        io.finished();
+        io.observer().finished();
     }
-}
-
-pub(super) fn overflow() -> Missed {
-    Missed::Failed(ConnectError {
-        reason: ResetReason::Overflow,
-        transport_failure: None,
-    })
 }

@@ -1,14 +1,11 @@
 //! HTTP/2 connections to one host, of one worker.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-
 use super::guard::{ConnectionState, Freed, PendingGuard, Place, is_worn};
-use super::http1::overflow;
+use super::waiting::Waiting;
 use super::{ConnectionGuard, Missed, PooledIo, Speaks, http1, protocols};
 use crate::http::h2::client::{ClientConnection, ClientSettings};
 use crate::upstream::connect::{ConnectError, Connected};
@@ -22,9 +19,6 @@ pub(crate) struct Pooled {
     requests: Cell<u32>,
 }
 
-/// Where one who waits learns of a connection with room.
-type Waiter = oneshot::Sender<Result<Rc<Pooled>, Missed>>;
-
 /// Connections, and those who wait for room on one.
 pub(crate) struct Pool {
     place: Rc<Place>,
@@ -32,7 +26,7 @@ pub(crate) struct Pool {
     /// Connections whose bytes are not gone yet.
     open: Cell<u32>,
     connecting: Cell<bool>,
-    waiting: RefCell<VecDeque<Waiter>>,
+    waiting: Waiting<Rc<Pooled>>,
     /// Where connections go whose server has chosen HTTP/1.
     other: OnceCell<Weak<http1::Pool>>,
     me: Weak<Pool>,
@@ -45,7 +39,7 @@ impl Pool {
             connections: RefCell::default(),
             open: Cell::new(0),
             connecting: Cell::new(false),
-            waiting: RefCell::default(),
+            waiting: Waiting::default(),
             other: OnceCell::new(),
             me: me.clone(),
         })
@@ -65,16 +59,8 @@ impl Pool {
             PendingGuard::finish(pending, false);
             return Ok(pooled);
         }
-        PendingGuard::begin(pending, &self.place)?;
-        let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
-        self.grow();
-        // The sender is dropped unused only with the pool itself.
-        let given = receiver.await.unwrap_or_else(|_| Err(overflow()));
-        if !matches!(given, Err(Missed::Turned)) {
-            PendingGuard::finish(pending, given.is_err());
-        }
-        given
+        let turn = self.waiting.turn(&self.place, pending, || self.grow());
+        turn.await
     }
 
     /// What tells this pool that a stream has ended.
@@ -103,21 +89,17 @@ impl Pool {
     /// Gives room to those who wait, in their order.
     fn serve(&self) {
         loop {
-            self.waiting.borrow_mut().retain(|w| !w.is_closed());
-            if self.waiting.borrow().is_empty() {
+            if self.waiting.forget_gone() {
                 return;
             }
             let Some(pooled) = self.take() else { return };
-            let waiter = self.waiting.borrow_mut().pop_front();
-            if let Some(waiter) = waiter {
-                let _ = waiter.send(Ok(pooled));
-            }
+            self.waiting.give(pooled);
         }
     }
 
     /// Makes a connection for those who wait, one at a time.
     fn grow(&self) {
-        if self.connecting.get() || self.waiting.borrow().is_empty() {
+        if self.connecting.get() || self.waiting.is_empty() {
             return;
         }
         let first = self.open.get() == 0;
@@ -154,7 +136,7 @@ impl Pool {
             Err(error) => {
                 guard.failed(&error);
                 self.connecting.set(false);
-                return self.miss(&Missed::Failed(error));
+                return self.waiting.miss(&Missed::Failed(error));
             }
         };
         guard.connected(std::mem::take(&mut connected.facts));
@@ -165,7 +147,7 @@ impl Pool {
                 self.open.set(self.open.get().saturating_sub(1));
                 other.adopt(connected, guard);
             }
-            return self.miss(&Missed::Turned);
+            return self.waiting.miss(&Missed::Turned);
         }
         if chooses {
             guard.speaks(Speaks::Http2);
@@ -173,12 +155,6 @@ impl Pool {
         let begun = self.begin(connected, guard).await;
         self.connecting.set(false);
         self.put(begun);
-    }
-
-    fn miss(&self, why: &Missed) {
-        for waiter in self.waiting.take() {
-            let _ = waiter.send(Err(why.clone()));
-        }
     }
 
     /// Takes a connection that was made for the other pool.
@@ -201,7 +177,7 @@ impl Pool {
                     self.grow();
                 }
             }
-            Err(error) => self.miss(&Missed::Failed(error)),
+            Err(error) => self.waiting.miss(&Missed::Failed(error)),
         }
     }
 
@@ -252,20 +228,18 @@ impl Pool {
         // One that takes no more requests may have some yet.
         self.open.get() as usize != connections.len()
             || connections.iter().any(|c| c.connection.active() > 0)
-            || !self.waiting.borrow().is_empty()
+            || !self.waiting.is_empty()
     }
 
     /// Whether nobody needs the pool.
     pub(super) fn is_empty(&self) -> bool {
-        self.connections.borrow().is_empty()
-            && !self.connecting.get()
-            && self.waiting.borrow().is_empty()
+        self.connections.borrow().is_empty() && !self.connecting.get() && self.waiting.is_empty()
     }
 }
 
 impl Freed for Pool {
     fn freed(&self) {
-        if !self.waiting.borrow().is_empty() {
+        if !self.waiting.is_empty() {
             self.serve();
         }
     }
