@@ -10,4 +10,4 @@ mod stats;
 mod tests;
 mod tunneling;
 
-pub use serve::serve;
+pub use serve::{never_served, serve};
