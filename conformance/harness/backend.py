@@ -91,6 +91,15 @@ class Backend:
         listening = socket.create_server(("127.0.0.1", port), backlog=128)
         threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
 
+    def raw(self, port, serve):
+        """One more server, for bytes: `serve` gets every connection and its record, which begins with no `bytes`."""
+        def record(conn):
+            with self.lock:
+                self.seen.append(record := {"bytes": ""})
+            serve(conn, record)
+        listening = socket.create_server(("127.0.0.1", port), backlog=128)
+        threading.Thread(target=self._accept, args=(listening, record), daemon=True).start()
+
     def _over_tls(self, context):
         def serve(conn):
             try:

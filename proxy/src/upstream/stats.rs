@@ -66,6 +66,8 @@ stats! {
     upstream_cx_close_notify: Counter counter;
     /// Milliseconds.
     upstream_cx_connect_ms: Histogram histogram;
+    /// Connections of TCP proxies that gave up.
+    upstream_cx_connect_attempts_exceeded: Counter counter;
     upstream_cx_connect_fail: Counter counter;
     upstream_cx_connect_timeout: Counter counter;
     upstream_cx_destroy: Counter counter;
