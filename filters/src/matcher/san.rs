@@ -14,6 +14,7 @@ enum Kind {
     Dns,
     Uri,
     Ip,
+    Other,
 }
 
 /// One of the names that are accepted. A peer needs one that one matcher accepts.
@@ -21,6 +22,8 @@ enum Kind {
 pub struct SanMatcher {
     /// Every kind if unset, for the untyped field.
     kind: Option<Kind>,
+    /// Which other names are meant, as a dotted object identifier.
+    oid: String,
     matcher: StringMatcher,
 }
 
@@ -35,11 +38,16 @@ impl SanMatcher {
             SanType::Dns => Kind::Dns,
             SanType::Uri => Kind::Uri,
             SanType::IpAddress => Kind::Ip,
-            other => {
-                let reason = format!("{} is not supported", other.as_str_name());
-                return Err(ConfigError::new(reason).at("san_type"));
+            SanType::OtherName => Kind::Other,
+            SanType::Unspecified => {
+                return Err(ConfigError::new("value is required").at("san_type"));
             }
         };
+        if kind == Kind::Other && !is_oid(&proto.oid) {
+            // Envoy takes it, and no name ever fits.
+            let reason = format!("'{}' is no object identifier", proto.oid);
+            return Err(ConfigError::new(reason).at("oid"));
+        }
         let matcher = proto
             .matcher
             .as_ref()
@@ -48,6 +56,7 @@ impl SanMatcher {
             .at("matcher")?;
         Ok(Self {
             kind: Some(kind),
+            oid: proto.oid.clone(),
             matcher,
         })
     }
@@ -59,6 +68,7 @@ impl SanMatcher {
     pub fn compile_untyped(proto: &StringMatcherProto) -> Result<Self, ConfigError> {
         Ok(Self {
             kind: None,
+            oid: String::new(),
             matcher: StringMatcher::compile(proto)?,
         })
     }
@@ -67,6 +77,7 @@ impl SanMatcher {
     pub fn dns(name: &str) -> Self {
         Self {
             kind: Some(Kind::Dns),
+            oid: String::new(),
             matcher: StringMatcher::exact(name),
         }
     }
@@ -79,6 +90,12 @@ impl SanMatcher {
             || wants(Kind::Dns) && facts.dns_sans.iter().any(|n| self.matches_dns(n))
             || wants(Kind::Email) && any(&facts.email_sans)
             || wants(Kind::Ip) && any(&facts.ip_sans)
+            || self.kind == Some(Kind::Other)
+                && facts.other_sans.iter().any(|n| self.matches_other(n))
+    }
+
+    fn matches_other(&self, (oid, text): &(String, String)) -> bool {
+        *oid == self.oid && self.matcher.matches(text)
     }
 
     /// A certificate's DNS name may be a wildcard, which covers an exact name that is asked for.
@@ -92,6 +109,12 @@ impl SanMatcher {
             None => self.matcher.matches(name),
         }
     }
+}
+
+/// Whether `text` is numbers with dots between.
+fn is_oid(text: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    text.contains('.') && text.split('.').all(number)
 }
 
 /// Whether a name in a certificate covers `wanted`: equal but for case, or `*.` and the rest after exactly one

@@ -310,7 +310,13 @@ impl Chain {
     ) -> LocalBoxFuture<'static, ()> {
         let admitted = match self.network.admit() {
             Ok(admitted) => admitted,
-            Err(refused) => return Box::pin(refused.wait(io)),
+            Err(refused) => {
+                let terminal = self.terminal.clone();
+                return Box::pin(async move {
+                    refused.wait(io).await;
+                    terminal.never_served(info);
+                });
+            }
         };
         let served = Served {
             terminal: self.terminal.clone(),
@@ -321,8 +327,9 @@ impl Chain {
         match self.transport.clone() {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
-                if let Some((io, info)) = tls.accept(prefix, io, info).await {
-                    served.serve(io, Bytes::new(), info).await;
+                match tls.accept(prefix, io, info).await {
+                    Ok((io, info)) => served.serve(io, Bytes::new(), info).await,
+                    Err(info) => served.terminal.never_served(info),
                 }
             }),
         }
@@ -359,6 +366,14 @@ impl Served {
 }
 
 impl Terminal {
+    /// The end of a connection that was refused, or whose transport failed. Of these only the TCP proxy tells: requests have logs of their
+    /// own, and none has come.
+    fn never_served(self, info: Rc<ConnectionInfo>) {
+        if let Self::Tcp(config) = self {
+            tcp_proxy::never_served(config, info);
+        }
+    }
+
     async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         self,
         io: IO,

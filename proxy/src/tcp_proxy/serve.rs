@@ -24,12 +24,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     connection: Rc<ConnectionInfo>,
 ) {
-    config.stats.downstream_cx_total.inc();
-    let session = Session {
-        info: RefCell::new(StreamInfo::for_connection(connection)),
-        traffic: Traffic::new(),
-        config,
-    };
+    let session = Session::new(config, connection);
     let config = &session.config;
     if config.moments.start {
         session.log(AccessLogType::TcpConnectionStart);
@@ -51,6 +46,11 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Counts and logs a connection that came to its end before there were bytes to copy.
+pub fn never_served(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) {
+    drop(Session::new(config, connection));
+}
+
 /// One connection and what is known of it. Its end, however it comes, is the drop.
 struct Session {
     config: Arc<TcpProxyConfig>,
@@ -60,6 +60,16 @@ struct Session {
 }
 
 impl Session {
+    /// A connection that is counted, and will be logged.
+    fn new(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
+        config.stats.downstream_cx_total.inc();
+        Self {
+            info: RefCell::new(StreamInfo::for_connection(connection)),
+            traffic: Traffic::new(),
+            config,
+        }
+    }
+
     /// Connects, and copies to the end.
     async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
         let Some(TcpConnection {
