@@ -12,7 +12,8 @@ LOCAL, REMOTE = KEY + ".local_ip", KEY + ".remote_ip"
 STATE = " ".join(["", *(f"%FILTER_STATE({key}:PLAIN)%" for key in (
     LOCAL, "io.istio.connect_authority", "io.istio.peer_principal", "io.istio.local_principal", "here", "everywhere"))])
 PEER = "URI:spiffe://td/ns/one/sa/client"
-INSPECTOR = {"name": "http_inspector", "typed_config": {"@type": EXT + "filters.listener.http_inspector.v3.HttpInspector"}}
+INSPECTOR = {"name": "http_inspector", "typed_config": {"@type": EXT + "filters.listener.http_inspector.v3.HttpInspector"},
+             "filter_disabled": {"destination_port_range": {"start": 9000, "end": 9002}}}
 H2 = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
     "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
     "explicit_http_config": {"http2_protocol_options": {"allow_connect": True}}}}
@@ -184,11 +185,11 @@ def _(t, tunnel):
     t.note(said=tunnel.read(3), over=bool(tunnel.ends()["tunnel"] != "open"))
 
 
-def refused(name, authority, upstream=(), logs=2, *headers):
-    """A tunnel that leads nowhere once something is said."""
-    @asked(name, authority, upstream, logs, *headers)
+def refused(name, authority, upstream=(), logs=2):
+    """A tunnel that leads nowhere, where HTTP is looked for once something is said."""
+    @asked(name, authority, upstream, logs)
     def _(t, tunnel):
-        if not tunnel.over:
+        if not tunnel.over and authority != DB:
             tunnel.send(b"hello\r\n\r\n")
         t.note(end=tunnel.ends())
 
