@@ -318,6 +318,7 @@ impl Chain {
                 });
             }
         };
+        let info = self.network.begin(info);
         let served = Served {
             terminal: self.terminal.clone(),
             network: self.network.read().then(|| self.network.clone()),

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
+use filters::matcher::san::{self, SanMatcher};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, TrustAnchor,
@@ -21,7 +22,6 @@ use xds_client::error::{At, ConfigError};
 use super::chain;
 use super::digest::{Sha256, parse_base64, parse_hex, sha256};
 use super::facts;
-use super::san::{self, SanMatcher};
 use super::upstream::Rules;
 
 /// The most certificates above a peer's, the anchor among them, unless `max_verify_depth` says less.

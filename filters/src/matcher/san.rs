@@ -3,9 +3,10 @@
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SubjectAltNameMatcher;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherProto;
-use filters::matcher::string::StringMatcher;
-use filters::tls::CertificateFacts;
 use xds_client::error::{At, ConfigError};
+
+use super::string::StringMatcher;
+use crate::tls::CertificateFacts;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -18,7 +19,7 @@ enum Kind {
 
 /// One of the names that are accepted. A peer needs one that one matcher accepts.
 #[derive(Debug, Clone)]
-pub(super) struct SanMatcher {
+pub struct SanMatcher {
     /// Every kind if unset, for the untyped field.
     kind: Option<Kind>,
     /// Which other names are meant, as a dotted object identifier.
@@ -28,7 +29,10 @@ pub(super) struct SanMatcher {
 
 impl SanMatcher {
     /// Compiles `match_typed_subject_alt_names`.
-    pub(super) fn compile(proto: &SubjectAltNameMatcher) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// A bad pattern, or a kind of name that is not supported.
+    pub fn compile(proto: &SubjectAltNameMatcher) -> Result<Self, ConfigError> {
         let kind = match proto.san_type() {
             SanType::Email => Kind::Email,
             SanType::Dns => Kind::Dns,
@@ -58,7 +62,10 @@ impl SanMatcher {
     }
 
     /// Compiles `match_subject_alt_names`, which every kind of name may satisfy.
-    pub(super) fn compile_untyped(proto: &StringMatcherProto) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// A bad pattern.
+    pub fn compile_untyped(proto: &StringMatcherProto) -> Result<Self, ConfigError> {
         Ok(Self {
             kind: None,
             oid: String::new(),
@@ -67,7 +74,7 @@ impl SanMatcher {
     }
 
     /// A DNS name that must be covered exactly or by a wildcard.
-    pub(super) fn dns(name: &str) -> Self {
+    pub fn dns(name: &str) -> Self {
         Self {
             kind: Some(Kind::Dns),
             oid: String::new(),
@@ -75,7 +82,8 @@ impl SanMatcher {
         }
     }
 
-    pub(super) fn matches(&self, facts: &CertificateFacts) -> bool {
+    /// Whether a certificate has such a name.
+    pub fn matches(&self, facts: &CertificateFacts) -> bool {
         let wants = |kind| self.kind.is_none_or(|k| k == kind);
         let any = |names: &[String]| names.iter().any(|n| self.matcher.matches(n));
         wants(Kind::Uri) && any(&facts.uri_sans)
@@ -111,7 +119,7 @@ fn is_oid(text: &str) -> bool {
 
 /// Whether a name in a certificate covers `wanted`: equal but for case, or `*.` and the rest after exactly one
 /// label (RFC 9525, 6.3). A wildcard directly under the root covers nothing.
-pub(super) fn covers(name: &str, wanted: &str) -> bool {
+pub fn covers(name: &str, wanted: &str) -> bool {
     if name.eq_ignore_ascii_case(wanted) {
         return true;
     }
@@ -128,14 +136,14 @@ pub(super) fn covers(name: &str, wanted: &str) -> bool {
 }
 
 /// Whether a certificate is for `subject`: a DNS name that it covers, or a URI or address that it has.
-pub(super) fn names(facts: &CertificateFacts, subject: &str) -> bool {
+pub fn names(facts: &CertificateFacts, subject: &str) -> bool {
     facts.dns_sans.iter().any(|name| covers(name, subject))
         || facts.uri_sans.iter().any(|uri| uri == subject)
         || facts.ip_sans.iter().any(|ip| ip == subject)
 }
 
 /// Whether one of `matchers` accepts one of the names; no matchers accept everything.
-pub(super) fn accepted(matchers: &[SanMatcher], facts: &CertificateFacts) -> bool {
+pub fn accepted(matchers: &[SanMatcher], facts: &CertificateFacts) -> bool {
     matchers.is_empty() || matchers.iter().any(|m| m.matches(facts))
 }
 
