@@ -17,5 +17,6 @@ pub mod local_reply;
 pub mod matcher;
 pub mod rbac;
 pub mod registry;
+pub mod runtime;
 pub mod stream;
 pub mod tls;

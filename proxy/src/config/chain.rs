@@ -30,7 +30,7 @@ use crate::http::detect::detect;
 use crate::http::h1;
 use crate::http::h2::{self, Http2Stats};
 use crate::http::service::ConnectionControl;
-use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder};
+use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder, Refused};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
@@ -123,7 +123,7 @@ impl ChainCompiler {
                         harmless(known);
                         Ok(None)
                     }
-                    None => match before.add(other, config, &root) {
+                    None => match before.add(other, config, &root, &*self.0.runtime) {
                         Ok(true) => Ok(None),
                         Ok(false) => Err(ConfigError::new(format!(
                             "network filter {other} is not supported"
@@ -310,7 +310,7 @@ impl Chain {
     ) -> LocalBoxFuture<'static, ()> {
         let admitted = match self.network.admit() {
             Ok(admitted) => admitted,
-            Err(refused) => return Box::pin(refused.wait(io)),
+            Err(refused) => return Box::pin(self.refuse(refused, io, info)),
         };
         let served = Served {
             terminal: self.terminal.clone(),
@@ -325,6 +325,27 @@ impl Chain {
                     served.serve(io, Bytes::new(), info).await;
                 }
             }),
+        }
+    }
+}
+
+impl Chain {
+    /// Closes a connection that a filter has refused. The TCP proxy behind it counts and logs it, as in Envoy.
+    fn refuse<IO: ByteStream + 'static>(
+        &self,
+        refused: Refused,
+        io: IO,
+        info: Rc<ConnectionInfo>,
+    ) -> impl Future<Output = ()> + use<IO> {
+        let info = network::with_notes(info);
+        refused.note(&info);
+        let session = match &self.terminal {
+            Terminal::Tcp(config) => Some(tcp_proxy::Session::begin(config.clone(), info)),
+            Terminal::Http(_) => None,
+        };
+        async move {
+            refused.wait(io).await;
+            drop(session);
         }
     }
 }

@@ -9,4 +9,4 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use serve::serve;
+pub use serve::{Session, serve};

@@ -24,12 +24,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     connection: Rc<ConnectionInfo>,
 ) {
-    config.stats.downstream_cx_total.inc();
-    let session = Session {
-        info: RefCell::new(StreamInfo::for_connection(connection)),
-        traffic: Traffic::new(),
-        config,
-    };
+    let session = Session::begin(config, connection);
     let config = &session.config;
     if config.moments.start {
         session.log(AccessLogType::TcpConnectionStart);
@@ -52,7 +47,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// One connection and what is known of it. Its end, however it comes, is the drop.
-struct Session {
+pub struct Session {
     config: Arc<TcpProxyConfig>,
     /// Never borrowed over an await.
     info: RefCell<StreamInfo>,
@@ -60,6 +55,16 @@ struct Session {
 }
 
 impl Session {
+    /// Counts a connection in. Until it is served, it is one that nothing is said on.
+    pub fn begin(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
+        config.stats.downstream_cx_total.inc();
+        Self {
+            info: RefCell::new(StreamInfo::for_connection(connection)),
+            traffic: Traffic::new(),
+            config,
+        }
+    }
+
     /// Connects, and copies to the end.
     async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
         let Some(TcpConnection {
