@@ -7,13 +7,17 @@ pub mod header;
 pub mod metadata;
 pub mod query;
 pub mod regex;
+pub mod san;
 pub mod string;
 pub mod tree;
+pub mod uri_template;
 
 pub use cidr::{CidrRange, CidrSet};
 pub use header::{HeaderMatcher, HeaderRef};
 pub use metadata::{FilterStateMatcher, MetadataMatcher, ValueMatcher};
 pub use query::QueryMatcher;
 pub use regex::{FullRegex, Substitution};
+pub use san::SanMatcher;
 pub use string::StringMatcher;
 pub use tree::{MatchInput, MatcherTree};
+pub use uri_template::UriTemplate;

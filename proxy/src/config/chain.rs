@@ -30,7 +30,7 @@ use crate::http::detect::detect;
 use crate::http::h1;
 use crate::http::h2::{self, Http2Stats};
 use crate::http::service::ConnectionControl;
-use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder, Refused};
+use crate::network::{self, Admitted, NetworkFilters, NetworkFiltersBuilder};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name};
@@ -310,8 +310,17 @@ impl Chain {
     ) -> LocalBoxFuture<'static, ()> {
         let admitted = match self.network.admit() {
             Ok(admitted) => admitted,
-            Err(refused) => return Box::pin(self.refuse(refused, io, info)),
+            Err(refused) => {
+                let terminal = self.terminal.clone();
+                let info = network::with_notes(info);
+                refused.note(&info);
+                return Box::pin(async move {
+                    refused.wait(io).await;
+                    terminal.never_served(info);
+                });
+            }
         };
+        let info = self.network.begin(info);
         let served = Served {
             terminal: self.terminal.clone(),
             network: self.network.read().then(|| self.network.clone()),
@@ -321,31 +330,11 @@ impl Chain {
         match self.transport.clone() {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
-                if let Some((io, info)) = tls.accept(prefix, io, info).await {
-                    served.serve(io, Bytes::new(), info).await;
+                match tls.accept(prefix, io, info).await {
+                    Ok((io, info)) => served.serve(io, Bytes::new(), info).await,
+                    Err(info) => served.terminal.never_served(info),
                 }
             }),
-        }
-    }
-}
-
-impl Chain {
-    /// Closes a connection that a filter has refused. The TCP proxy behind it counts and logs it, as in Envoy.
-    fn refuse<IO: ByteStream + 'static>(
-        &self,
-        refused: Refused,
-        io: IO,
-        info: Rc<ConnectionInfo>,
-    ) -> impl Future<Output = ()> + use<IO> {
-        let info = network::with_notes(info);
-        refused.note(&info);
-        let session = match &self.terminal {
-            Terminal::Tcp(config) => Some(tcp_proxy::Session::begin(config.clone(), info)),
-            Terminal::Http(_) => None,
-        };
-        async move {
-            refused.wait(io).await;
-            drop(session);
         }
     }
 }
@@ -380,6 +369,14 @@ impl Served {
 }
 
 impl Terminal {
+    /// The end of a connection that was refused, or whose transport failed. Of these only the TCP proxy tells: requests have logs of their
+    /// own, and none has come.
+    fn never_served(self, info: Rc<ConnectionInfo>) {
+        if let Self::Tcp(config) = self {
+            tcp_proxy::never_served(config, info);
+        }
+    }
+
     async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         self,
         io: IO,

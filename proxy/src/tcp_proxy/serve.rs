@@ -11,12 +11,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
+use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
+use crate::upstream::connect::{ConnectError, ConnectionFacts};
 use crate::upstream::host::Host;
-use crate::upstream::tcp::{self, TcpConnection};
+use crate::upstream::request::RequestGuard;
+use crate::upstream::tcp;
+use crate::upstream::tunnel::originate::{self, Refused};
 
 /// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
 pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -24,7 +28,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     connection: Rc<ConnectionInfo>,
 ) {
-    let session = Session::begin(config, connection);
+    let session = Session::new(config, connection);
     let config = &session.config;
     if config.moments.start {
         session.log(AccessLogType::TcpConnectionStart);
@@ -46,17 +50,30 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Counts and logs a connection that came to its end before there were bytes to copy.
+pub fn never_served(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) {
+    drop(Session::new(config, connection));
+}
+
 /// One connection and what is known of it. Its end, however it comes, is the drop.
-pub struct Session {
+struct Session {
     config: Arc<TcpProxyConfig>,
     /// Never borrowed over an await.
     info: RefCell<StreamInfo>,
     traffic: Rc<Traffic>,
 }
 
+/// Where a connection goes on.
+struct Upstream {
+    io: Box<dyn ByteStream>,
+    facts: ConnectionFacts,
+    /// What a connection of its own counts as; a tunnel has its own.
+    _request: Option<RequestGuard>,
+}
+
 impl Session {
-    /// Counts a connection in. Until it is served, it is one that nothing is said on.
-    pub fn begin(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
+    /// A connection that is counted, and will be logged.
+    fn new(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
         config.stats.downstream_cx_total.inc();
         Self {
             info: RefCell::new(StreamInfo::for_connection(connection)),
@@ -67,10 +84,10 @@ impl Session {
 
     /// Connects, and copies to the end.
     async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
-        let Some(TcpConnection {
+        let Some(Upstream {
             io: upstream,
             facts,
-            request: _request,
+            _request,
         }) = self.connect().await
         else {
             return;
@@ -93,7 +110,7 @@ impl Session {
     }
 
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
-    async fn connect(&self) -> Option<TcpConnection> {
+    async fn connect(&self) -> Option<Upstream> {
         let config = &self.config;
         let slot = config.cluster(fastrand::u64(..))?;
         let Some(cluster) = slot.get() else {
@@ -112,16 +129,8 @@ impl Session {
                 self.flag(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
-            let purpose = {
-                let info = &mut self.info.borrow_mut();
-                info.upstream.attempts = attempt;
-                Purpose {
-                    client: Client::of(&info.connection),
-                    shared: info.filter_state.shared(),
-                    ..Purpose::default()
-                }
-            };
-            let connected = tcp::connect(&cluster, &host, purpose).await;
+            self.info.borrow_mut().upstream.attempts = attempt;
+            let connected = self.connect_to(&cluster, &host).await;
             let info = &mut self.info.borrow_mut();
             match connected {
                 Ok(connection) => {
@@ -146,6 +155,51 @@ impl Session {
         None
     }
 
+    /// Connects to a host, or asks it for a tunnel.
+    async fn connect_to(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+    ) -> Result<Upstream, ConnectError> {
+        let (purpose, head) = {
+            let info = self.info.borrow();
+            let purpose = Purpose {
+                client: match host.transport.tells_client() {
+                    true => Client::of(&info.connection),
+                    false => None,
+                },
+                shared: info.filter_state.shared(),
+                ..Purpose::default()
+            };
+            let tunneling = self.config.tunneling.as_ref();
+            let secure = host.transport.tls().is_some();
+            (purpose, tunneling.map(|t| t.head(&info, secure)))
+        };
+        let Some(head) = head else {
+            let connection = tcp::connect(cluster, host, purpose).await?;
+            return Ok(Upstream {
+                io: Box::new(connection.io),
+                facts: connection.facts,
+                _request: Some(connection.request),
+            });
+        };
+        match originate::open(cluster, host, &head, purpose).await {
+            Ok(tunnel) => Ok(Upstream {
+                io: Box::new(tunnel.io),
+                facts: tunnel.facts,
+                _request: None,
+            }),
+            Err(Refused::Failed(error)) => Err(ConnectError {
+                reason: error.reason,
+                transport_failure: error.transport_failure,
+            }),
+            Err(Refused::Answered(status)) => Err(ConnectError {
+                reason: ResetReason::RemoteConnectionFailure,
+                transport_failure: Some(format!("tunnel response:{}", status.as_u16()).into()),
+            }),
+        }
+    }
+
     fn choose(&self, cluster: &Cluster) -> Option<Arc<Host>> {
         let remote = self.info.borrow().connection.remote.ip();
         let hash = remote
@@ -154,6 +208,7 @@ impl Session {
         cluster.choose_host(&LbContext {
             hash,
             random: fastrand::u64(..),
+            destination: cluster.destination(None, &self.info.borrow()),
             ..LbContext::default()
         })
     }

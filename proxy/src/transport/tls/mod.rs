@@ -17,7 +17,6 @@ mod fuzz_tests;
 mod ocsp;
 mod parameters;
 mod refusal;
-mod san;
 pub mod secrets;
 mod sessions;
 pub mod stats;
