@@ -123,7 +123,7 @@ impl ChainCompiler {
                         harmless(known);
                         Ok(None)
                     }
-                    None => match before.add(other, config, &root) {
+                    None => match before.add(other, config, &root, &*self.0.runtime) {
                         Ok(true) => Ok(None),
                         Ok(false) => Err(ConfigError::new(format!(
                             "network filter {other} is not supported"
@@ -312,6 +312,8 @@ impl Chain {
             Ok(admitted) => admitted,
             Err(refused) => {
                 let terminal = self.terminal.clone();
+                let info = network::with_notes(info);
+                refused.note(&info);
                 return Box::pin(async move {
                     refused.wait(io).await;
                     terminal.never_served(info);
