@@ -4,6 +4,7 @@ import time
 from harness.config import TYPE, cluster, route
 from harness.hbone import Hbone
 from harness.internal import EXT, ORIGINAL_DST, extended, http, inside, passing, tcp, to_internal
+from harness.matcher import exact, extension, network, ranges
 from harness.runner import Group
 from harness.tls import downstream, trusting, upstream
 
@@ -36,11 +37,17 @@ AUTHORITY = state(
     ("here", "envoy.string", "only here", "NONE"), ("everywhere", "envoy.string", "%REQ(x-far)%", "TRANSITIVE"))
 
 
-def chain(name, to, ip, port=None, protocols=()):
-    """A chain of `main_internal`: the filters of `to`, for this destination."""
-    match = {"prefix_ranges": [{"address_prefix": ip, "prefix_len": 32}], **({"destination_port": port} if port else {}),
-             **({"application_protocols": list(protocols)} if protocols else {})}
-    return {"name": name, "filter_chain_match": match, "filters": to["filter_chains"][0]["filters"]}
+def chain(name):
+    """What the matcher of `main_internal` does: this chain takes the connection."""
+    return {"action": extension("google.protobuf.StringValue", value=name)}
+
+
+def destinations():
+    """The tree of `main_internal`: services by address and port, then by name; pods by what is spoken."""
+    ports = exact(network("DestinationPortInput"), {"80": chain("web"), "9000": chain("db"), "9001": chain("db plain"), "9002": chain("refuses")})
+    spoken = exact(network("ApplicationProtocolInput"), {"'http/1.1'": chain("direct-http"), "'h2c'": chain("direct-http")}, chain("direct-tcp"))
+    named = exact(network("FilterStateInput", key="io.istio.connect_authority"), {"db.test:9000": chain("db plain")})
+    return ranges(network("DestinationIPInput"), (["10.96.0.1/32"], ports, False), (["127.0.0.0/8"], spoken, False), on_no_match={"matcher": named})
 
 
 def config(p):
@@ -63,10 +70,9 @@ def config(p):
     direct_http["filter_chains"][0]["filters"].insert(0, restore)
     main = inside(tcp(p, "main_internal", "up"), listener_filters=[ORIGINAL_DST, INSPECTOR], listener_filters_timeout="0.2s",
                   continue_on_listener_filters_timeout=True)
-    main["filter_chains"] = [
-        chain("web", web, "10.96.0.1", 80), chain("db", bytes_to["db"], "10.96.0.1", 9000),
-        chain("db plain", bytes_to["db plain"], "10.96.0.1", 9001), chain("refuses", bytes_to["refuses"], "10.96.0.1", 9002),
-        chain("direct-http", direct_http, "127.0.0.1", protocols=["http/1.1", "h2c"]), chain("direct-tcp", direct_tcp, "127.0.0.1")]
+    chains = {"web": web, "direct-http": direct_http, "direct-tcp": direct_tcp, **bytes_to}
+    main["filter_chains"] = [{"name": name, "filters": made["filter_chains"][0]["filters"]} for name, made in chains.items()]
+    main["filter_chain_matcher"] = destinations()
     main["access_log"] = [{**log, "filter": {"response_flag_filter": {"flags": ["NR"]}}}
                           for log in http(p, "main_internal", [])["filter_chains"][0]["filters"][0]["typed_config"]["access_log"]]
     originate = inside(tcp(p, "connect_originate", "connect_originate", STATE, tunneling_config={
@@ -164,6 +170,14 @@ def _(t, tunnel):
 
 
 @asked("inner TCP, on to a plain upstream", PLAIN, [{"body": b"plain"}], 2)
+def _(t, tunnel):
+    tunnel.send(REQUEST)
+    t.note(answer=tunnel.response())
+    tunnel.finish()
+    t.note(end=tunnel.ends())
+
+
+@asked("a service by its name", "db.test:9000", [{"body": b"plain"}], 2)
 def _(t, tunnel):
     tunnel.send(REQUEST)
     t.note(answer=tunnel.response())
