@@ -5,9 +5,12 @@
 
 mod connection_limit;
 mod gate;
+mod local_ratelimit;
 mod rbac;
+mod set_filter_state;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -17,7 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any as AnyProto;
-use filters::stream::{ConnectionInfo, ConnectionNotes};
+use filters::flags::ResponseFlags;
+use filters::runtime::RuntimeKeys;
+use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use xds_client::any;
 use xds_client::error::ConfigError;
@@ -36,6 +41,14 @@ trait NetworkFilter: Send + Sync {
     /// The connection is refused.
     fn admit(&self) -> Result<Option<Box<dyn Any>>, Refused> {
         Ok(None)
+    }
+
+    /// The connection begins: leaves something in its filter state, if [`sets_state`](Self::sets_state).
+    fn on_new_connection(&self, _: &mut StreamInfo) {}
+
+    /// Whether the filter leaves something in the filter state.
+    fn sets_state(&self) -> bool {
+        false
     }
 
     /// Bytes have come from the client, or, where that does not end the connection, its end. `first`: for the
@@ -61,9 +74,25 @@ enum OnData {
 pub struct Refused {
     after: Duration,
     held: Box<dyn Any>,
+    flags: ResponseFlags,
+}
+
+impl Default for Refused {
+    fn default() -> Self {
+        Self {
+            after: Duration::ZERO,
+            held: Box::new(()),
+            flags: ResponseFlags::default(),
+        }
+    }
 }
 
 impl Refused {
+    /// Leaves in the connection's notes what logs are to tell of it.
+    pub fn note(&self, connection: &ConnectionInfo) {
+        connection.note(|notes| notes.flags.insert(self.flags));
+    }
+
     /// Waits until it is time to close the connection, which nobody serves.
     pub async fn wait(self, mut io: impl AsyncRead + Unpin) {
         let discard = async {
@@ -96,7 +125,8 @@ pub struct NetworkFilters(Arc<[Arc<dyn NetworkFilter>]>);
 pub struct NetworkFiltersBuilder(Vec<Arc<dyn NetworkFilter>>);
 
 impl NetworkFiltersBuilder {
-    /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats.
+    /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats, `runtime`
+    /// what the runtime may change.
     ///
     /// # Errors
     /// What is wrong or not supported in its configuration, by field.
@@ -105,6 +135,7 @@ impl NetworkFiltersBuilder {
         name: &str,
         config: &AnyProto,
         root: &Scope,
+        runtime: &dyn RuntimeKeys,
     ) -> Result<bool, ConfigError> {
         self.0.push(match name {
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
@@ -112,7 +143,17 @@ impl NetworkFiltersBuilder {
             }
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
                 let proto = any::unpack(config)?;
-                Arc::new(connection_limit::ConnectionLimit::compile(&proto, root)?)
+                let limit = connection_limit::ConnectionLimit::compile(&proto, root, runtime)?;
+                Arc::new(limit)
+            }
+            "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+                let proto = any::unpack(config)?;
+                let limit = local_ratelimit::LocalRateLimit::compile(&proto, root, runtime)?;
+                Arc::new(limit)
+            }
+            "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
+                let proto = any::unpack(config)?;
+                Arc::new(set_filter_state::SetFilterState::compile(&proto)?)
             }
             _ => return Ok(false),
         });
@@ -149,6 +190,19 @@ impl NetworkFilters {
             }
         }
         Ok(Admitted { _held: held })
+    }
+
+    /// Lets the filters set the state of a connection that begins.
+    pub fn begin(&self, connection: Rc<ConnectionInfo>) -> Rc<ConnectionInfo> {
+        let mut setting = self.0.iter().filter(|f| f.sets_state()).peekable();
+        if setting.peek().is_none() {
+            return connection;
+        }
+        let mut info = StreamInfo::for_connection(connection);
+        setting.for_each(|filter| filter.on_new_connection(&mut info));
+        let mut connection = Rc::unwrap_or_clone(info.connection);
+        connection.filter_state = Some(Rc::new(info.filter_state.into_connection()));
+        Rc::new(connection)
     }
 
     /// Whether a filter looks at bytes, for which they must go through a [`Gate`].

@@ -13,6 +13,7 @@ use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::stats::TcpProxyStats;
+use super::tunneling::Tunneling;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
 use crate::upstream::cluster::Cluster;
@@ -35,6 +36,8 @@ pub struct TcpProxyConfig {
     pub(super) backoff: Option<Backoff>,
     /// Choose hosts by the hash of the client's address.
     pub(super) hash_source_ip: bool,
+    /// Connections go on in a request.
+    pub(super) tunneling: Option<Tunneling>,
     pub(super) access_logs: Vec<AccessLog>,
     pub(super) moments: Moments,
     pub(super) stats: TcpProxyStats,
@@ -175,6 +178,10 @@ impl TcpProxyConfig {
             },
             moments: Moments::compile(proto)?,
             hash_source_ip,
+            tunneling: match &proto.tunneling_config {
+                Some(tunneling) => Some(Tunneling::compile(tunneling).at("tunneling_config")?),
+                None => None,
+            },
             access_logs,
             stats: TcpProxyStats::new(&root.scope(&format!("tcp.{}.", proto.stat_prefix))),
         })
@@ -204,7 +211,6 @@ fn refuse_unsupported(p: &TcpProxy) -> Result<(), ConfigError> {
             "downstream_idle_timeout",
         ),
         (p.upstream_idle_timeout.is_some(), "upstream_idle_timeout"),
-        (p.tunneling_config.is_some(), "tunneling_config"),
         (!p.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs"),
         (p.upstream_connect_mode != 0, "upstream_connect_mode"),
         (p.max_early_data_bytes.is_some(), "max_early_data_bytes"),

@@ -11,12 +11,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
+use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
+use crate::upstream::connect::{ConnectError, ConnectionFacts};
 use crate::upstream::host::Host;
-use crate::upstream::tcp::{self, TcpConnection};
+use crate::upstream::request::RequestGuard;
+use crate::upstream::tcp;
+use crate::upstream::tunnel::originate::{self, Refused};
 
 /// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
 pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -59,6 +63,14 @@ struct Session {
     traffic: Rc<Traffic>,
 }
 
+/// Where a connection goes on.
+struct Upstream {
+    io: Box<dyn ByteStream>,
+    facts: ConnectionFacts,
+    /// What a connection of its own counts as; a tunnel has its own.
+    _request: Option<RequestGuard>,
+}
+
 impl Session {
     /// A connection that is counted, and will be logged.
     fn new(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
@@ -72,10 +84,10 @@ impl Session {
 
     /// Connects, and copies to the end.
     async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
-        let Some(TcpConnection {
+        let Some(Upstream {
             io: upstream,
             facts,
-            request: _request,
+            _request,
         }) = self.connect().await
         else {
             return;
@@ -98,7 +110,7 @@ impl Session {
     }
 
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
-    async fn connect(&self) -> Option<TcpConnection> {
+    async fn connect(&self) -> Option<Upstream> {
         let config = &self.config;
         let slot = config.cluster(fastrand::u64(..))?;
         let Some(cluster) = slot.get() else {
@@ -117,16 +129,8 @@ impl Session {
                 self.flag(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
-            let purpose = {
-                let info = &mut self.info.borrow_mut();
-                info.upstream.attempts = attempt;
-                Purpose {
-                    client: Client::of(&info.connection),
-                    shared: info.filter_state.shared(),
-                    ..Purpose::default()
-                }
-            };
-            let connected = tcp::connect(&cluster, &host, purpose).await;
+            self.info.borrow_mut().upstream.attempts = attempt;
+            let connected = self.connect_to(&cluster, &host).await;
             let info = &mut self.info.borrow_mut();
             match connected {
                 Ok(connection) => {
@@ -151,6 +155,51 @@ impl Session {
         None
     }
 
+    /// Connects to a host, or asks it for a tunnel.
+    async fn connect_to(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+    ) -> Result<Upstream, ConnectError> {
+        let (purpose, head) = {
+            let info = self.info.borrow();
+            let purpose = Purpose {
+                client: match host.transport.tells_client() {
+                    true => Client::of(&info.connection),
+                    false => None,
+                },
+                shared: info.filter_state.shared(),
+                ..Purpose::default()
+            };
+            let tunneling = self.config.tunneling.as_ref();
+            let secure = host.transport.tls().is_some();
+            (purpose, tunneling.map(|t| t.head(&info, secure)))
+        };
+        let Some(head) = head else {
+            let connection = tcp::connect(cluster, host, purpose).await?;
+            return Ok(Upstream {
+                io: Box::new(connection.io),
+                facts: connection.facts,
+                _request: Some(connection.request),
+            });
+        };
+        match originate::open(cluster, host, &head, purpose).await {
+            Ok(tunnel) => Ok(Upstream {
+                io: Box::new(tunnel.io),
+                facts: tunnel.facts,
+                _request: None,
+            }),
+            Err(Refused::Failed(error)) => Err(ConnectError {
+                reason: error.reason,
+                transport_failure: error.transport_failure,
+            }),
+            Err(Refused::Answered(status)) => Err(ConnectError {
+                reason: ResetReason::RemoteConnectionFailure,
+                transport_failure: Some(format!("tunnel response:{}", status.as_u16()).into()),
+            }),
+        }
+    }
+
     fn choose(&self, cluster: &Cluster) -> Option<Arc<Host>> {
         let remote = self.info.borrow().connection.remote.ip();
         let hash = remote
@@ -159,6 +208,7 @@ impl Session {
         cluster.choose_host(&LbContext {
             hash,
             random: fastrand::u64(..),
+            destination: cluster.destination(None, &self.info.borrow()),
             ..LbContext::default()
         })
     }

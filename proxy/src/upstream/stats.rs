@@ -52,6 +52,8 @@ stats! {
     membership_excluded: Gauge gauge;
     membership_healthy: Gauge gauge;
     membership_total: Gauge gauge;
+    /// Destinations of ORIGINAL_DST clusters that were no addresses.
+    original_dst_host_invalid: Counter counter;
     retry_or_shadow_abandoned: Counter counter;
     update_attempt: Counter counter;
     update_empty: Counter counter;
