@@ -325,7 +325,7 @@ impl Fact {
             }
             Self::ServerName => text(info.connection.server_name.as_deref()?),
             Self::Ja4 => text(info.connection.ja4.as_deref()?),
-            Self::Ja3 => return None,
+            Self::Ja3 => None,
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),
