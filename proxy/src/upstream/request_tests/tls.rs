@@ -283,6 +283,39 @@ fn too_many_names_are_too_many_pools() {
 }
 
 #[test]
+fn pools_are_limited_and_one_that_nobody_uses_makes_room() {
+    run(async {
+        let server = TlsServer::start(&["h2"]).await;
+        let mut proto = server.cluster(http2(), Default::default());
+        let threshold = |max: u32| pb::circuit_breakers::Thresholds {
+            max_connection_pools: Some(wkt::UInt32Value { value: max }),
+            ..Default::default()
+        };
+        proto.circuit_breakers = Some(pb::CircuitBreakers {
+            thresholds: vec![threshold(2)],
+            ..Default::default()
+        });
+        let client = Client::new(&proto);
+        let cluster = client.cluster();
+        let host = cluster.choose_host(&Default::default()).unwrap();
+        let asking = |n: usize| crate::transport::options::TransportOptions {
+            server_name: Some(format!("n{n}.test").into()),
+            ..Default::default()
+        };
+        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n).into());
+        let open = || cluster.stats().breakers.cx_pool_open.value();
+        let (one, _two) = (of(1).unwrap(), of(2).unwrap());
+        assert_eq!(open(), 1);
+        assert!(of(3).is_none() && of(1).is_some());
+        assert!(pool::of(&cluster, &host, Priority::High, asking(3).into()).is_some());
+        drop(one);
+        let _three = of(3).unwrap();
+        assert!(of(1).is_none());
+        assert_eq!(open(), 1);
+    });
+}
+
+#[test]
 fn a_refusal_after_the_handshake_says_why() {
     run(async {
         let server = TlsServer::start(&["h2", "http/1.1"]).await;
