@@ -470,3 +470,7 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 #[cfg(test)]
 #[path = "panic_tests.rs"]
 mod panic_tests;
+
+#[cfg(test)]
+#[path = "waypoint_tests.rs"]
+mod waypoint_tests;
