@@ -355,7 +355,6 @@ mod tests {
                     seconds: 0,
                     nanos: 1_000_000,
                 })),
-                ..Default::default()
             });
             let (flow, delayed, _) = meet(&*filter(&proto)).await;
             assert_eq!(matches!(flow, Flow::Reply(_)), share > 0);
