@@ -10,13 +10,11 @@ use envoy_types::pb::envoy::config::listener::v3::FilterChain;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use filters::stream::ConnectionInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
 use xds_client::any;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use super::prefixed::Prefixed;
-use super::tls::accept::{HandshakeFailure, unknown};
+use super::tls::accept::{HandshakeFailure, ServerStream, unknown};
 use super::tls::downstream::DownstreamTls;
 use super::tls::secrets::SecretStore;
 use super::tls::stats::TlsStats;
@@ -102,7 +100,7 @@ impl TlsTransport {
         prefix: Bytes,
         io: IO,
         info: Rc<ConnectionInfo>,
-    ) -> Option<(TlsStream<Prefixed<IO>>, Rc<ConnectionInfo>)>
+    ) -> Option<(ServerStream<IO>, Rc<ConnectionInfo>)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -124,7 +122,7 @@ impl TlsTransport {
         };
         match accepted {
             Ok((io, tls)) => {
-                let session = io.get_ref().1;
+                let session = io.session();
                 let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
                 let tls = Rc::new(tls);
                 info.note(|notes| notes.tls = Some(tls.clone()));
