@@ -16,6 +16,7 @@ pub fn stream() -> StreamInfo {
         id: 1,
         remote: peer.clone(),
         direct_remote: peer,
+        direct_local: Address::Ip(([10, 0, 0, 2], 80).into()).clone(),
         local: Address::Ip(([10, 0, 0, 2], 80).into()),
         server_name: None,
         alpn: None,
@@ -24,6 +25,8 @@ pub fn stream() -> StreamInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     StreamInfo::new(Rc::new(connection), Protocol::Http11)

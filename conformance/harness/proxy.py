@@ -142,6 +142,10 @@ class Talk:
             to = "\0" + to[1:]
         else:
             to = (to, port)
+        return self.reach(to, source)
+
+    def reach(self, to, source=None):
+        """A connection to somewhere, as H1 says."""
         conn = H1(to, source)
         self.open.append(conn)
         return conn

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from . import namespace
 from .proxy import Proxy, Talk
 
 HERE = Path(__file__).resolve().parent.parent
@@ -19,8 +20,9 @@ UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 class Group:
     """The cases that share one bootstrap: a file of cases/ makes one and decorates its cases with it."""
 
-    def __init__(self, config, files=None):
-        self.config, self.files, self.cases = config, files, []
+    def __init__(self, config, files=None, redirects=None):
+        """`redirects`: what makes the nftables rules of a network of its own, in which proxy, clients and backends then are."""
+        self.config, self.files, self.redirects, self.cases = config, files, redirects, []
 
     def case(self, name, upstream=(), logs=None, blind=False):
         """`upstream`: the backend's actions, one per request; `logs`: access log lines if not one per response;
@@ -32,8 +34,19 @@ class Group:
 
     def side(self, binary, wanted, results):
         """One proxy through all wanted cases."""
+        if self.redirects is None:
+            return self._side(binary, wanted, results)
+        try:
+            namespace.run(self._side, binary, wanted, results)
+        except namespace.Refused as reason:
+            print(f"skipped, as the kernel refuses a network of their own ({reason}): {len(wanted)} cases")
+            results.update((case[0], {"skipped": str(reason)}) for case in wanted)
+
+    def _side(self, binary, wanted, results):
         try:
             proxy = Proxy(binary, self.config, self.files)
+            if self.redirects:
+                namespace.redirect(self.redirects(proxy.ports))
         except Exception as error:
             print(f"FAIL the bootstrap of this group: {error}")
             for case in wanted:

@@ -280,6 +280,7 @@ mod tests {
             id: 1,
             remote: address.clone(),
             direct_remote: address.clone(),
+            direct_local: address.clone(),
             local: address,
             server_name: None,
             alpn: None,
@@ -288,6 +289,8 @@ mod tests {
             listener: "".into(),
             filter_chain: "".into(),
             proxy_tlvs: None,
+            filter_state: None,
+            local_restored: false,
             notes: None,
         };
         StreamInfo::new(Rc::new(connection), Protocol::Http11)

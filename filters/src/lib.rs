@@ -6,6 +6,7 @@
 pub mod body;
 pub mod chain;
 pub mod filter;
+pub mod filter_state;
 pub mod flags;
 pub mod formatter;
 pub mod grpc;

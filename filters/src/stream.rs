@@ -11,10 +11,10 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::filter::LocalReply;
+pub use crate::filter_state::{FilterObject, FilterState, SharedObjects, Sharing};
 use crate::flags::ResponseFlags;
 use crate::http::alpn::AlpnOverride;
 use crate::tls::TlsInfo;
@@ -88,6 +88,10 @@ pub struct ConnectionInfo {
     pub direct_remote: Address,
     /// Where the connection came in (after original_dst).
     pub local: Address,
+    /// Whether a listener filter has found out `local`, which a socket's own address is not good for.
+    pub local_restored: bool,
+    /// Our end of the socket itself.
+    pub direct_local: Address,
     /// SNI as a listener filter has read it, lower case.
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.
@@ -102,6 +106,8 @@ pub struct ConnectionInfo {
     pub filter_chain: ByteString,
     /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
     pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
+    /// Filter state of the connection, if there is any.
+    pub filter_state: Option<Rc<FilterState>>,
     /// What listener and network filters note about the connection, if there are any that do.
     pub notes: Option<Rc<RefCell<ConnectionNotes>>>,
 }
@@ -142,47 +148,6 @@ impl ConnectionNotes {
             dynamic_metadata,
             ..Self::default()
         }))
-    }
-}
-
-/// Objects that filters leave for each other, by key (Envoy's filter state).
-#[derive(Debug, Default)]
-pub struct FilterState {
-    entries: SmallVec<[(ByteString, FilterObject); 2]>,
-}
-
-/// A filter-state object.
-#[derive(Debug, Clone)]
-pub enum FilterObject {
-    /// Text, which matchers and formatters can read.
-    Text(ByteString),
-    /// Something typed.
-    Typed(Rc<dyn Any>),
-}
-
-impl FilterState {
-    /// Sets `key`, replacing what was there.
-    pub fn set(&mut self, key: ByteString, object: FilterObject) {
-        match self.entries.iter_mut().find(|(k, _)| *k == key) {
-            Some((_, slot)) => *slot = object,
-            None => self.entries.push((key, object)),
-        }
-    }
-
-    /// The object under `key`.
-    pub fn get(&self, key: &str) -> Option<&FilterObject> {
-        self.entries
-            .iter()
-            .find(|(k, _)| &**k == key)
-            .map(|(_, o)| o)
-    }
-
-    /// The text under `key`.
-    pub fn text(&self, key: &str) -> Option<&str> {
-        match self.get(key) {
-            Some(FilterObject::Text(text)) => Some(text),
-            _ => None,
-        }
     }
 }
 
@@ -293,6 +258,7 @@ impl StreamInfo {
         let start = Instant::now();
         Self {
             remote: connection.remote.clone(),
+            filter_state: FilterState::on(connection.filter_state.clone()),
             connection,
             protocol: None,
             start,
@@ -305,7 +271,6 @@ impl StreamInfo {
             route: None,
             upstream: UpstreamInfo::default(),
             upstream_alpn: None,
-            filter_state: FilterState::default(),
             dynamic_metadata: BTreeMap::new(),
             route_stale: false,
             request_end: None,

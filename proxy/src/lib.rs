@@ -12,6 +12,7 @@ pub mod config;
 #[cfg(test)]
 mod fuzz_driver;
 pub mod http;
+pub mod internal;
 pub mod network;
 pub mod router;
 pub mod server;

@@ -15,6 +15,7 @@ pub(crate) fn info() -> SharedInfo {
         id: 1,
         remote: addr.clone(),
         direct_remote: addr.clone(),
+        direct_local: addr.clone(),
         local: addr,
         server_name: None,
         alpn: None,
@@ -23,6 +24,8 @@ pub(crate) fn info() -> SharedInfo {
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     let stream = StreamInfo::new(Rc::new(connection), Protocol::Http11);

@@ -29,6 +29,7 @@ pub(super) enum Which {
     DownstreamRemote,
     DownstreamDirectRemote,
     DownstreamLocal,
+    DownstreamDirectLocal,
     UpstreamHost,
     UpstreamLocal,
 }
@@ -189,6 +190,7 @@ impl Operator {
             "DOWNSTREAM_REMOTE_ADDRESS" => Which::DownstreamRemote,
             "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Which::DownstreamDirectRemote,
             "DOWNSTREAM_LOCAL_ADDRESS" => Which::DownstreamLocal,
+            "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => Which::DownstreamDirectLocal,
             "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => Which::UpstreamHost,
             "UPSTREAM_LOCAL_ADDRESS" => Which::UpstreamLocal,
             _ => {
@@ -246,6 +248,7 @@ impl Operator {
                     Which::DownstreamRemote => &info.remote,
                     Which::DownstreamDirectRemote => &info.connection.direct_remote,
                     Which::DownstreamLocal => &info.connection.local,
+                    Which::DownstreamDirectLocal => &info.connection.direct_local,
                     Which::UpstreamHost => info.upstream.host.as_ref()?,
                     Which::UpstreamLocal => info.upstream.local.as_ref()?,
                 };
@@ -273,7 +276,8 @@ impl Operator {
             Self::FilterState(key, plain) => match cx.info.filter_state.get(key)? {
                 FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
                 FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
-                FilterObject::Typed(_) => None,
+                FilterObject::Address(address) if *plain => owned(address.to_string()),
+                FilterObject::Address(_) | FilterObject::Typed(_) => None,
             },
             Self::GrpcStatus => {
                 let name = http::HeaderName::from_static("grpc-status");

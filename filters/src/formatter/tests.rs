@@ -13,6 +13,7 @@ fn info() -> StreamInfo {
         remote: address("1.2.3.4:5"),
         direct_remote: address("1.2.3.4:5"),
         local: address("[::1]:80"),
+        direct_local: address("10.0.0.1:15001"),
         server_name: Some("a.example".into()),
         alpn: None,
         secure: false,
@@ -20,6 +21,8 @@ fn info() -> StreamInfo {
         listener: "l".into(),
         filter_chain: "fc".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     };
     let mut info = StreamInfo::new(Rc::new(connection), Protocol::Http11);
@@ -63,6 +66,10 @@ fn operators() {
     assert_eq!(
         format("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"),
         "1.2.3.4:5 ::1"
+    );
+    assert_eq!(
+        format("%DOWNSTREAM_DIRECT_LOCAL_ADDRESS% %DOWNSTREAM_DIRECT_LOCAL_PORT%"),
+        "10.0.0.1:15001 15001"
     );
     assert_eq!(
         format("%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_HOST%"),

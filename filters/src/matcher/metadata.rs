@@ -199,9 +199,13 @@ impl FilterStateMatcher {
             return false;
         };
         match &self.rule {
-            FilterStateRule::Text(m) => m.matches(text),
+            FilterStateRule::Text(m) => m.matches(&*text),
             FilterStateRule::Address(set, invert) => {
-                text.parse().is_ok_and(|ip| set.contains(ip) != *invert)
+                let ip = match state.address(&self.key) {
+                    Some(address) => Some(address.ip()),
+                    None => text.parse().ok(),
+                };
+                ip.is_some_and(|ip| set.contains(ip) != *invert)
             }
         }
     }

@@ -72,7 +72,7 @@ impl<'a> Subject<'a> {
             remote: &connection.remote,
             head: None,
             metadata,
-            filter_state: None,
+            filter_state: connection.filter_state.as_deref(),
             route: None,
         }
     }

@@ -25,6 +25,7 @@ fn connection() -> ConnectionInfo {
         remote: ip("192.0.2.1:1111"),
         direct_remote: ip("10.0.0.1:2222"),
         local: ip("198.51.100.2:443"),
+        direct_local: ip("198.51.100.2:443"),
         server_name: Some("a.test".into()),
         alpn: None,
         secure: true,
@@ -32,6 +33,8 @@ fn connection() -> ConnectionInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::overload::v3::resource_monitor;
+use envoy_types::pb::envoy::extensions::bootstrap::internal_listener::v3::InternalListener;
 use envoy_types::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use prost::Name;
 use xds_client::any;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub runtime: Arc<Runtime>,
     /// The limit of the overload manager's resource monitor, which stands above the one in the runtime.
     pub max_connections: Option<u64>,
+    /// How many bytes each direction of an internal connection buffers; `None`: there are no internal listeners.
+    pub internal_buffer: Option<usize>,
     /// Answer 400 to a fragment in the path instead of cutting it off.
     pub reject_path_with_fragment: bool,
 }
@@ -56,6 +59,7 @@ impl Settings {
             drain_time: line.drain_time(),
             drain_strategy: line.drain_strategy(),
             max_connections: max_connections(bootstrap)?,
+            internal_buffer: internal_buffer(bootstrap)?,
             reject_path_with_fragment: runtime.feature(
                 "envoy.reloadable_features.http_reject_path_with_fragment",
                 true,
@@ -63,6 +67,26 @@ impl Settings {
             runtime: Arc::new(runtime),
         })
     }
+}
+
+/// `buffer_size_kb` of `envoy.bootstrap.internal_listener`, in bytes; 1 MiB by default.
+fn internal_buffer(b: &Bootstrap) -> Result<Option<usize>, ConfigError> {
+    for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
+        let path = || format!("bootstrap_extensions[{i}].typed_config");
+        let Some(any) = &extension.typed_config else {
+            continue;
+        };
+        if any::inner_type_name(any).at(path())? == InternalListener::full_name() {
+            let config: InternalListener = any::unpack(any).at(path())?;
+            let size = config.buffer_size_kb.map_or(1024, |v| v.value);
+            if !(1..=8192).contains(&size) {
+                let error = ConfigError::new("must be between 1 and 8192");
+                return Err(error.at("buffer_size_kb").at(path()));
+            }
+            return Ok(Some((size as usize) << 10));
+        }
+    }
+    Ok(None)
 }
 
 /// The connection limit of `envoy.resource_monitors.global_downstream_max_connections`.

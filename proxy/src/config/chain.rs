@@ -17,7 +17,6 @@ use filters::chain::{ChainEntry, FilterChain};
 use filters::registry::Compiled;
 use filters::stream::{ConnectionInfo, Protocol};
 use futures_util::future::LocalBoxFuture;
-use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
@@ -38,10 +37,10 @@ use crate::server::compiled::{FilterChainCompiler, FilterChainHandler, stat_name
 use crate::tcp_proxy::{self, config::TcpProxyConfig};
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
-use crate::transport::ByteStream;
 use crate::transport::downstream::DownstreamTransport;
 use crate::transport::observed::Observed;
 use crate::transport::prefixed::Prefixed;
+use crate::transport::{ByteStream, Incoming};
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -259,7 +258,7 @@ struct NoFilters;
 impl FilterChainHandler for NoFilters {
     fn serve(
         &self,
-        _: Stream,
+        _: Incoming,
         _: Bytes,
         _: Rc<ConnectionInfo>,
         _: ConnectionControl,
@@ -285,7 +284,26 @@ struct Chain {
 impl FilterChainHandler for Chain {
     fn serve(
         &self,
-        io: Stream,
+        io: Incoming,
+        prefix: Bytes,
+        info: Rc<ConnectionInfo>,
+        control: ConnectionControl,
+    ) -> LocalBoxFuture<'static, ()> {
+        match io {
+            Incoming::Socket(io) => self.serve_on(io, prefix, info, control),
+            Incoming::Internal(io) => {
+                // As behind a gate: of the type that is compiled already.
+                let io: Box<dyn ByteStream> = Box::new(io);
+                self.serve_on(io, prefix, info, control)
+            }
+        }
+    }
+}
+
+impl Chain {
+    fn serve_on<IO: ByteStream + 'static>(
+        &self,
+        io: IO,
         prefix: Bytes,
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,

@@ -96,6 +96,9 @@ impl Ways {
             UpstreamTransport::Proxied(_) => Err(ConfigError::new(
                 "a control plane is told of no client (PROXY protocol)",
             )),
+            UpstreamTransport::Internal(_) => Err(ConfigError::new(
+                "a control plane is no internal listener (internal_upstream)",
+            )),
         }
     }
 }

@@ -7,11 +7,13 @@ use filters::stream::{Address, ConnectionInfo, Protocol, StreamInfo};
 /// A plaintext connection from `peer` to `local`, both `address:port`.
 pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
     let peer = Address::Ip(peer.parse().unwrap());
+    let local = Address::Ip(local.parse().unwrap());
     ConnectionInfo {
         id: 1,
         remote: peer.clone(),
         direct_remote: peer,
-        local: Address::Ip(local.parse().unwrap()),
+        direct_local: local.clone(),
+        local,
         server_name: None,
         alpn: None,
         secure: false,
@@ -19,6 +21,8 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         listener: "".into(),
         filter_chain: "".into(),
         proxy_tlvs: None,
+        filter_state: None,
+        local_restored: false,
         notes: None,
     }
 }

@@ -29,7 +29,7 @@ use super::timeout::{AfterRequest, Idle, Timeouts};
 use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
-use crate::transport::options::TransportOptions;
+use crate::transport::options::{Purpose, TransportOptions};
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
@@ -281,10 +281,16 @@ async fn one(
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
-        transport: request.transport.clone(),
-        client: match host.transport.tells_client() {
-            true => Client::of(&request.info.borrow().connection),
-            false => None,
+        purpose: Purpose {
+            options: request.transport.clone(),
+            client: match host.transport.tells_client() {
+                true => Client::of(&request.info.borrow().connection),
+                false => None,
+            },
+            shared: match host.transport.internal() {
+                Some(_) => request.info.borrow().filter_state.shared(),
+                None => None,
+            },
         },
         ready: Some(&ready),
     };

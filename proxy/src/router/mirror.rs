@@ -148,8 +148,10 @@ async fn send(
             downstream: protocol,
             priority: Priority::Default,
             early: EarlyResponses::default(),
-            transport: cluster.config.transport_options(&head, protocol, None),
-            client: None,
+            purpose: {
+                let options = cluster.config.transport_options(&head, protocol, None);
+                options.into()
+            },
             ready: None,
         };
         let mut response = match request::send(&cluster, &host, &head, body, options).await {

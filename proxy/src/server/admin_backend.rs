@@ -11,6 +11,7 @@ use super::admin::{
     AdminBackend, AdminError, ClusterStatus, DrainRequest, DumpRequest, HostStatus, ListenerStatus,
     LogChange, ServerState,
 };
+use super::compiled::internal_address;
 use super::drain::{DrainEnd, DrainManager};
 use super::listener_manager::ListenerManager;
 use super::server_stats::ServerStats;
@@ -127,7 +128,10 @@ impl AdminBackend for Backend {
             let all = listeners.listeners();
             all.map(|(config, bound, _)| ListenerStatus {
                 name: config.name.to_string(),
-                addresses: bound.iter().map(ToString::to_string).collect(),
+                addresses: match config.internal {
+                    true => vec![internal_address(&config.name)],
+                    false => bound.iter().map(ToString::to_string).collect(),
+                },
             })
             .collect()
         })

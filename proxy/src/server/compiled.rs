@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener};
-use filters::stream::ConnectionInfo;
+use envoy_types::pb::google::protobuf::BoolValue;
+use filters::stream::{Address, ConnectionInfo};
 use futures_util::future::LocalBoxFuture;
-use pingora_core::protocols::Stream;
 use std::rc::Rc;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
@@ -20,6 +20,7 @@ use super::socket_option::SocketOptionList;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
+use crate::transport::Incoming;
 
 /// Serves the connections of one filter chain: transport socket, network filters.
 pub trait FilterChainHandler: Send + Sync {
@@ -27,7 +28,7 @@ pub trait FilterChainHandler: Send + Sync {
     /// have read already; it comes before whatever `io` yields. Dropping the future closes the connection.
     fn serve(
         &self,
-        io: Stream,
+        io: Incoming,
         prefix: Bytes,
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
@@ -67,8 +68,14 @@ pub struct CompiledChain {
 pub struct CompiledListener {
     /// Its name.
     pub name: ByteString,
-    /// Every address; the first is the main one. Empty for an internal listener, which has no socket.
+    /// Whether connections come from inside the process (`internal_listener`) and not from sockets.
+    pub internal: bool,
+    /// Every address; the first is the main one. Empty for an internal listener.
     pub addresses: Vec<BindAddress>,
+    /// Whether it listens on them. If not, its connections are those that other listeners hand over.
+    pub bind_to_port: bool,
+    /// Hand connections over to the listener that owns their original destination.
+    pub hand_over: bool,
     /// Socket options.
     pub socket: SocketOptions,
     /// The chains, in order; the default chain is the last when there is one.
@@ -112,16 +119,13 @@ impl CompiledListener {
         compiler: &dyn FilterChainCompiler,
         stats: &Scope,
     ) -> Result<Self, ConfigError> {
-        if source.bind_to_port.as_ref().is_some_and(|v| !v.value) {
-            return Err(ConfigError::unsupported("bind_to_port"));
-        }
-        let internal = matches!(
-            source.listener_specifier,
-            Some(pb::listener::ListenerSpecifier::InternalListener(_))
-        );
+        let internal = is_internal(source);
         let mut compiled = Self {
             name: source.name.as_str().into(),
+            internal,
             addresses: Vec::new(),
+            bind_to_port: source.bind_to_port.as_ref().is_none_or(|v| v.value),
+            hand_over: source.use_original_dst.as_ref().is_some_and(|v| v.value),
             socket: socket_options(source)?,
             chains: Vec::new(),
             index: FilterChainIndex::default(),
@@ -144,16 +148,14 @@ impl CompiledListener {
             source: source.clone(),
             version: version.to_owned(),
         };
-        if internal {
-            compiled.stat_name = source.name.clone();
-            return Ok(compiled);
-        }
-        compiled.addresses = addresses(source)?;
-        let main = compiled
-            .addresses
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let main = if internal {
+            refuse_socket_options(source)?;
+            internal_address(&source.name)
+        } else {
+            compiled.addresses = addresses(source)?;
+            let main = compiled.addresses.first();
+            main.map(ToString::to_string).unwrap_or_default()
+        };
         compiled.stat_name = stat_name(source);
         compiled.filters = ListenerFilters::compile(source, stats)?;
         if source.filter_chains.is_empty() && source.default_filter_chain.is_none() {
@@ -206,15 +208,60 @@ impl CompiledListener {
 
     /// Whether the sockets of `other` serve this configuration too.
     pub fn same_sockets(&self, other: &Self) -> bool {
-        self.addresses == other.addresses && self.socket == other.socket
+        self.internal == other.internal
+            && self.addresses == other.addresses
+            && self.bind_to_port == other.bind_to_port
+            && self.socket == other.socket
     }
 }
 
-/// The name of a listener in its stats: `stat_prefix`, or the main address with `_` for `:`. Empty if it has no
-/// valid address.
+fn is_internal(listener: &Listener) -> bool {
+    use pb::listener::ListenerSpecifier::InternalListener;
+    matches!(listener.listener_specifier, Some(InternalListener(_)))
+}
+
+/// The address of the internal listener called `name`.
+pub fn internal_address(name: &str) -> String {
+    Address::Internal(name.into(), "".into()).to_string()
+}
+
+/// What is said of sockets means nothing to a listener that has none, and Envoy refuses it.
+fn refuse_socket_options(l: &Listener) -> Result<(), ConfigError> {
+    let balance = l.connection_balance_config.as_ref();
+    let on = |v: &Option<BoolValue>| v.as_ref().is_some_and(|v| v.value);
+    let refused = [
+        (l.address.is_some(), "address"),
+        (!l.additional_addresses.is_empty(), "additional_addresses"),
+        (
+            balance.is_some_and(|b| b.balance_type.is_some()),
+            "connection_balance_config",
+        ),
+        (l.enable_mptcp, "enable_mptcp"),
+        (l.enable_reuse_port.is_some(), "enable_reuse_port"),
+        (on(&l.freebind), "freebind"),
+        (l.tcp_backlog_size.is_some(), "tcp_backlog_size"),
+        (
+            l.tcp_fast_open_queue_length.is_some(),
+            "tcp_fast_open_queue_length",
+        ),
+        (on(&l.transparent), "transparent"),
+        (!l.socket_options.is_empty(), "socket_options"),
+        (l.tcp_keepalive.is_some(), "tcp_keepalive"),
+    ];
+    match refused.iter().find(|(set, _)| *set) {
+        Some((_, field)) => Err(ConfigError::new("an internal listener has no socket").at(*field)),
+        None => Ok(()),
+    }
+}
+
+/// The name of a listener in its stats: `stat_prefix`, or the main address with `_` for `:`, or of an internal
+/// listener its name. Empty if it has no valid address.
 pub fn stat_name(listener: &Listener) -> String {
     if !listener.stat_prefix.is_empty() {
         return listener.stat_prefix.clone();
+    }
+    if is_internal(listener) {
+        return format!("envoy_internal_{}", listener.name);
     }
     let address = listener.address.as_ref().map(BindAddress::parse);
     match address {
@@ -245,9 +292,7 @@ fn compile_chain(
 }
 
 fn socket_options(l: &Listener) -> Result<SocketOptions, ConfigError> {
-    let on = |v: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
-        v.as_ref().is_some_and(|v| v.value)
-    };
+    let on = |v: &Option<BoolValue>| v.as_ref().is_some_and(|v| v.value);
     let backlog = match &l.tcp_backlog_size {
         // Envoy's default on Linux is what net.core.somaxconn holds; the kernel caps to that.
         None => i32::MAX,

@@ -124,11 +124,14 @@ impl ConnectionGuard {
         self.listener.note_handler(self.id, handler);
     }
 
-    /// Takes the connection to its end.
-    pub(super) async fn run(self, mut io: Accepted) {
-        let listener = &self.listener;
+    /// Takes the connection to its end, or to the listener that owns its original destination. `found`: what the
+    /// listener knows that handed it over.
+    pub(super) async fn run(mut self, mut io: Accepted, found: Option<Found>) {
+        let listener = self.listener.clone();
         let config = listener.config();
-        let Ok(mut found) = Found::new(&io) else {
+        // A connection that was handed over once stays.
+        let movable = config.hand_over && !config.internal && found.is_none();
+        let Ok(mut found) = found.map_or_else(|| Found::new(&io), Ok) else {
             return; // reset already
         };
         if let Accepted::Tcp(stream) = &io {
@@ -163,6 +166,13 @@ impl ConnectionGuard {
                 }
             }
         }
+        if movable
+            && found.restored
+            && let Some(owner) = listener.owner_of(&found)
+        {
+            let counted = std::mem::take(&mut self.counted_globally);
+            return owner.take_over(io, found, counted);
+        }
         // The configuration may have changed while the client was silent.
         let config = listener.config();
         let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
@@ -182,6 +192,8 @@ impl ConnectionGuard {
             remote: found.remote,
             direct_remote: found.direct_remote,
             local: found.local,
+            local_restored: found.restored,
+            direct_local: found.direct_local,
             server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
@@ -190,6 +202,7 @@ impl ConnectionGuard {
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
             proxy_tlvs: found.tlvs,
+            filter_state: found.filter_state,
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
                 .then(|| ConnectionNotes::with(found.metadata)),
         });
@@ -206,7 +219,7 @@ impl ConnectionGuard {
         let prefix: Bytes = found.prefix.freeze();
         let serving = chain
             .handler
-            .serve(io.into_stream(), prefix, info, self.control.clone());
+            .serve(io.into_incoming(), prefix, info, self.control.clone());
         // An old configuration must not live as long as its last idle connection.
         drop(config);
         serving.await;

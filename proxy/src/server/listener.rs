@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,9 +19,13 @@ use super::compiled::{CompiledListener, FilterChainHandler};
 use super::connection::ConnectionGuard;
 use super::connection_drain::ConnectionDrain;
 use super::drain::{DrainEnd, DrainPlan};
+use super::hand_over::Owners;
+use super::listener_filters::Found;
 use super::listener_stats::{Count, ListenerStats, ManagerStats, WorkerStats};
 use super::socket::BindAddress;
 use crate::http::service::ConnectionControl;
+use crate::internal::InternalConnection;
+use crate::internal::registry::{self, Accept};
 use crate::telemetry::stats::{Counter, Scope, Stats};
 
 /// The connection limit of the process (`overload.global_downstream_max_connections`).
@@ -84,6 +88,9 @@ pub struct ListenerContext {
     pub scope: Scope,
     /// Set while health checks are failed: every response asks to close, as Envoy's do.
     pub unhealthy: Arc<AtomicBool>,
+    /// How many bytes each direction of an internal connection buffers; `None` without
+    /// `envoy.bootstrap.internal_listener`, and there are no internal listeners then.
+    pub internal_buffer: Option<usize>,
     next_connection: AtomicU64,
 }
 
@@ -96,6 +103,7 @@ impl ListenerContext {
             connection_panics: stats.scope("fairway.").counter("connection_panics"),
             scope: stats.scope(""),
             unhealthy: Arc::default(),
+            internal_buffer: None,
             next_connection: AtomicU64::new(1),
         }
     }
@@ -118,6 +126,8 @@ pub(super) struct WorkerListener {
     accepts: RefCell<Vec<JoinHandle<()>>>,
     stopping: Cell<bool>,
     stop: Notify,
+    /// The listeners of this worker by address.
+    owners: Rc<Owners>,
     connections: RefCell<FxHashMap<u64, Entry>>,
 }
 
@@ -126,6 +136,7 @@ impl WorkerListener {
     pub(super) fn start(
         worker: usize,
         context: Arc<ListenerContext>,
+        owners: Rc<Owners>,
         shared: Arc<ListenerShared>,
         config: Arc<CompiledListener>,
         sockets: Vec<(Socket, BindAddress)>,
@@ -139,10 +150,21 @@ impl WorkerListener {
             accepts: RefCell::default(),
             stopping: Cell::new(false),
             stop: Notify::new(),
+            owners,
             connections: RefCell::default(),
         });
-        let own = listener.config.borrow().socket.reuse_port;
+        let config = listener.config();
+        if config.internal {
+            registry::register(config.name.clone(), listener.as_accept());
+        }
+        if !config.bind_to_port {
+            listener.owners.add(&config.addresses, &listener);
+        }
+        let own = config.socket.reuse_port;
         for (socket, address) in sockets {
+            listener
+                .owners
+                .add(std::slice::from_ref(&address), &listener);
             match Acceptor::new(socket, &address, own) {
                 Ok(acceptor) => {
                     let task = tokio::task::spawn_local(listener.clone().accept_loop(acceptor));
@@ -152,6 +174,11 @@ impl WorkerListener {
             }
         }
         listener
+    }
+
+    fn as_accept(self: &Rc<Self>) -> Weak<dyn Accept> {
+        let accept: Rc<dyn Accept> = self.clone();
+        Rc::downgrade(&accept)
     }
 
     /// Whether it takes inbound traffic.
@@ -185,8 +212,10 @@ impl WorkerListener {
     }
 
     /// Takes no more connections than have begun, and returns when the sockets are closed.
-    pub(super) async fn stop_accepting(&self) {
+    pub(super) async fn stop_accepting(self: &Rc<Self>) {
         self.stopping.set(true);
+        registry::unregister(&self.config().name, &self.as_accept());
+        self.owners.remove(self);
         self.stop.notify_waiters();
         let accepts = std::mem::take(&mut *self.accepts.borrow_mut());
         for task in accepts {
@@ -196,14 +225,14 @@ impl WorkerListener {
     }
 
     /// Stops accepting, asks every connection to end, waits for them, closes the rest at the deadline.
-    pub(super) async fn drain(&self, plan: DrainPlan) {
+    pub(super) async fn drain(self: &Rc<Self>, plan: DrainPlan) {
         self.stop_accepting().await;
         self.drain_connections(&self.ids(|_| true), plan).await;
         self.close(&self.ids(|_| true));
     }
 
     /// Drains while it goes on accepting; newcomers are asked to end too.
-    pub(super) async fn drain_serving(&self, plan: DrainPlan, end: DrainEnd) {
+    pub(super) async fn drain_serving(self: &Rc<Self>, plan: DrainPlan, end: DrainEnd) {
         let mut drain = ConnectionDrain::new(plan, self.ids(|_| true));
         loop {
             let over = Instant::now() >= plan.deadline();
@@ -320,7 +349,9 @@ impl WorkerListener {
     /// Counts a socket in, or drops it at a limit, and starts its task.
     fn admit(self: &Rc<Self>, io: Accepted) {
         let stats = &self.shared.stats;
-        let counted_globally = !self.config.borrow().ignore_global_limit;
+        // What comes from inside the process has been counted when it came in.
+        let internal = matches!(io, Accepted::Internal(_));
+        let counted_globally = !internal && !self.config.borrow().ignore_global_limit;
         let global = &self.context.global;
         if counted_globally && !global.active.inc_below(global.max.load(Ordering::Relaxed)) {
             stats.downstream_global_cx_overflow.inc();
@@ -333,11 +364,28 @@ impl WorkerListener {
             stats.downstream_cx_overflow.inc();
             return;
         }
+        self.begin(io, None, counted_globally);
+    }
+
+    /// The listener that owns the original destination of a connection to this one, if that is another.
+    pub(super) fn owner_of(self: &Rc<Self>, found: &Found) -> Option<Rc<Self>> {
+        let owner = self.owners.find(found.local.ip()?)?;
+        (!Rc::ptr_eq(&owner, self)).then_some(owner)
+    }
+
+    /// Takes a connection over from another listener, whose limits it has passed; those of this one do not count.
+    pub(super) fn take_over(self: &Rc<Self>, io: Accepted, found: Found, counted_globally: bool) {
+        self.shared.active.inc_below(u64::MAX);
+        self.begin(io, Some(found.handed_over()), counted_globally);
+    }
+
+    /// Starts the task of a connection that has been counted. `found`: what another listener knows of it.
+    fn begin(self: &Rc<Self>, io: Accepted, found: Option<Found>, counted_globally: bool) {
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let (unhealthy, panics) = (&self.context.unhealthy, &self.context.connection_panics);
         let control = ConnectionControl::new(unhealthy.clone(), panics.clone());
         let guard = ConnectionGuard::new(self.clone(), id, counted_globally, control.clone());
-        let task = tokio::task::spawn_local(guard.run(io));
+        let task = tokio::task::spawn_local(guard.run(io, found));
         self.connections.borrow_mut().insert(
             id,
             Entry {
@@ -346,5 +394,15 @@ impl WorkerListener {
                 handler: None,
             },
         );
+    }
+}
+
+impl Accept for WorkerListener {
+    fn buffer_size(&self) -> usize {
+        self.context.internal_buffer.unwrap_or_default()
+    }
+
+    fn accept(self: Rc<Self>, connection: InternalConnection) {
+        self.admit(Accepted::Internal(connection));
     }
 }

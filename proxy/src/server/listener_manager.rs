@@ -140,7 +140,8 @@ impl ListenerManager {
     pub fn validate(&self, listener: &Listener) -> Result<(), ConfigError> {
         let listener = Arc::new(listener.clone());
         let scope = &self.context.scope;
-        CompiledListener::compile(&listener, "", None, &*self.compiler, scope).map(drop)
+        let config = CompiledListener::compile(&listener, "", None, &*self.compiler, scope)?;
+        self.check_internal(&config)
     }
 
     /// Adds or changes the listener of this name. Sockets stay as long as the addresses and socket options
@@ -177,12 +178,7 @@ impl ListenerManager {
             &*self.compiler,
             &self.context.scope,
         )?);
-        if config.addresses.is_empty() {
-            tracing::info!(
-                "internal listener {}: kept, nothing connects to it",
-                config.name
-            );
-        }
+        self.check_internal(&config)?;
         self.refuse_duplicates(&config)?;
         if let Some(active) = self.listeners.get_mut(&listener.name)
             && active.config.same_sockets(&config)
@@ -251,13 +247,26 @@ impl ListenerManager {
         Ok(())
     }
 
+    fn check_internal(&self, config: &CompiledListener) -> Result<(), ConfigError> {
+        if config.internal && self.context.internal_buffer.is_none() {
+            return Err(ConfigError::new(format!(
+                "error adding listener named '{}': the bootstrap extension \
+                 envoy.bootstrap.internal_listener is mandatory",
+                config.name
+            ))
+            .at("internal_listener"));
+        }
+        Ok(())
+    }
+
     fn refuse_duplicates(&self, config: &CompiledListener) -> Result<(), ConfigError> {
         for (name, other) in &self.listeners {
             if *name == *config.name {
                 continue;
             }
             let shared = config.addresses.iter().find(|a| {
-                let any_port = matches!(a, BindAddress::Tcp { address, .. } if address.port() == 0);
+                let any_port = config.bind_to_port
+                    && matches!(a, BindAddress::Tcp { address, .. } if address.port() == 0);
                 !any_port && other.bound.contains(a)
             });
             if let Some(address) = shared {
@@ -274,6 +283,9 @@ impl ListenerManager {
 
     fn bind(&self, config: &CompiledListener) -> Result<(Sockets, Vec<BindAddress>), ConfigError> {
         let mut per_worker: Sockets = (0..self.concurrency).map(|_| Vec::new()).collect();
+        if !config.bind_to_port {
+            return Ok((per_worker, config.addresses.clone()));
+        }
         let mut all = Vec::new();
         for address in &config.addresses {
             let (sockets, bound) =

@@ -9,7 +9,6 @@ use envoy_types::pb::envoy::config::listener::v3::{self as pb, FilterChain};
 use envoy_types::pb::google::protobuf::UInt32Value;
 use filters::stream::ConnectionInfo;
 use futures_util::future::LocalBoxFuture;
-use pingora_core::protocols::Stream;
 use std::rc::Rc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,17 +19,25 @@ use super::*;
 use crate::http::service::ConnectionControl;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Stats;
+use crate::transport::Incoming;
+
+#[path = "internal_listener_tests.rs"]
+mod internal;
+
+#[path = "hand_over_tests.rs"]
+mod hand_over;
 
 struct Echo;
 
 impl FilterChainHandler for Echo {
     fn serve(
         &self,
-        mut io: Stream,
+        io: Incoming,
         prefix: Bytes,
         info: Rc<ConnectionInfo>,
         control: ConnectionControl,
     ) -> LocalBoxFuture<'static, ()> {
+        let mut io = io.boxed();
         Box::pin(async move {
             let hello = format!("{}:", info.filter_chain);
             io.write_all(hello.as_bytes()).await.unwrap();
@@ -479,8 +486,6 @@ fn what_would_change_behaviour_unseen_is_refused() {
         change(&mut config);
         manager.validate(&config).unwrap_err().path().to_owned()
     };
-    let off = Some(envoy_types::pb::google::protobuf::BoolValue { value: false });
-    assert_eq!(path(&move |l| l.bind_to_port = off), "bind_to_port");
     assert_eq!(
         path(&|l| l.max_connections_to_accept_per_socket_event = Some(UInt32Value { value: 0 })),
         "max_connections_to_accept_per_socket_event"

@@ -13,6 +13,7 @@ mod connection_drain;
 pub mod drain;
 pub mod echo;
 pub mod filter_chain_match;
+mod hand_over;
 pub mod lifecycle;
 pub mod listener;
 pub mod listener_filters;

@@ -126,7 +126,9 @@ pub fn run(line: CommandLine) -> Result<(), String> {
     ));
     let runtime = settings.runtime.clone();
     runtime.count_in(&stats);
-    let shared = Arc::new(ListenerContext::new(u64::MAX, &stats));
+    let mut shared = ListenerContext::new(u64::MAX, &stats);
+    shared.internal_buffer = settings.internal_buffer;
+    let shared = Arc::new(shared);
     let limited = shared.clone();
     let monitored = settings.max_connections;
     runtime.observe(move |runtime| {

@@ -11,6 +11,7 @@ use tokio::task::LocalSet;
 
 use super::compiled::CompiledListener;
 use super::drain::{DrainEnd, DrainPlan};
+use super::hand_over::Owners;
 use super::listener::{ListenerContext, ListenerShared, WorkerListener};
 use super::socket::BindAddress;
 
@@ -118,6 +119,7 @@ async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let mut listeners: HashMap<u64, Rc<WorkerListener>> = HashMap::new();
+    let owners = Rc::new(Owners::default());
     while let Some(command) = commands.recv().await {
         match command {
             Command::Add {
@@ -126,8 +128,9 @@ async fn run(
                 sockets,
             } => {
                 let id = shared.id;
+                let (context, owners) = (context.clone(), owners.clone());
                 let listener =
-                    WorkerListener::start(index, context.clone(), shared, config, sockets);
+                    WorkerListener::start(index, context, owners, shared, config, sockets);
                 listeners.insert(id, listener);
             }
             Command::Update {

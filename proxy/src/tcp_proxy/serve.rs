@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
+use crate::transport::options::Purpose;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
@@ -83,7 +84,12 @@ impl ConnectionEnd {
             };
             self.info.upstream.attempts += 1;
             self.info.upstream.host = Some(host.address.clone());
-            match tcp::connect(&cluster, &host, Client::of(&self.info.connection)).await {
+            let purpose = Purpose {
+                client: Client::of(&self.info.connection),
+                shared: self.info.filter_state.shared(),
+                ..Purpose::default()
+            };
+            match tcp::connect(&cluster, &host, purpose).await {
                 Ok(connection) => {
                     let facts = &connection.facts;
                     self.info.upstream.local.clone_from(&facts.local);

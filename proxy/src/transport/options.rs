@@ -2,6 +2,10 @@
 
 use bytestring::ByteString;
 use filters::http::alpn::AlpnNames;
+use filters::stream::SharedObjects;
+
+use super::proxy_protocol::Client;
+use super::upstream::UpstreamTransport;
 
 /// Envoy's `TransportSocketOptions`: what takes the place of a TLS context's own settings for one request.
 /// Connections are shared only by requests that ask for the same.
@@ -19,5 +23,46 @@ impl TransportOptions {
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self.server_name.is_none() && self.subject.is_none() && self.alpn.is_none()
+    }
+}
+
+/// For whom a connection is made. Only those for whom all of this is the same share one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Purpose {
+    /// What is asked of TLS.
+    pub options: TransportOptions,
+    /// Whom upstreams are told of that want to know.
+    pub client: Option<Client>,
+    /// Filter state for the internal listener at the other end. Principals are among it: a connection that was made
+    /// for one is never another's.
+    pub shared: Option<SharedObjects>,
+}
+
+impl From<TransportOptions> for Purpose {
+    fn from(options: TransportOptions) -> Self {
+        Self {
+            options,
+            ..Self::default()
+        }
+    }
+}
+
+impl Purpose {
+    /// What of it makes a difference on this transport.
+    pub fn on(self, transport: &UpstreamTransport) -> Self {
+        Self {
+            options: match transport.tls() {
+                Some(_) => self.options,
+                // Bytes without TLS have nothing that could be asked for.
+                None => TransportOptions::default(),
+            },
+            client: self.client,
+            shared: self.shared.filter(|_| transport.internal().is_some()),
+        }
+    }
+
+    /// Whether it is like that of nearly all requests.
+    pub fn is_plain(&self) -> bool {
+        self.options.is_empty() && self.client.is_none() && self.shared.is_none()
     }
 }

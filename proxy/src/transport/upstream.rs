@@ -5,17 +5,21 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::core::v3::{Metadata, TransportSocket};
+use envoy_types::pb::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
+use super::internal_upstream::InternalTransport;
 use super::proxy_protocol::upstream::ProxiedTransport;
 use super::tls::secrets::SecretStore;
 use super::tls::upstream::UpstreamTls;
 use crate::telemetry::stats::Scope;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const INTERNAL: &str =
+    "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const PROXY_PROTOCOL: &str =
     "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
@@ -29,6 +33,8 @@ pub enum UpstreamTransport {
     Tls(Arc<UpstreamTls>),
     /// In either of them, behind a PROXY header.
     Proxied(Arc<ProxiedTransport>),
+    /// In any of them, with something told to internal listeners.
+    Internal(Arc<InternalTransport>),
     /// A transport socket that this version cannot speak. Connecting fails with this text; the host is
     /// never spoken to in plaintext instead.
     Unavailable(Arc<str>),
@@ -40,6 +46,8 @@ pub struct UpstreamContext<'a> {
     pub secrets: &'a SecretStore,
     /// `cluster.<name>.`; stats are made in it with the first connection.
     pub scope: Option<Scope>,
+    /// The cluster's metadata.
+    pub metadata: Option<&'a Metadata>,
 }
 
 fn type_name(socket: &TransportSocket) -> Result<String, ConfigError> {
@@ -57,6 +65,7 @@ impl UpstreamTransport {
         match self {
             Self::Tls(tls) => Some(tls),
             Self::Proxied(proxied) => proxied.inner().tls(),
+            Self::Internal(internal) => internal.inner().tls(),
             Self::Raw | Self::Unavailable(_) => None,
         }
     }
@@ -65,13 +74,22 @@ impl UpstreamTransport {
     pub fn layers(&self) -> (Option<&ProxiedTransport>, &Self) {
         match self {
             Self::Proxied(proxied) => (Some(proxied), proxied.inner()),
+            Self::Internal(internal) => internal.inner().layers(),
             plain => (None, plain),
         }
     }
 
     /// Whether upstreams are told who the client is.
     pub fn tells_client(&self) -> bool {
-        matches!(self, Self::Proxied(_))
+        self.layers().0.is_some()
+    }
+
+    /// What internal listeners are told, if anything.
+    pub fn internal(&self) -> Option<&InternalTransport> {
+        match self {
+            Self::Internal(internal) => Some(internal),
+            Self::Raw | Self::Tls(_) | Self::Proxied(_) | Self::Unavailable(_) => None,
+        }
     }
 
     /// The transport of an endpoint with this metadata.
@@ -79,11 +97,14 @@ impl UpstreamTransport {
     /// # Errors
     /// Metadata for the transport that cannot be honoured.
     pub fn for_endpoint(&self, metadata: Option<&Metadata>) -> Result<Self, ConfigError> {
-        let own = match self {
-            Self::Proxied(proxied) => proxied.with_metadata(metadata)?,
-            Self::Raw | Self::Tls(_) | Self::Unavailable(_) => None,
-        };
-        Ok(own.map_or_else(|| self.clone(), |own| Self::Proxied(Arc::new(own))))
+        Ok(match self {
+            Self::Proxied(proxied) => match proxied.with_metadata(metadata)? {
+                Some(own) => Self::Proxied(Arc::new(own)),
+                None => self.clone(),
+            },
+            Self::Internal(internal) => Self::Internal(Arc::new(internal.for_endpoint(metadata)?)),
+            Self::Raw | Self::Tls(_) | Self::Unavailable(_) => self.clone(),
+        })
     }
 
     /// Compiles a transport socket; none is plain bytes.
@@ -111,6 +132,11 @@ impl UpstreamTransport {
                 let proxied = ProxiedTransport::compile(&proto, context).at("typed_config")?;
                 Ok(Self::Proxied(Arc::new(proxied)))
             }
+            (INTERNAL, Some(ConfigType::TypedConfig(config))) => {
+                let proto: InternalUpstreamTransport = any::unpack(config).at("typed_config")?;
+                let internal = InternalTransport::compile(&proto, context).at("typed_config")?;
+                Ok(Self::Internal(Arc::new(internal)))
+            }
             _ => Ok(Self::Unavailable(
                 format!("transport socket {name} is not supported").into(),
             )),
@@ -124,26 +150,29 @@ pub fn tls_contexts(cluster: &Cluster) -> Vec<UpstreamTlsContext> {
     let sockets = matched.filter_map(|m| m.transport_socket.as_ref());
     sockets
         .chain(&cluster.transport_socket)
-        .filter_map(tls_context)
+        .filter_map(|socket| tls_context(socket, LAYERS))
         .collect()
 }
 
-/// The TLS context of a transport socket, also behind a PROXY header.
-fn tls_context(socket: &TransportSocket) -> Option<UpstreamTlsContext> {
+/// How many transport sockets may be around TLS: `internal_upstream` and a PROXY header, once each.
+const LAYERS: u32 = 2;
+
+/// The TLS context of a transport socket, also inside of others.
+fn tls_context(socket: &TransportSocket, layers: u32) -> Option<UpstreamTlsContext> {
     let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
         return None;
     };
-    match any::inner_type_name(config).ok()?.as_str() {
-        TLS => any::unpack(config).ok(),
+    let inner = match any::inner_type_name(config).ok()?.as_str() {
+        TLS => return any::unpack(config).ok(),
         PROXY_PROTOCOL => {
             let proxied: ProxyProtocolUpstreamTransport = any::unpack(config).ok()?;
-            // One level: deeper ones are refused.
-            let inner = proxied.transport_socket?;
-            match (&inner.config_type, type_name(&inner).ok()?.as_str()) {
-                (Some(ConfigType::TypedConfig(config)), TLS) => any::unpack(config).ok(),
-                _ => None,
-            }
+            proxied.transport_socket
+        }
+        INTERNAL => {
+            let internal: InternalUpstreamTransport = any::unpack(config).ok()?;
+            internal.transport_socket
         }
         _ => None,
-    }
+    };
+    tls_context(&inner?, layers.checked_sub(1)?)
 }

@@ -222,6 +222,7 @@ impl ClusterConfig {
         };
         let sockets = UpstreamContext {
             secrets: &stores.secrets,
+            metadata: proto.metadata.as_ref(),
             scope: stores
                 .scope
                 .as_ref()

@@ -10,9 +10,9 @@ use filters::tls::TlsInfo;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use tokio::net::{TcpSocket, UnixStream};
 
+use crate::internal;
 use crate::transport::ByteStream;
-use crate::transport::options::TransportOptions;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::Purpose;
 use crate::transport::tls::upstream::Connecting;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
@@ -47,23 +47,21 @@ pub struct ConnectionFacts {
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `protocols` are offered by TLS if neither the cluster
-/// nor `options` name any. `client` is who an upstream is told of that wants to know.
+/// nor `purpose` name any.
 ///
 /// # Errors
 /// A timeout, a refusal, or a transport that this version cannot speak.
 pub async fn connect(
     config: &ClusterConfig,
     host: &Host,
-    options: &TransportOptions,
-    client: Option<&Client>,
+    purpose: &Purpose,
     protocols: &'static [&'static str],
 ) -> Result<Connected, ConnectError> {
-    let (header, transport) = host.transport.layers();
-    if let UpstreamTransport::Unavailable(text) = transport {
+    if let (_, UpstreamTransport::Unavailable(text)) = host.transport.layers() {
         return Err(local(text.as_ref()));
     }
-    let attempt = async {
-        match &host.address {
+    let whole = async {
+        let (io, local): (L4Stream, _) = match &host.address {
             Address::Ip(address) => {
                 let socket = match address {
                     std::net::SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -77,46 +75,22 @@ pub async fn connect(
                 // Small writes must not wait for acknowledgements; failure only costs latency.
                 let _ = tcp.set_nodelay(true);
                 let bound = tcp.local_addr().ok().map(Address::Ip);
-                Ok((L4Stream::from(tcp), bound))
+                (tcp.into(), bound)
             }
             Address::Pipe(path) => {
                 let unix = UnixStream::connect(&**path).await;
-                Ok((unix.map_err(|e| refused(&e))?.into(), None))
+                (unix.map_err(|e| refused(&e))?.into(), None)
             }
-            Address::Internal(name, _) => {
-                Err(local(format!("internal listener {name} is not supported")))
+            Address::Internal(name, id) => {
+                let told = host.transport.internal();
+                let told = told.map(|t| t.handover(purpose.shared.as_ref()));
+                let io = internal::registry::connect(name, id, told.unwrap_or_default());
+                let io = io.ok_or_else(|| nobody(&host.address))?;
+                let local = Some(internal::client_address());
+                return secure(host, purpose, protocols, io, local).await;
             }
-        }
-    };
-    let whole = async {
-        let (mut io, local) = attempt.await?;
-        if let Some(header) = header {
-            let ends = local.as_ref().and_then(Address::ip).zip(host.address.ip());
-            let written = header.write(&mut io, client, ends).await;
-            written.map_err(|e| refused(&e))?;
-        }
-        let mut facts = ConnectionFacts { local, tls: None };
-        let mut http2 = false;
-        let io: Box<dyn ByteStream> = match transport {
-            UpstreamTransport::Raw => Box::new(io),
-            UpstreamTransport::Tls(tls) => {
-                let connecting = Connecting {
-                    address: host.address.ip().map(|address| address.ip()),
-                    hostname: &host.hostname,
-                    options,
-                    protocols,
-                };
-                let connected = tls.connect(io, connecting).await;
-                let (io, info) = connected.map_err(|e| tls_failure(&e))?;
-                http2 = io.session().alpn_protocol() == Some(b"h2");
-                facts.tls = Some(Rc::new(info));
-                Box::new(io)
-            }
-            UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),
-            // There is one header, and it has been written.
-            UpstreamTransport::Proxied(_) => return Err(self::local("PROXY header twice")),
         };
-        Ok(Connected { io, http2, facts })
+        secure(host, purpose, protocols, io, local).await
     };
     within(config.connect_timeout, whole)
         .await
@@ -124,6 +98,55 @@ pub async fn connect(
             reason: ResetReason::ConnectionTimeout,
             transport_failure: None,
         }))
+}
+
+/// Puts the host's transport around `io`, whose own end is at `local`.
+async fn secure<IO: ByteStream + 'static>(
+    host: &Host,
+    purpose: &Purpose,
+    protocols: &'static [&'static str],
+    mut io: IO,
+    local: Option<Address>,
+) -> Result<Connected, ConnectError> {
+    let (header, transport) = host.transport.layers();
+    if let Some(header) = header {
+        let ends = local.as_ref().and_then(Address::ip).zip(host.address.ip());
+        let written = header.write(&mut io, purpose.client.as_ref(), ends).await;
+        written.map_err(|e| refused(&e))?;
+    }
+    let mut facts = ConnectionFacts { local, tls: None };
+    let mut http2 = false;
+    let io: Box<dyn ByteStream> = match transport {
+        UpstreamTransport::Raw => Box::new(io),
+        UpstreamTransport::Tls(tls) => {
+            let connecting = Connecting {
+                address: host.address.ip().map(|address| address.ip()),
+                hostname: &host.hostname,
+                options: &purpose.options,
+                protocols,
+            };
+            let connected = tls.connect(io, connecting).await;
+            let (io, info) = connected.map_err(|e| tls_failure(&e))?;
+            http2 = io.session().alpn_protocol() == Some(b"h2");
+            facts.tls = Some(Rc::new(info));
+            Box::new(io)
+        }
+        UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),
+        // What is around them has been taken off.
+        UpstreamTransport::Proxied(_) | UpstreamTransport::Internal(_) => {
+            return Err(self::local("transport sockets inside of each other"));
+        }
+    };
+    Ok(Connected { io, http2, facts })
+}
+
+/// There is no internal listener of this name. In Envoy's words.
+fn nobody(address: &Address) -> ConnectError {
+    let text = format!("immediate connect error: Invalid argument|remote address:{address}");
+    ConnectError {
+        reason: ResetReason::RemoteConnectionFailure,
+        transport_failure: Some(text.into()),
+    }
 }
 
 /// A handshake that failed is a connection failure, as in Envoy.
@@ -187,7 +210,7 @@ mod tests {
     }
 
     async fn reach(host: &Host) -> Result<Connected, ConnectError> {
-        connect(&config(), host, &TransportOptions::default(), None, &[]).await
+        connect(&config(), host, &Purpose::default(), &[]).await
     }
 
     #[tokio::test]

@@ -187,10 +187,10 @@ async fn begin(
         downstream: Protocol::Http2,
         priority: Priority::Default,
         early: EarlyResponses::default(),
-        transport: cluster
+        purpose: cluster
             .config
-            .transport_options(&head, Protocol::Http2, None),
-        client: None,
+            .transport_options(&head, Protocol::Http2, None)
+            .into(),
         ready: None,
     };
     let sent = request::send(&cluster, &host, &head, body, options).await;

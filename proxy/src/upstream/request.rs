@@ -17,8 +17,7 @@ pub(crate) use super::pool::RequestGuard;
 use super::pool::{self, HostPool, Missed, PendingGuard};
 use crate::http::h1::client::ExchangeOptions;
 use crate::http::service::EarlyResponses;
-use crate::transport::options::TransportOptions;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::Purpose;
 
 /// A response as it begins.
 pub struct UpstreamResponse {
@@ -66,10 +65,8 @@ pub(crate) struct SendOptions<'a> {
     pub(crate) priority: Priority,
     /// Where 1xx responses go.
     pub(crate) early: EarlyResponses,
-    /// What is asked of the transport.
-    pub(crate) transport: TransportOptions,
-    /// Whom hosts are told of that want to know.
-    pub(crate) client: Option<Client>,
+    /// For whom its connection is made.
+    pub(crate) purpose: Purpose,
     /// Set once the request has its connection.
     pub(crate) ready: Option<&'a Cell<bool>>,
 }
@@ -85,13 +82,7 @@ pub(crate) async fn send(
     body: Body,
     options: SendOptions<'_>,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let Some(pool) = pool::of(
-        cluster,
-        host,
-        options.priority,
-        options.transport,
-        options.client,
-    ) else {
+    let Some(pool) = pool::of(cluster, host, options.priority, options.purpose) else {
         cluster.stats().upstream_cx_pool_overflow.inc();
         return Err(OVERFLOW);
     };

@@ -9,8 +9,7 @@ use super::cluster::Cluster;
 use super::connect::{ConnectError, ConnectionFacts};
 use super::host::Host;
 use super::pool::{ConnectionGuard, Place, PooledIo};
-use crate::transport::options::TransportOptions;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::Purpose;
 
 /// A fresh connection, with its share of the cluster's limits.
 pub(crate) struct TcpConnection {
@@ -20,17 +19,21 @@ pub(crate) struct TcpConnection {
     pub(crate) facts: ConnectionFacts,
 }
 
-/// Connects to `host` for `client`.
+/// Connects to `host`.
 ///
 /// # Errors
 /// The circuit breaker of connections is open, or as [`connect`](connect_host).
 pub(crate) async fn connect(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
-    client: Option<Client>,
+    purpose: Purpose,
 ) -> Result<TcpConnection, ConnectError> {
-    let options = TransportOptions::default();
-    let place = Place::new(cluster, host, Priority::Default, options, client);
+    let place = Place::new(
+        cluster,
+        host,
+        Priority::Default,
+        purpose.on(&host.transport),
+    );
     let guard = ConnectionGuard::take(&place, false).ok_or_else(|| ConnectError {
         reason: ResetReason::Overflow,
         transport_failure: None,

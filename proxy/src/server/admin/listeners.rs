@@ -41,12 +41,18 @@ fn json(list: &[ListenerStatus]) -> String {
     pretty(&json!({"listener_statuses": statuses}))
 }
 
-/// `ip:port` or a path as `envoy.config.core.v3.Address`.
+/// `ip:port`, `envoy://name/` or a path as `envoy.config.core.v3.Address`.
 pub(super) fn address(address: &str) -> serde_json::Value {
     match address.parse::<std::net::SocketAddr>() {
         Ok(ip) => {
             json!({"socket_address": {"address": ip.ip().to_string(), "port_value": ip.port()}})
         }
-        Err(_) => json!({"pipe": {"path": address}}),
+        Err(_) => match address.strip_prefix("envoy://") {
+            Some(name) => {
+                let name = name.trim_end_matches('/');
+                json!({"envoy_internal_address": {"server_listener_name": name}})
+            }
+            None => json!({"pipe": {"path": address}}),
+        },
     }
 }

@@ -2,6 +2,7 @@
 //! configuration, on bytes that stay where they are unless a filter says otherwise (the PROXY protocol's header).
 
 mod inspectors;
+mod original_dst;
 mod predicate;
 mod proxy_protocol;
 #[cfg(test)]
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::config::listener::v3::{Listener, ListenerFilter, listener_filter};
 use envoy_types::pb::google::protobuf::Any;
-use filters::stream::{Address, DynamicMetadata};
+use filters::stream::{Address, DynamicMetadata, FilterState};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
@@ -33,6 +34,10 @@ pub(super) struct Found {
     pub(super) direct_remote: Address,
     /// Where the peer meant to go.
     pub(super) local: Address,
+    /// Our end of the socket.
+    pub(super) direct_local: Address,
+    /// Whether `local` was found out, from a redirect or a PROXY header.
+    pub(super) restored: bool,
     /// SNI, lower case; empty without one.
     pub(super) server_name: String,
     /// `tls`, `raw_buffer`, or empty when nobody looked.
@@ -41,6 +46,8 @@ pub(super) struct Found {
     pub(super) protocols: Vec<String>,
     /// What filters noted.
     pub(super) metadata: DynamicMetadata,
+    /// Filter state that came with a connection from inside the process.
+    pub(super) filter_state: Option<Rc<FilterState>>,
     /// The TLVs of a PROXY header that may be passed on.
     pub(super) tlvs: Option<Rc<[(u8, Bytes)]>>,
 }
@@ -106,11 +113,7 @@ impl ListenerFilters {
                 continue;
             }
             match &entry.filter {
-                Kind::OriginalDst => {
-                    if let Some(address) = io.original_destination() {
-                        found.local = address;
-                    }
-                }
+                Kind::OriginalDst => original_dst::run(io, found),
                 Kind::ProxyProtocol(filter) => filter.run(io, found).await?,
                 Kind::TlsInspector(stats) => inspectors::tls(stats, io, found).await?,
                 Kind::HttpInspector(stats) => inspectors::http(stats, io, found).await?,
@@ -124,17 +127,41 @@ impl Found {
     /// What the socket itself says.
     pub(super) fn new(io: &Accepted) -> io::Result<Self> {
         let (remote, local) = io.addresses()?;
+        let handover = match io {
+            Accepted::Internal(connection) => Some(&connection.handover),
+            Accepted::Tcp(_) | Accepted::Unix(..) => None,
+        };
+        let metadata = handover.and_then(|h| h.metadata.as_deref());
+        let objects = handover.and_then(|h| h.objects.as_ref());
         Ok(Self {
             prefix: BytesMut::new(),
             direct_remote: remote.clone(),
             remote,
+            direct_local: local.clone(),
             local,
+            restored: false,
             server_name: String::new(),
             transport: "",
             protocols: Vec::new(),
-            metadata: DynamicMetadata::new(),
+            metadata: metadata.cloned().unwrap_or_default(),
+            filter_state: objects.map(|objects| Rc::new(FilterState::received(objects))),
             tlvs: None,
         })
+    }
+
+    /// The peer meant to go to `address`.
+    fn restore(&mut self, address: Address) {
+        self.local = address;
+        self.restored = true;
+    }
+
+    /// What another listener is told of the socket: what its connection carries, not what filters noted about it.
+    pub(super) fn handed_over(self) -> Self {
+        Self {
+            metadata: DynamicMetadata::new(),
+            tlvs: None,
+            ..self
+        }
     }
 }
 

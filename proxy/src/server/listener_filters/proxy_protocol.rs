@@ -133,7 +133,10 @@ impl ProxyProtocolFilter {
                     }
                     if let Some((source, target)) = addresses {
                         found.remote = Address::Ip(source);
-                        found.local = Address::Ip(target);
+                        let target = Address::Ip(target);
+                        if target != found.local {
+                            found.restore(target);
+                        }
                     }
                     found.tlvs = tlvs;
                     found.prefix.advance(length);

@@ -73,9 +73,13 @@ impl ProxiedTransport {
             return Err(ConfigError::new("value is required").at("transport_socket"));
         };
         let inner = UpstreamTransport::compile(Some(socket), context).at("transport_socket")?;
-        if matches!(inner, UpstreamTransport::Proxied(_)) {
-            let error = ConfigError::new("one PROXY header inside of another");
-            return Err(error.at("transport_socket"));
+        let nested = match inner {
+            UpstreamTransport::Proxied(_) => Some("one PROXY header inside of another"),
+            UpstreamTransport::Internal(_) => Some("internal_upstream inside of a PROXY header"),
+            _ => None,
+        };
+        if let Some(nested) = nested {
+            return Err(ConfigError::new(nested).at("transport_socket"));
         }
         let config = proto.config.clone().unwrap_or_default();
         // Only those of endpoints may be empty, as in Envoy.
@@ -213,6 +217,7 @@ mod tests {
         let context = UpstreamContext {
             secrets: &secrets,
             scope: Some(Stats::new().scope("cluster.c.")),
+            metadata: None,
         };
         ProxiedTransport::compile(proto, &context).map_err(|e| e.to_string())
     }

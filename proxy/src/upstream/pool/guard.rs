@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Missed;
 use super::waiting::overflow;
-use crate::transport::options::TransportOptions;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::Purpose;
 use crate::upstream::circuit_breaker::{Breaker, BreakerStats, Priority};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::cluster::UpstreamProtocol;
@@ -24,8 +23,7 @@ pub(crate) struct Place {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) host: Arc<Host>,
     pub(crate) priority: Priority,
-    options: TransportOptions,
-    client: Option<Client>,
+    purpose: Purpose,
     /// Where the server chooses the protocol: whether it chose HTTP/1 last. Until it is asked, HTTP/2 is what it is
     /// thought to speak.
     prefers_http1: Cell<bool>,
@@ -36,27 +34,20 @@ impl Place {
         cluster: &Arc<Cluster>,
         host: &Arc<Host>,
         priority: Priority,
-        options: TransportOptions,
-        client: Option<Client>,
+        purpose: Purpose,
     ) -> Rc<Self> {
         Rc::new(Self {
             cluster: cluster.clone(),
             host: host.clone(),
             priority,
-            options,
-            client,
+            purpose,
             prefers_http1: Cell::new(false),
         })
     }
 
-    /// What is asked of the transport.
-    pub(super) fn options(&self) -> &TransportOptions {
-        &self.options
-    }
-
-    /// Whom the host is told of.
-    pub(super) fn client(&self) -> Option<&Client> {
-        self.client.as_ref()
+    /// For whom connections are made.
+    pub(super) fn purpose(&self) -> &Purpose {
+        &self.purpose
     }
 
     /// Whether the server chooses the protocol.
@@ -78,8 +69,7 @@ impl Place {
         &self,
         protocols: &'static [&'static str],
     ) -> Result<Connected, ConnectError> {
-        let (config, client) = (&self.cluster.config, self.client.as_ref());
-        connect(config, &self.host, &self.options, client, protocols).await
+        connect(&self.cluster.config, &self.host, &self.purpose, protocols).await
     }
 
     pub(super) fn stats(&self) -> &ClusterStats {

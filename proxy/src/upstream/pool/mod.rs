@@ -1,5 +1,4 @@
-//! One worker's upstream connections, by host, routing priority, what is asked of the transport, and for upstreams
-//! that are told who the client is (PROXY protocol) by the client.
+//! One worker's upstream connections, by host, routing priority, and for whom they are made.
 
 mod guard;
 pub(super) mod http1;
@@ -22,8 +21,7 @@ use super::circuit_breaker::Priority;
 use super::cluster::Cluster;
 use super::connect::ConnectError;
 use super::host::Host;
-use crate::transport::options::TransportOptions;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::Purpose;
 
 /// How often idle connections are looked over, which is how late an idle timeout may strike.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -78,7 +76,7 @@ impl HostPool {
     }
 
     pub(super) fn sweep(&self) -> bool {
-        let client = self.place.client();
+        let client = self.place.purpose().client.as_ref();
         // What was made for a client is of no use when it has left.
         let gone = self.place.host.is_removed() || client.is_some_and(|c| !c.is_connected());
         self.http1.sweep(gone);
@@ -92,7 +90,7 @@ struct HostPools {
     /// For requests that ask for nothing: nearly all.
     plain: Rc<HostPool>,
     /// By what is asked for. Not the fast hasher: names may be an attacker's.
-    others: HashMap<(TransportOptions, Option<Client>), Rc<HostPool>>,
+    others: HashMap<Purpose, Rc<HostPool>>,
 }
 
 thread_local! {
@@ -106,13 +104,11 @@ pub(super) fn of(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     priority: Priority,
-    options: TransportOptions,
-    client: Option<Client>,
+    purpose: Purpose,
 ) -> Option<Rc<HostPool>> {
-    let new = |(options, client)| {
-        Rc::new(HostPool::new(Place::new(
-            cluster, host, priority, options, client,
-        )))
+    let new = |purpose| {
+        let place = Place::new(cluster, host, priority, purpose);
+        Rc::new(HostPool::new(place))
     };
     // One that nobody uses makes room for another. Its connections are closed outside of the borrow.
     let mut evicted = None;
@@ -122,19 +118,15 @@ pub(super) fn of(
             plain: new(<_>::default()),
             others: HashMap::new(),
         });
-        // Bytes without TLS have nothing that could be asked for.
-        let options = match host.transport.tls() {
-            Some(_) => options,
-            None => TransportOptions::default(),
-        };
-        if options.is_empty() && client.is_none() {
+        let key = purpose.on(&host.transport);
+        if key.is_plain() {
             return Some(pools.plain.clone());
         }
         // Clients are bounded elsewhere, by the limits of connections; what each of them asks for is bounded here.
-        let asks = !options.is_empty();
-        let key = (options, client);
+        let asks = !key.options.is_empty() || key.shared.is_some();
         if asks && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
-            let mine = || pools.others.iter().filter(|((_, of), _)| *of == key.1);
+            let of_client = |other: &Purpose| other.client == key.client;
+            let mine = || pools.others.iter().filter(|(other, _)| of_client(other));
             if mine().count() >= MAX_POOLS {
                 let unused = mine().find(|(_, pool)| !pool.is_used())?;
                 let unused = unused.0.clone();
@@ -176,8 +168,7 @@ async fn sweep() {
             let mut unused = Vec::new();
             for pool in &others {
                 if pool.sweep() {
-                    let place = &pool.place;
-                    unused.push((place.options().clone(), place.client().cloned()));
+                    unused.push(pool.place.purpose().clone());
                 }
             }
             let gone = empty && unused.len() == others.len() && plain.place.host.is_removed();

@@ -216,7 +216,7 @@ fn idle_and_old_connections_are_closed() {
             std::thread::sleep(Duration::from_millis(5));
             let cluster = client.cluster();
             let host = cluster.choose_host(&LbContext::default()).unwrap();
-            pool::of(&cluster, &host, Priority::Default, Default::default(), None)
+            pool::of(&cluster, &host, Priority::Default, Default::default())
                 .unwrap()
                 .http1
                 .sweep(false);
@@ -294,7 +294,11 @@ fn a_clients_connections_are_its_own_and_go_with_it() {
         let host = cluster.choose_host(&LbContext::default()).unwrap();
         let pool = |of: Option<&Rc<_>>| {
             let told = of.and_then(Told::of);
-            pool::of(&cluster, &host, Priority::Default, Default::default(), told).unwrap()
+            let purpose = crate::transport::options::Purpose {
+                client: told,
+                ..Default::default()
+            };
+            pool::of(&cluster, &host, Priority::Default, purpose).unwrap()
         };
         let info = |from: &str| Rc::new(connection(from, "192.0.2.2:2"));
         let (one, other) = (info("192.0.2.1:1"), info("192.0.2.1:3"));

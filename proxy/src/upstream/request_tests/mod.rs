@@ -222,10 +222,10 @@ impl Client {
             downstream: Protocol::Http11,
             priority: Priority::Default,
             early: EarlyResponses::default(),
-            transport: cluster
+            purpose: cluster
                 .config
-                .transport_options(head, Protocol::Http11, None),
-            client: None,
+                .transport_options(head, Protocol::Http11, None)
+                .into(),
             ready: None,
         };
         let body = Body::from(Bytes::from_static(body.as_bytes()));

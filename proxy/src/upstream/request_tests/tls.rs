@@ -267,11 +267,11 @@ fn too_many_names_are_too_many_pools() {
         let client = Client::new(&server.cluster(http2(), names));
         let cluster = client.cluster();
         let host = cluster.choose_host(&Default::default()).unwrap();
-        let asking = |n: usize| TransportOptions {
+        let asking = |n: usize| crate::transport::options::TransportOptions {
             server_name: Some(format!("n{n}.test").into()),
             ..Default::default()
         };
-        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n), None);
+        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n).into());
         let held: Vec<_> = (0..1024).map(|n| of(n).unwrap()).collect();
         assert!(of(1024).is_none() && of(0).is_some());
         assert_eq!(client.get_from("a.test").await, Err(ResetReason::Overflow));

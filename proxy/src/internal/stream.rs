@@ -1,0 +1,232 @@
+//! Two connected ends in memory, both on one worker.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A buffer that has grown past this is given back once it is empty: most connections are quiet most of the time.
+const KEPT: usize = 16 * 1024;
+
+/// One end of a connection inside the process. Each direction buffers so many bytes and no more: a side that does not
+/// read stops the other. Shutting down or dropping one end is the other's end of stream, after what was written.
+#[derive(Debug)]
+pub struct InternalStream {
+    incoming: Rc<RefCell<Direction>>,
+    outgoing: Rc<RefCell<Direction>>,
+}
+
+/// The bytes on their way in one direction.
+#[derive(Debug)]
+struct Direction {
+    buffer: BytesMut,
+    limit: usize,
+    /// Nothing more is written.
+    ended: bool,
+    /// Nothing more is read.
+    unread: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Direction {
+    fn new(limit: usize) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            buffer: BytesMut::new(),
+            limit: limit.max(1),
+            ended: false,
+            unread: false,
+            reader: None,
+            writer: None,
+        }))
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        wake(&mut self.reader);
+    }
+
+    fn poll_read(&mut self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let n = self.buffer.len().min(buf.remaining());
+        if let Some(bytes) = self.buffer.get(..n).filter(|bytes| !bytes.is_empty()) {
+            buf.put_slice(bytes);
+            self.buffer.advance(n);
+            if self.buffer.is_empty() && self.buffer.capacity() > KEPT {
+                self.buffer = BytesMut::new();
+            }
+            wake(&mut self.writer);
+            return Poll::Ready(Ok(()));
+        }
+        if self.ended || buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        wait(&mut self.reader, cx);
+        Poll::Pending
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.ended || self.unread {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let before = self.buffer.len();
+        for buf in bufs {
+            let room = self.limit.saturating_sub(self.buffer.len());
+            let part = buf.get(..room).unwrap_or(buf);
+            self.buffer.extend_from_slice(part);
+        }
+        let written = self.buffer.len() - before;
+        if written == 0 && bufs.iter().any(|buf| !buf.is_empty()) {
+            wait(&mut self.writer, cx);
+            return Poll::Pending;
+        }
+        wake(&mut self.reader);
+        Poll::Ready(Ok(written))
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+fn wait(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}
+
+impl InternalStream {
+    /// Two ends; each direction holds `limit` bytes.
+    pub fn pair(limit: usize) -> (Self, Self) {
+        let (there, back) = (Direction::new(limit), Direction::new(limit));
+        let ours = Self {
+            incoming: back.clone(),
+            outgoing: there.clone(),
+        };
+        let theirs = Self {
+            incoming: there,
+            outgoing: back,
+        };
+        (ours, theirs)
+    }
+}
+
+impl Drop for InternalStream {
+    fn drop(&mut self) {
+        self.outgoing.borrow_mut().end();
+        let mut incoming = self.incoming.borrow_mut();
+        incoming.unread = true;
+        incoming.buffer = BytesMut::new();
+        wake(&mut incoming.writer);
+    }
+}
+
+impl AsyncRead for InternalStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.incoming.borrow_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for InternalStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let bufs = [io::IoSlice::new(buf)];
+        self.outgoing.borrow_mut().poll_write(cx, &bufs)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.outgoing.borrow_mut().poll_write(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outgoing.borrow_mut().end();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_each_way_ends_alone() {
+        let (mut a, mut b) = InternalStream::pair(64);
+        a.write_all(b"to b").await.unwrap();
+        a.shutdown().await.unwrap();
+        b.write_all(b"to a").await.unwrap();
+        let mut got = String::new();
+        b.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "to b");
+        // The other direction goes on, and what is written before the end still arrives.
+        b.write_all(b", more").await.unwrap();
+        drop(b);
+        let mut got = String::new();
+        a.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "to a, more");
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_stops_the_writer_until_there_is_room() {
+        let (mut a, mut b) = InternalStream::pair(4);
+        assert_eq!(a.write(b"123456").await.unwrap(), 4);
+        assert!(a.write(b"5").now_or_never().is_none());
+        let mut two = [0; 2];
+        b.read_exact(&mut two).await.unwrap();
+        let parts = [io::IoSlice::new(b"5"), io::IoSlice::new(b"67")];
+        assert_eq!(a.write_vectored(&parts).await.unwrap(), 2);
+        assert!(a.write(b"7").now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_by_the_other_ends_leaving() {
+        let (mut a, b) = InternalStream::pair(1);
+        a.write_all(b"x").await.unwrap();
+        let (written, ()) = tokio::join!(a.write(b"y"), async { drop(b) });
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let (mut a, b) = InternalStream::pair(1);
+        let mut byte = [0];
+        let (read, ()) = tokio::join!(a.read(&mut byte), async { drop(b) });
+        assert_eq!(read.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_large_buffer_is_given_back_when_it_is_empty() {
+        let (mut a, mut b) = InternalStream::pair(1 << 20);
+        a.write_all(&vec![7; 1 << 18]).await.unwrap();
+        assert!(b.incoming.borrow().buffer.capacity() >= 1 << 18);
+        b.read_exact(&mut vec![0; 1 << 18]).await.unwrap();
+        assert_eq!(b.incoming.borrow().buffer.capacity(), 0);
+    }
+}
