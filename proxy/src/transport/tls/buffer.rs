@@ -34,6 +34,12 @@ impl Buffer {
         self.end - self.start
     }
 
+    /// How much memory it has.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.memory.capacity()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.end
     }

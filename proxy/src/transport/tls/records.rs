@@ -32,7 +32,7 @@ pub(super) struct Records<S> {
     /// The peer said that it sends nothing more.
     pub(super) peer_closed: bool,
     /// Broken: the session must not be asked again.
-    failed: bool,
+    pub(super) failed: bool,
 }
 
 impl<S: Session> Records<S> {

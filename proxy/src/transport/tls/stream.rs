@@ -71,8 +71,10 @@ where
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.understand(cx, None)?;
-            ready!(self.poll_send(cx))?;
+            // Both sides may have something to say at once: whoever only spoke would wait for ever if both did.
+            let sent = self.poll_send(cx)?;
             if !self.session().is_handshaking() {
+                ready!(sent);
                 return Pin::new(&mut self.io).poll_flush(cx);
             }
             if ready!(self.poll_more(cx))? == 0 {
@@ -177,6 +179,9 @@ where
             if self.records.peer_closed {
                 return Poll::Ready(Ok(()));
             }
+            if self.records.failed {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             // Answers of TLS itself go out though nobody writes; a peer that does not take them is read no more.
             let sent = self.poll_send(cx)?;
             if sent.is_pending() && self.records.outgoing.len() > MAX_OUTGOING {
@@ -256,3 +261,7 @@ where
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

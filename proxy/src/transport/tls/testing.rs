@@ -67,6 +67,10 @@ impl Authority {
         }
     }
 
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
     /// The authority's own certificate, as a server may show it that signed for itself.
     pub(crate) fn own(&self) -> TlsCertificate {
         TlsCertificate {
