@@ -30,7 +30,8 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         traffic: Traffic::new(),
         config: config.clone(),
     };
-    let Some(upstream) = end.connect().await else {
+    // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
+    let Some(upstream) = Box::pin(end.connect()).await else {
         return;
     };
     let traffic = end.traffic.clone();
