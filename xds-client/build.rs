@@ -20,6 +20,7 @@ const OURS: &[&str] = &[
     "udpa_typed_struct.proto",
     "xds_typed_struct.proto",
     "ip_matcher.proto",
+    "server_name_matcher.proto",
     "istio_alpn.proto",
     "istio_stats.proto",
 ];

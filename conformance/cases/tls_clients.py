@@ -58,6 +58,8 @@ def config(p):
         on("two authorities", trusting("both-ca"), **required),
         on("self-signed trusted", trusting("self-signed"), **required),
         on("intermediate trusted", trusting("inter1"), **required),
+        on("names, none required", names(san("URI", prefix="spiffe://td/"))),
+        on("hash, none required", {"verify_certificate_hash": [c.hash("client")]}), on("key, none required", {"verify_certificate_spki": [c.spki("client")]}),
         on("expiry passed over", trusting(allow_expired_certificate=True), **required),
         on("hash", {"verify_certificate_hash": [c.hash("client")]}, **required),
         on("hash with authority", trusting(verify_certificate_hash=[c.hash("client")]), **required),
@@ -98,6 +100,9 @@ for where in ("required", "asked", "untrusted, required"):
         case(f"{where}: {who or 'no certificate'} in TLS 1.2", where, cert=who, version="1.2")
 for where in ("untrusted, names", "untrusted, pinned"):
     for who in (None, "client", "two-uris", "other"):
+        case(f"{where}: {who or 'no certificate'}", where, cert=who)
+for where in ("names, none required", "hash, none required", "key, none required"):
+    for who in (None, "client", "other"):
         case(f"{where}: {who or 'no certificate'}", where, cert=who)
 for who in ("client", "other"):
     case(f"two authorities: {who}", "two authorities", cert=who)

@@ -4,7 +4,7 @@ import time
 
 from harness.config import bootstrap
 from harness.runner import Group
-from harness.tls import ask, certificate, client_context, downstream, serving
+from harness.tls import ask, certificate, client_context, downstream, hello, serving
 
 ECDSA, RSA = "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"
 POLICIES, STAPLES = ("LENIENT_STAPLING", "STRICT_STAPLING", "MUST_STAPLE"), (None, "current", "outdated")
@@ -128,18 +128,6 @@ def odd(name, data, where="slow", wait=3.0, close=False):
                 conn.sock.close()
             else:
                 t.note(**{k: v for k, v in conn.end(wait).items() if k != "bytes"})  # alerts are told by the log
-
-
-def hello(server="a.test"):
-    import ssl
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    sent = ssl.MemoryBIO()
-    conn = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=server)
-    try:
-        conn.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    return sent.read()
 
 
 odd("plain text", b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")

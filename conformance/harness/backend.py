@@ -13,6 +13,7 @@ plain 200). An action is a dict:
     interim                           list of (status, headers) sent before the answer
     truncate                          promise this many bytes in content-length, send `body`, then close
     tunnel                            after the answer, echo bytes until the end
+    says                              h2: a tunnel's bytes in answer to its first, in place of the echo
     grpc                              h2c: gRPC messages, each sent as an answer to one that came (or a function from
                                       the one that came to the answer); then, once the
                                       request has ended, the trailers with `grpc_status` (0); None in place of a
@@ -90,6 +91,15 @@ class Backend:
                 self.headers.pop(number, None)
         listening = socket.create_server(("127.0.0.1", port), backlog=128)
         threading.Thread(target=self._accept, args=(listening, serve), daemon=True).start()
+
+    def raw(self, port, serve):
+        """One more server, for bytes: `serve` gets every connection and its record, which begins with no `bytes`."""
+        def record(conn):
+            with self.lock:
+                self.seen.append(record := {"bytes": ""})
+            serve(conn, record)
+        listening = socket.create_server(("127.0.0.1", port), backlog=128)
+        threading.Thread(target=self._accept, args=(listening, record), daemon=True).start()
 
     def _over_tls(self, context):
         def serve(conn):
@@ -262,6 +272,10 @@ class Backend:
                         state.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
                     elif action.get("early"):
                         self._answer_h2(state, stream, action)
+                    elif "tunnel" in action:
+                        if "delay" in action:
+                            time.sleep(action["delay"])
+                        state.send_headers(stream, [(":status", "200"), *action.get("headers", ())])
                     if action.get("decode") is True:
                         record["messages"], action["decode"] = [], grpc.decoder(dict(event.headers)[":path"])
                 elif isinstance(event, h2.events.DataReceived):
@@ -269,22 +283,36 @@ class Backend:
                     state.acknowledge_received_data(event.flow_controlled_length, stream)
                     if "decode" in live[stream][0]:
                         self._answer_grpc(state, stream, *live[stream])
+                    if "tunnel" in live[stream][0]:
+                        self._carry(state, stream, event.data, *live[stream])
                 elif isinstance(event, h2.events.TrailersReceived):
                     live[stream][1]["trailers"] = [list(h) for h in event.headers]
                 elif isinstance(event, h2.events.StreamReset):
-                    # With which code a call is ended that nobody needs any more is not compared.
-                    if not {"grpc", "silent"} & set(live[stream][0]):
+                    # With which code a call is ended that nobody needs any more is not compared, nor how soon a tunnel is.
+                    tunnel = [":method", "CONNECT"] in live[stream][1]["headers"]
+                    if not tunnel and not {"grpc", "silent"} & set(live[stream][0]):
                         live[stream][1]["reset"] = int(event.error_code)
                 elif isinstance(event, h2.events.StreamEnded) and not live[stream][0].get("early"):
                     if live[stream][0].get("close"):
                         return
                     if live[stream][0].get("silent"):
                         continue
+                    if "tunnel" in live[stream][0]:
+                        state.end_stream(stream)
+                        continue
                     if "grpc" in live[stream][0]:
                         self._end_grpc(state, stream, live[stream][0])
                         continue
                     self._answer_h2(state, stream, live[stream][0])
             conn.sendall(state.data_to_send())
+
+    @staticmethod
+    def _carry(state, stream, data, action, record):
+        """Bytes in a tunnel."""
+        if "says" not in action:
+            state.send_data(stream, data)
+        elif b"\r\n\r\n" in record["body"].encode("latin-1"):
+            state.send_data(stream, action["says"], end_stream=action.get("close_after", False))
 
     def _answer_grpc(self, state, stream, action, record):
         """Answers every message that is complete."""

@@ -9,6 +9,21 @@ from pathlib import Path
 
 DAYS = "800"
 AUTHORITY = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
+# Names that no honest authority signs, and some that it may. Kinds: 0 otherName, 1 e-mail, 2 DNS, 6 URI, 7 address.
+UPN = bytes.fromhex("060a2b060104018237140203")  # the object identifier of a user principal name
+ODD = {
+    "nul-dns": [(2, b"a.test\0.evil.test")], "nul-first": [(2, b"\0a.test")], "nul-uri": [(6, b"spiffe://td/one\0/evil")],
+    "nul-email": [(1, b"me@a.test\0@evil.test")], "nul-beside": [(2, b"evil.test\0"), (2, b"a.test")],
+    "line-end": [(2, b"a.test\r\nx: y")], "not-ascii": [(2, "ä.test".encode())], "not-utf8": [(2, b"\xe4.test")],
+    "empty-dns": [(2, b"")], "dot": [(2, b"a.test.")], "upper": [(2, b"A.TEST")], "spaces": [(2, b" a.test ")],
+    "star": [(2, b"*")], "star-tld": [(2, b"*.test")], "star-dot": [(2, b"*.")], "star-name": [(2, b"*.w.test")],
+    "star-part": [(2, b"x*.w.test")], "star-end": [(2, b"*x.w.test")], "star-inside": [(2, b"a.*.test")], "star-two": [(2, b"*.*.test")],
+    "star-upper": [(2, b"*.W.TEST")], "star-uri": [(6, b"spiffe://td/*")], "short-address": [(7, b"\x0a\1\2")],
+    "address": [(7, bytes([127, 0, 0, 1]))], "address-as-dns": [(2, b"127.0.0.1")], "address6": [(7, bytes(15) + b"\1")],
+    "other-name": [(0, UPN + bytes.fromhex("a00c0c0a") + b"me@td.test")],
+    "other-name-ascii": [(0, UPN + bytes.fromhex("a00c160a") + b"me@td.test")],
+    "many": [(2, b"n%d.test" % i) for i in range(500)] + [(2, b"a.test")],
+}
 CONFIG = """[ca]
 default_ca = own
 [own]
@@ -31,6 +46,15 @@ authorityKeyIdentifier = keyid:always
 commonName = optional
 organizationName = optional
 """
+
+
+def general_names(names):
+    """A subjectAltName's value, as openssl takes it."""
+    def element(tag, body):
+        size = len(body)
+        length = bytes([size]) if size < 128 else bytes([129, size]) if size < 256 else bytes([130, size >> 8, size & 255])
+        return bytes([tag]) + length + body
+    return element(48, b"".join(element((160 if kind == 0 else 128) + kind, body) for kind, body in names)).hex(":")
 
 
 def openssl(*args):
@@ -79,6 +103,21 @@ class Certificates:
         self.append("inter2", "inter1")
         self.append("shallow", "inter1")
         self.append("deep", "inter2")
+        # Chains that are long: of eight and of forty authorities, and one with certificates that belong to nothing.
+        issuer = "ca"
+        for i in range(1, 41):
+            self.leaf(f"link{i}", [], subject=f"/CN=link{i}", extensions=AUTHORITY, usage=None, by=issuer)
+            if i > 1:
+                self.append(f"link{i}", f"link{i - 1}")
+            issuer = f"link{i}"
+        for name, by in (("eighth", "link8"), ("fortieth", "link40")):
+            self.leaf(name, ["DNS:a.test", f"URI:spiffe://td/{name}"], by=by)
+            self.append(name, by)
+        for name, times in (("padded", 60), ("heavy", 400)):
+            self.leaf(name, ["DNS:a.test", f"URI:spiffe://td/{name}"])
+            (self.home / f"{name}.pem").write_text(self.text(name) + self.text("unused-ca") * times)
+        for name, names in ODD.items():
+            self.leaf(name, ["DER:" + general_names(names)], subject=f"/CN={name}")
         self.leaf("must-staple", ["DNS:a.test"], extensions=["tlsfeature=status_request"])
         for name in ("server", "rsa", "must-staple"):
             self.staple(name, "current", "-ndays", "30")

@@ -24,7 +24,8 @@ def inside(made, **fields):
 
 def http(p, name, routes, more="", **hcm):
     """A listener with a connection manager that logs its addresses, and `more`, under its name."""
-    return listener(p, routes, name, access_log=[file_log(p, name + " " + FORMAT + more + "\n")], **hcm)
+    form = FORMAT.replace(" %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "")
+    return listener(p, routes, name, access_log=[file_log(p, name + " " + form + more + "\n")], **hcm)
 
 
 def tcp(p, name, to, more="", filters=(), **fields):

@@ -23,7 +23,7 @@ class Ports:
     taken = set()  # by both proxies of this run: their listeners would share a port without an error
 
     def __init__(self, log):
-        self.log, self.home, self.names, self.secured, self.behind = str(log), str(log.parent), {}, {}, {}
+        self.log, self.home, self.names, self.secured, self.behind, self.plain = str(log), str(log.parent), {}, {}, {}, {}
         self.admin, self.up, self.up2, self.dead = (self.listener(n) for n in ("ADMIN", "UP", "UP2", "DEAD"))
 
     def secure(self, name, **context):
@@ -36,6 +36,12 @@ class Ports:
         """The port of an upstream behind PROXY headers; `secure`: `tls.server_context`'s arguments."""
         port = self.listener(name)
         self.behind[port] = secure, h2
+        return port
+
+    def raw(self, name, serve):
+        """The port of an upstream that does what `serve` does with a connection and the record of it."""
+        port = self.listener(name)
+        self.plain[port] = serve
         return port
 
     def listener(self, name):
@@ -72,6 +78,8 @@ class Proxy:
             self.backend.secure(port, server_context(**context))
         for port, (context, h2) in self.ports.behind.items():
             self.backend.proxied(port, None if context is None else server_context(**context), h2)
+        for port, serve in self.ports.plain.items():
+            self.backend.raw(port, serve)
         self.errors = home / "stderr"
         self.process = subprocess.Popen(
             [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart",

@@ -162,7 +162,8 @@ def differential(envoy, fairway, only=None, verbose=False):
                     print("\n".join(text(left[name])))
                 passed, failed = passed + ok, failed + (not ok)
                 continue
-            same = left[name] == right[name] and "did not start" not in left[name]
+            # A case that Envoy cannot be taken through shows nothing, though both stop alike.
+            same = left[name] == right[name] and not {"did not start", "case stopped"} & set(left[name])
             if same and name in listed:
                 print(f"FAIL {file}: {name}: equal now; take it off docs/differences.md")
                 failed += 1

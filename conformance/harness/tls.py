@@ -110,6 +110,17 @@ def client_context(version=None, ciphers=None, curve=None, alpn=(), cert=None, c
     return context
 
 
+def hello(server="a.test", **kw):
+    """A ClientHello's bytes; `kw`: `client_context`'s."""
+    sent = ssl.MemoryBIO()
+    conn = client_context(**kw).wrap_bio(ssl.MemoryBIO(), sent, server_hostname=server)
+    try:
+        conn.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return sent.read()
+
+
 def server_context(cert="server", ca=None, alpn=(), version=None):
     """Of an upstream; `ca`: clients must show a certificate of this authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -161,7 +172,9 @@ class Handshake:
     def _settle(self):
         """Reads tickets, or the alert."""
         timeout = self.sock.gettimeout()
-        if select.select([self.sock], [], [], 0.15)[0]:
+        ready = select.poll()  # not select(), which knows 1,024 descriptors
+        ready.register(self.sock, select.POLLIN)
+        if ready.poll(150):
             self.sock.settimeout(0.02)
             try:
                 if self.sock.read(1) == b"":
@@ -172,10 +185,11 @@ class Handshake:
 
 
 class TlsH1(H1):
-    """HTTP/1 over TLS."""
+    """HTTP/1 over TLS; `first`: bytes in front of the handshake."""
 
-    def __init__(self, to, source=None, sni="a.test", session=None, settle=None, context=None, **kw):
+    def __init__(self, to, source=None, sni="a.test", session=None, settle=None, context=None, first=b"", **kw):
         super().__init__(to, source)
+        self.send(first)
         settle = settle if settle is not None else "cert" in kw
         shake = Handshake(self.sock, context or client_context(**kw), sni, session, settle)
         self.sock, self.told = shake.sock, shake.told

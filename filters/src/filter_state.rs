@@ -111,6 +111,15 @@ impl FilterState {
         }
     }
 
+    /// Of the connection alone, with what was set in this state on top.
+    pub fn into_connection(self) -> Self {
+        let mut all = self.connection.map(Rc::unwrap_or_clone).unwrap_or_default();
+        for entry in self.entries {
+            all.set_shared(entry.key, entry.object, entry.sharing);
+        }
+        all
+    }
+
     /// Sets `key` for this stream, replacing what was there.
     pub fn set(&mut self, key: ByteString, object: FilterObject) {
         self.set_shared(key, object, Sharing::None);

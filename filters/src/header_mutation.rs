@@ -154,12 +154,23 @@ impl HeaderMutations {
             .iter()
             .enumerate()
             .map(|(i, n)| modifiable(n).at(format!("{kind}_headers_to_remove[{i}]")));
+        Ok(Self {
+            remove: remove.collect::<Result<_, _>>()?,
+            ..Self::additions(&format!("{kind}_headers_to_add"), add)?
+        })
+    }
+
+    /// Compiles a list of additions alone; `field` is where it stands.
+    ///
+    /// # Errors
+    /// A bad name or format, with the path of the field.
+    pub fn additions(field: &str, add: &[HeaderValueOption]) -> Result<Self, ConfigError> {
         let add = add
             .iter()
             .enumerate()
-            .map(|(i, a)| Addition::compile(a).at(format!("{kind}_headers_to_add[{i}]")));
+            .map(|(i, a)| Addition::compile(a).at(format!("{field}[{i}]")));
         Ok(Self {
-            remove: remove.collect::<Result<_, _>>()?,
+            remove: Vec::new(),
             add: add.collect::<Result<_, _>>()?,
         })
     }

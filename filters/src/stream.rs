@@ -130,6 +130,10 @@ pub struct ConnectionNotes {
     pub flags: ResponseFlags,
     /// Bytes that were received and that a filter did not let through.
     pub refused_bytes: u64,
+    /// Bytes from the client and to it, of a proxy of bytes.
+    pub proxied_bytes: (u64, u64),
+    /// Where a proxy of bytes took the connection.
+    pub upstream: Option<UpstreamInfo>,
 }
 
 impl ConnectionInfo {
@@ -177,6 +181,38 @@ pub trait RouteView: std::fmt::Debug + Send + Sync {
     fn metadata(&self, namespace: &str) -> Option<&serde_json::Value>;
 }
 
+/// At which moment a line is written into an access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessLogType {
+    /// At the end of a connection, by its listener; or it is no line of a log.
+    #[default]
+    NotSet,
+    /// The TCP proxy has its upstream connection.
+    TcpUpstreamConnected,
+    /// From time to time, by the TCP proxy.
+    TcpPeriodic,
+    /// The end of a connection of the TCP proxy.
+    TcpConnectionEnd,
+    /// The end of a request.
+    DownstreamEnd,
+    /// The beginning of a connection of the TCP proxy.
+    TcpConnectionStart,
+}
+
+impl AccessLogType {
+    /// Envoy's name and number (`envoy.data.accesslog.v3.AccessLogType`).
+    pub fn name_and_number(self) -> (&'static str, i32) {
+        match self {
+            Self::NotSet => ("NotSet", 0),
+            Self::TcpUpstreamConnected => ("TcpUpstreamConnected", 1),
+            Self::TcpPeriodic => ("TcpPeriodic", 2),
+            Self::TcpConnectionEnd => ("TcpConnectionEnd", 3),
+            Self::DownstreamEnd => ("DownstreamEnd", 6),
+            Self::TcpConnectionStart => ("TcpConnectionStart", 14),
+        }
+    }
+}
+
 /// What the router noted about the upstream.
 #[derive(Debug, Clone, Default)]
 pub struct UpstreamInfo {
@@ -209,6 +245,8 @@ pub struct StreamInfo {
     pub start_time: SystemTime,
     /// The client's address as far as it can be trusted (XFF), which `remote` matchers use.
     pub remote: Address,
+    /// The moment of the line that is written now.
+    pub log_type: AccessLogType,
     /// Response flags.
     pub flags: ResponseFlags,
     /// `%RESPONSE_CODE_DETAILS%`.
@@ -263,6 +301,7 @@ impl StreamInfo {
             protocol: None,
             start,
             start_time: SystemTime::now(),
+            log_type: AccessLogType::NotSet,
             flags: ResponseFlags::default(),
             details: None,
             response_code: None,
@@ -287,8 +326,12 @@ impl StreamInfo {
         };
         let notes = notes.borrow();
         self.dynamic_metadata = notes.dynamic_metadata.clone();
-        self.bytes_received += notes.refused_bytes;
+        self.bytes_received += notes.refused_bytes + notes.proxied_bytes.0;
+        self.bytes_sent += notes.proxied_bytes.1;
         self.flags.insert(notes.flags);
+        if let Some(upstream) = &notes.upstream {
+            self.upstream.clone_from(upstream);
+        }
         if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
             Rc::make_mut(&mut self.connection).tls = Some(tls.clone());
         }

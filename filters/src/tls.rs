@@ -21,6 +21,8 @@ pub struct CertificateFacts {
     pub email_sans: Vec<String>,
     /// IP subject alternative names.
     pub ip_sans: Vec<String>,
+    /// Other names: what kind they are, as a dotted object identifier, and the text of their values.
+    pub other_sans: Vec<(String, String)>,
     /// SHA-256 of the DER, in lower-case hex.
     pub sha256: String,
     /// SHA-1 of the DER, in lower-case hex.

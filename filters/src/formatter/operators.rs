@@ -56,6 +56,7 @@ pub(super) enum Fact {
     LocalReply,
     DownstreamFailure,
     Termination,
+    LogType,
 }
 
 /// A compiled operator.
@@ -117,6 +118,7 @@ impl Operator {
             "LOCAL_REPLY_BODY" => Fact::LocalReply,
             "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Fact::DownstreamFailure,
             "CONNECTION_TERMINATION_DETAILS" => Fact::Termination,
+            "ACCESS_LOG_TYPE" => Fact::LogType,
             _ => {
                 return Ok(match name {
                     "REQ" => header(Side::Request, false)?,
@@ -321,6 +323,7 @@ impl Fact {
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
+            Self::LogType => text(info.log_type.name_and_number().0),
             Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
             // Connections have these, and HTTP streams have not.
             Self::Termination if info.protocol.is_some() => None,

@@ -57,6 +57,7 @@ enum CertificateFact {
     DnsSan,
     EmailSan,
     IpSan,
+    OtherSan,
     Fingerprint,
     Fingerprint1,
 }
@@ -140,6 +141,7 @@ impl CertificateFact {
             "DNS_SAN" => Self::DnsSan,
             "EMAIL_SAN" => Self::EmailSan,
             "IP_SAN" => Self::IpSan,
+            "OTHERNAME_SAN" => Self::OtherSan,
             "FINGERPRINT_256" => Self::Fingerprint,
             "FINGERPRINT_1" => Self::Fingerprint1,
             _ => return None,
@@ -158,6 +160,10 @@ impl CertificateFact {
             Self::DnsSan => list(&facts.dns_sans),
             Self::EmailSan => list(&facts.email_sans),
             Self::IpSan => list(&facts.ip_sans),
+            Self::OtherSan => {
+                let texts = facts.other_sans.iter().map(|(_, text)| text.as_str());
+                Cow::Owned(texts.collect::<Vec<_>>().join(","))
+            }
         }
     }
 }

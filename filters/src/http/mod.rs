@@ -9,6 +9,7 @@ pub mod ext_proc;
 pub mod fault;
 pub mod gzip;
 pub mod rbac;
+pub mod set_filter_state;
 mod wire;
 
 #[cfg(test)]
@@ -40,6 +41,10 @@ pub fn register(registry: &mut Registry) {
     registry.add(
         "envoy.extensions.filters.http.fault.v3.HTTPFault",
         Arc::new(fault::FaultFactory),
+    );
+    registry.add(
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+        Arc::new(set_filter_state::SetFilterStateFactory),
     );
     for name in [
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",

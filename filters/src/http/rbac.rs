@@ -1,6 +1,7 @@
 //! Access control for requests (`envoy.extensions.filters.http.rbac.v3`), over the engine of [`crate::rbac`].
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
@@ -13,7 +14,7 @@ use crate::body::Body;
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::head::RequestHead;
-use crate::rbac::{Engine, LOG_HINT, Layer, Subject};
+use crate::rbac::{Decision, Engine, LOG_HINT, Layer, Subject};
 use crate::registry::{FactoryContext, FilterCounter, FilterStats, HttpFilterFactory};
 use crate::stream::{FilterId, RouteFilterConfig};
 
@@ -27,38 +28,41 @@ pub struct RbacFactory;
 struct Rules {
     enforced: Option<Engine>,
     shadow: Option<Engine>,
+    /// Whether numbers are kept by policy.
+    per_policy: bool,
     prefix: String,
     shadow_prefix: String,
 }
 
+/// The numbers of one engine.
 struct Counters {
     allowed: Arc<dyn FilterCounter>,
     denied: Arc<dyn FilterCounter>,
-    shadow_allowed: Arc<dyn FilterCounter>,
-    shadow_denied: Arc<dyn FilterCounter>,
+    stats: Arc<dyn FilterStats>,
+    /// In front of the counters' names: `rbac.` and the prefix of the rules.
+    prefix: String,
+    /// In front of what they count.
+    kind: &'static str,
+    /// Those by policy, which routes may name, too: found under a lock, which only who asks for
+    /// `track_per_rule_stats` pays for. (Envoy locks its table of names there.)
+    by_policy: Mutex<HashMap<String, Arc<dyn FilterCounter>>>,
 }
 
 struct RbacFilter {
     id: FilterId,
     rules: Rules,
-    counters: Counters,
+    enforced: Counters,
+    shadow: Counters,
 }
 
 impl Rules {
     fn compile(proto: &Rbac) -> Result<Self, ConfigError> {
-        let refused = [
-            (proto.matcher.is_some(), "matcher"),
-            (proto.shadow_matcher.is_some(), "shadow_matcher"),
-            (proto.track_per_rule_stats, "track_per_rule_stats"),
-        ];
-        if let Some((_, field)) = refused.iter().find(|(set, _)| *set) {
-            return Err(ConfigError::unsupported(field));
-        }
-        let compile = |rules| Engine::compile(rules, Layer::Http);
-        let shadow = proto.shadow_rules.as_ref();
+        let (rules, matcher) = (proto.rules.as_ref(), proto.matcher.as_ref());
+        let shadow = (proto.shadow_rules.as_ref(), proto.shadow_matcher.as_ref());
         Ok(Self {
-            enforced: proto.rules.as_ref().map(compile).transpose().at("rules")?,
-            shadow: shadow.map(compile).transpose().at("shadow_rules")?,
+            enforced: Engine::compile(rules, matcher, Layer::Http, "")?,
+            shadow: Engine::compile(shadow.0, shadow.1, Layer::Http, "shadow_")?,
+            per_policy: proto.track_per_rule_stats,
             prefix: proto.rules_stat_prefix.clone(),
             shadow_prefix: proto.shadow_rules_stat_prefix.clone(),
         })
@@ -66,17 +70,34 @@ impl Rules {
 }
 
 impl Counters {
-    fn new(proto: &Rbac, stats: &dyn FilterStats) -> Self {
-        let counter = |prefix: &str, name: &str| match prefix {
-            "" => stats.counter(&format!("rbac.{name}")),
-            prefix => stats.counter(&format!("rbac.{}.{name}", prefix.trim_end_matches('.'))),
+    fn new(prefix: &str, kind: &'static str, stats: &Arc<dyn FilterStats>) -> Self {
+        let prefix = match prefix.trim_end_matches('.') {
+            "" => "rbac.".to_owned(),
+            prefix => format!("rbac.{prefix}."),
         };
-        let (rules, shadow) = (&proto.rules_stat_prefix, &proto.shadow_rules_stat_prefix);
         Self {
-            allowed: counter(rules, "allowed"),
-            denied: counter(rules, "denied"),
-            shadow_allowed: counter(shadow, "shadow_allowed"),
-            shadow_denied: counter(shadow, "shadow_denied"),
+            allowed: stats.counter(&format!("{prefix}{kind}allowed")),
+            denied: stats.counter(&format!("{prefix}{kind}denied")),
+            stats: stats.clone(),
+            prefix,
+            kind,
+            by_policy: Mutex::default(),
+        }
+    }
+
+    fn count(&self, decision: &Decision<'_>, per_policy: bool) {
+        match decision.allowed {
+            true => self.allowed.inc(),
+            false => self.denied.inc(),
+        }
+        if let Some(policy) = decision.policy.filter(|_| per_policy) {
+            let name = format!("{}policy.{policy}.{}{decision}", self.prefix, self.kind);
+            let mut counters = self
+                .by_policy
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let make = |name: &String| self.stats.counter(name);
+            counters.entry(name).or_insert_with_key(make).inc();
         }
     }
 }
@@ -87,7 +108,8 @@ impl HttpFilterFactory for RbacFactory {
         Ok(Arc::new(RbacFilter {
             id: cx.id,
             rules: Rules::compile(&proto)?,
-            counters: Counters::new(&proto, &*cx.stats),
+            enforced: Counters::new(&proto.rules_stat_prefix, "", &cx.stats),
+            shadow: Counters::new(&proto.shadow_rules_stat_prefix, "shadow_", &cx.stats),
         }))
     }
 
@@ -116,10 +138,7 @@ impl RbacFilter {
             .map(|engine| engine.decide(&Subject::request(head, info)));
         let mut noted = serde_json::Map::new();
         if let Some(decision) = &shadow {
-            match decision.allowed {
-                true => self.counters.shadow_allowed.inc(),
-                false => self.counters.shadow_denied.inc(),
-            }
+            self.shadow.count(decision, rules.per_policy);
             decision.note_shadow(
                 own(&rules.shadow_prefix, &self.rules.shadow_prefix),
                 &mut noted,
@@ -128,10 +147,7 @@ impl RbacFilter {
         let enforced = rules.enforced.as_ref();
         let enforced = enforced.map(|engine| engine.decide(&Subject::request(head, info)));
         if let Some(decision) = &enforced {
-            match decision.allowed {
-                true => self.counters.allowed.inc(),
-                false => self.counters.denied.inc(),
-            }
+            self.enforced.count(decision, rules.per_policy);
             decision.note_enforced(own(&rules.prefix, &self.rules.prefix), &mut noted);
             if let Some(hint) = decision.log_hint {
                 let object = info
@@ -269,11 +285,25 @@ mod tests {
         assert!(matches!(off, Ok(RouteFilterConfig::Disabled)));
         let own = RbacPerRoute {
             rbac: Some(Rbac {
-                matcher: Some(Default::default()),
+                shadow_matcher: Some(keep_matching()),
                 ..Default::default()
             }),
         };
         let error = RbacFactory.compile_route(&pack(&own), &cx()).unwrap_err();
-        assert_eq!(error.path(), "rbac.matcher");
+        assert_eq!(
+            error.path(),
+            "rbac.shadow_matcher.on_no_match.keep_matching"
+        );
+    }
+
+    fn keep_matching() -> envoy_types::pb::xds::r#type::matcher::v3::Matcher {
+        use envoy_types::pb::xds::r#type::matcher::v3::{Matcher, matcher::OnMatch};
+        Matcher {
+            on_no_match: Some(Box::new(OnMatch {
+                keep_matching: true,
+                on_match: None,
+            })),
+            matcher_type: None,
+        }
     }
 }

@@ -8,7 +8,7 @@ use xds_client::error::{At, ConfigError};
 
 /// An address range. IPv4-mapped IPv6 addresses that are looked up count as IPv4; a range of such addresses
 /// therefore holds none, as in Envoy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CidrRange {
     bits: u128,
     len: u8,
@@ -60,6 +60,13 @@ impl CidrRange {
         })
     }
 
+    /// The range of this length around an address; none of the other family's ranges is equal to it.
+    pub fn around(ip: IpAddr, len: u8) -> Self {
+        let (bits, v4) = bits(ip.to_canonical());
+        let bits = bits & mask(len);
+        Self { bits, len, v4 }
+    }
+
     /// Compiles Envoy's message; no length means 0, as in Envoy.
     ///
     /// # Errors
@@ -94,8 +101,7 @@ impl CidrRange {
 
     /// Whether `ip` is in the range.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let (bits, v4) = bits(ip.to_canonical());
-        v4 == self.v4 && bits & mask(self.len) == self.bits
+        Self::around(ip, self.len) == *self
     }
 }
 

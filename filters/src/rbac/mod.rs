@@ -7,6 +7,7 @@
 // Control planes still send deprecated fields of Envoy's API, and Envoy obeys them.
 #![allow(deprecated)]
 
+mod matcher;
 mod permission;
 mod principal;
 #[cfg(test)]
@@ -14,18 +15,20 @@ mod tests;
 
 use std::fmt;
 
-use envoy_types::pb::envoy::config::rbac::v3::{self as pb, rbac};
+use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderMatcherProto;
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     MetadataMatcher as MetadataMatcherProto, PathMatcher, path_matcher,
 };
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use serde_json::{Map, Value};
 use xds_client::error::{At, ConfigError};
 
 use crate::head::RequestHead;
-use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
+use crate::matcher::{HeaderMatcher, MatchInput, MetadataMatcher, StringMatcher};
 use crate::stream::{Address, ConnectionInfo, DynamicMetadata, FilterState, RouteView, StreamInfo};
 
+use self::matcher::MatcherRules;
 use self::permission::Permission;
 use self::principal::Principal;
 
@@ -88,6 +91,21 @@ impl<'a> Subject<'a> {
             .filter(|path| !path.is_empty())
     }
 
+    fn match_input(&self) -> MatchInput<'a> {
+        let connection = self.connection;
+        MatchInput {
+            destination: connection.local.ip(),
+            source: self.remote.ip(),
+            direct_source: connection.direct_remote.ip(),
+            server_name: connection.server_name.as_deref().unwrap_or_default(),
+            tls: connection.tls.as_deref(),
+            head: self.head,
+            metadata: self.metadata,
+            filter_state: self.filter_state,
+            ..MatchInput::default()
+        }
+    }
+
     fn header(&self, matcher: &HeaderMatcher) -> bool {
         // Never met without a request: the compiler refuses such rules there.
         self.head.is_some_and(|head| matcher.matches(head))
@@ -114,12 +132,15 @@ pub enum Action {
     Log,
 }
 
-/// A set of policies, compiled.
+/// Rules, compiled.
 #[derive(Debug)]
-pub struct Engine {
-    action: Action,
-    /// By name: the first that matches is the one that is told of.
-    policies: Vec<Policy>,
+pub struct Engine(Rules);
+
+#[derive(Debug)]
+enum Rules {
+    /// Policies by name, of which the first that matches is the one that is told of; and what a match means.
+    Policies(Action, Vec<Policy>),
+    Matcher(MatcherRules),
 }
 
 #[derive(Debug)]
@@ -141,50 +162,65 @@ pub struct Decision<'a> {
 }
 
 impl Engine {
-    /// Compiles a set of policies.
+    /// Compiles what is configured, if anything is: the matcher, or the policies where there is none. `prefix` is
+    /// that of the fields' names.
     ///
     /// # Errors
-    /// The path of what is wrong or not supported: conditions (CEL), audit loggers, matchers by extension, and
-    /// rules about requests where there are none.
-    pub fn compile(proto: &pb::Rbac, layer: Layer) -> Result<Self, ConfigError> {
-        let action = match rbac::Action::try_from(proto.action) {
-            Ok(rbac::Action::Allow) => Action::Allow,
-            Ok(rbac::Action::Deny) => Action::Deny,
-            Ok(rbac::Action::Log) => Action::Log,
-            Err(_) => return Err(ConfigError::new("unknown value").at("action")),
+    /// The path of what is wrong or not supported: conditions (CEL), audit loggers, and rules about requests where
+    /// there are none.
+    pub fn compile(
+        rules: Option<&pb::Rbac>,
+        matcher: Option<&Matcher>,
+        layer: Layer,
+        prefix: &str,
+    ) -> Result<Option<Self>, ConfigError> {
+        let rules = match (matcher, rules) {
+            (Some(matcher), _) => MatcherRules::compile(matcher, layer)
+                .map(Rules::Matcher)
+                .at(format!("{prefix}matcher"))?,
+            (None, Some(rules)) => policies(rules, layer).at(format!("{prefix}rules"))?,
+            (None, None) => return Ok(None),
         };
-        let audited = proto.audit_logging_options.as_ref();
-        if audited.is_some_and(|a| a.logger_configs.iter().any(|l| !l.is_optional)) {
-            return Err(ConfigError::unsupported(
-                "audit_logging_options.logger_configs",
-            ));
-        }
-        let compile = |(name, policy): (&String, &pb::Policy)| {
-            Policy::compile(name, policy, layer).at(format!("policies[{name}]"))
-        };
-        let mut policies: Vec<Policy> = proto
-            .policies
-            .iter()
-            .map(compile)
-            .collect::<Result<_, _>>()?;
-        policies.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { action, policies })
+        Ok(Some(Self(rules)))
     }
 
     /// Decides about a subject.
     pub fn decide(&self, subject: &Subject<'_>) -> Decision<'_> {
-        let policy = self.policies.iter().find(|p| p.matches(subject));
+        let (action, policies) = match &self.0 {
+            Rules::Matcher(matcher) => return matcher.decide(subject),
+            Rules::Policies(action, policies) => (*action, policies),
+        };
+        let policy = policies.iter().find(|p| p.matches(subject));
         let matched = policy.is_some();
         Decision {
-            allowed: match self.action {
+            allowed: match action {
                 Action::Allow => matched,
                 Action::Deny => !matched,
                 Action::Log => true,
             },
             policy: policy.map(|p| p.name.as_str()),
-            log_hint: (self.action == Action::Log).then_some(matched),
+            log_hint: (action == Action::Log).then_some(matched),
         }
     }
+}
+
+fn policies(proto: &pb::Rbac, layer: Layer) -> Result<Rules, ConfigError> {
+    let audited = proto.audit_logging_options.as_ref();
+    if audited.is_some_and(|a| a.logger_configs.iter().any(|l| !l.is_optional)) {
+        return Err(ConfigError::unsupported(
+            "audit_logging_options.logger_configs",
+        ));
+    }
+    let compile = |(name, policy): (&String, &pb::Policy)| {
+        Policy::compile(name, policy, layer).at(format!("policies[{name}]"))
+    };
+    let mut policies: Vec<Policy> = proto
+        .policies
+        .iter()
+        .map(compile)
+        .collect::<Result<_, _>>()?;
+    policies.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Rules::Policies(Action::compile(proto.action)?, policies))
 }
 
 impl Policy {

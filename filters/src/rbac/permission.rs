@@ -2,10 +2,11 @@
 
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::{Layer, Metadata, Subject, any, each, header, path};
-use crate::matcher::{CidrRange, HeaderMatcher, StringMatcher};
+use crate::matcher::{CidrRange, HeaderMatcher, StringMatcher, UriTemplate};
 
 /// A compiled permission.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(super) enum Permission {
     Ports(u32, u32),
     Metadata(Box<Metadata>),
     ServerName(StringMatcher),
+    Template(Box<UriTemplate>),
 }
 
 impl Permission {
@@ -70,7 +72,13 @@ impl Permission {
                 Self::ServerName(StringMatcher::compile(matcher).at("requested_server_name")?)
             }
             Some(Rule::Matcher(_)) => return Err(ConfigError::unsupported("matcher")),
-            Some(Rule::UriTemplate(_)) => return Err(ConfigError::unsupported("uri_template")),
+            Some(Rule::UriTemplate(template)) => {
+                let config = template.typed_config.as_ref();
+                let template = config
+                    .ok_or_else(|| ConfigError::new("value is required"))
+                    .and_then(|config| UriTemplate::compile(&any::unpack(config)?));
+                Self::Template(Box::new(template.at("uri_template.typed_config")?))
+            }
         })
     }
 
@@ -83,6 +91,7 @@ impl Permission {
             Self::Any => true,
             Self::Header(matcher) => subject.header(matcher),
             Self::Path(matcher) => subject.path().is_some_and(|path| matcher.matches(path)),
+            Self::Template(template) => subject.path().is_some_and(|path| template.matches(path)),
             Self::Destination(range) => local.ip().is_some_and(|a| range.contains(a.ip())),
             Self::Ports(start, end) => local
                 .ip()

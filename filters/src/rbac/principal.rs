@@ -1,11 +1,14 @@
 //! Principals: who does it.
 
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
+use envoy_types::pb::envoy::extensions::rbac::principals::mtls_authenticated::v3::Config as MtlsAuthenticated;
+use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::{Layer, Metadata, Subject, any, each, header, path};
-use crate::matcher::{CidrRange, FilterStateMatcher, HeaderMatcher, StringMatcher};
+use crate::matcher::{CidrRange, FilterStateMatcher, HeaderMatcher, SanMatcher, StringMatcher};
 use crate::stream::Address;
 use crate::tls::TlsInfo;
 
@@ -18,6 +21,8 @@ pub(super) enum Principal {
     Any,
     /// Over TLS, and with such a name if there is a matcher.
     Authenticated(Option<StringMatcher>),
+    /// With a certificate that was verified, and has such a name if there is a matcher.
+    Validated(Option<SanMatcher>),
     Ip(Source, CidrRange),
     Header(Box<HeaderMatcher>),
     Path(StringMatcher),
@@ -80,7 +85,7 @@ impl Principal {
                 let matcher = FilterStateMatcher::compile(matcher);
                 Self::FilterState(Box::new(matcher.at("filter_state")?))
             }
-            Some(Identifier::Custom(_)) => return Err(ConfigError::unsupported("custom")),
+            Some(Identifier::Custom(custom)) => validated(custom).at("custom")?,
         })
     }
 
@@ -94,6 +99,12 @@ impl Principal {
                 let tls = subject.connection.tls.as_deref();
                 tls.is_some_and(|tls| matcher.as_ref().is_none_or(|m| has_name(tls, m)))
             }
+            Self::Validated(matcher) => {
+                let tls = subject.connection.tls.as_deref();
+                let peer = tls.and_then(|tls| tls.peer.as_ref());
+                peer.filter(|peer| peer.validated)
+                    .is_some_and(|peer| matcher.as_ref().is_none_or(|m| m.matches(&peer.facts)))
+            }
             Self::Ip(source, range) => source
                 .of(subject)
                 .ip()
@@ -106,6 +117,24 @@ impl Principal {
                 .is_some_and(|state| matcher.matches(state)),
         }
     }
+}
+
+/// The one principal by extension: `envoy.rbac.principals.mtls_authenticated`.
+fn validated(custom: &TypedExtensionConfig) -> Result<Principal, ConfigError> {
+    let config = custom
+        .typed_config
+        .as_ref()
+        .ok_or_else(|| ConfigError::new("value is required"));
+    let compiled = config
+        .and_then(any::unpack)
+        .and_then(|config: MtlsAuthenticated| {
+            let matcher = config.san_matcher.as_ref().map(SanMatcher::compile);
+            if matcher.is_none() && !config.any_validated_client_certificate {
+                return Err(ConfigError::new("at least one field must be set"));
+            }
+            Ok(Principal::Validated(matcher.transpose().at("san_matcher")?))
+        });
+    compiled.at("typed_config")
 }
 
 impl Source {

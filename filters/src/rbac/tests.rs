@@ -1,5 +1,7 @@
 //! Policies over made-up connections and requests.
 
+mod extensions;
+
 use std::rc::Rc;
 
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
@@ -13,6 +15,8 @@ use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use envoy_types::pb::google::protobuf as wkt;
 use http::Method;
 use serde_json::json;
+
+use envoy_types::pb::envoy::config::rbac::v3::rbac;
 
 use super::*;
 use crate::stream::{FilterId, Protocol, RouteFilterConfig};
@@ -37,6 +41,10 @@ fn connection() -> ConnectionInfo {
         local_restored: false,
         notes: None,
     }
+}
+
+fn compile(rules: &pb::Rbac, layer: Layer) -> Result<Engine, ConfigError> {
+    Engine::compile(Some(rules), None, layer, "").map(Option::unwrap)
 }
 
 fn permission(rule: Rule) -> pb::Permission {
@@ -74,7 +82,7 @@ fn can(rule: Rule, connection: &ConnectionInfo) -> bool {
         rbac::Action::Allow,
         vec![("it", policy(rule, Identifier::Any(true)))],
     );
-    let engine = Engine::compile(&rules, Layer::Network).unwrap();
+    let engine = compile(&rules, Layer::Network).unwrap();
     engine
         .decide(&Subject::connection(connection, None))
         .allowed
@@ -86,7 +94,7 @@ fn is(identifier: Identifier, connection: &ConnectionInfo) -> bool {
         rbac::Action::Allow,
         vec![("it", policy(Rule::Any(true), identifier))],
     );
-    let engine = Engine::compile(&rules, Layer::Network).unwrap();
+    let engine = compile(&rules, Layer::Network).unwrap();
     engine
         .decide(&Subject::connection(connection, None))
         .allowed
@@ -94,7 +102,7 @@ fn is(identifier: Identifier, connection: &ConnectionInfo) -> bool {
 
 fn refused(policy: pb::Policy, layer: Layer) -> String {
     let rules = rules(rbac::Action::Allow, vec![("it", policy)]);
-    Engine::compile(&rules, layer).unwrap_err().to_string()
+    compile(&rules, layer).unwrap_err().to_string()
 }
 
 fn range(address: &str, length: u32) -> CidrRange {
@@ -140,7 +148,7 @@ fn what_is_allowed_and_what_is_told_of_it() {
         rules(action, vec![("c", yes()), ("b\t x", yes()), ("a", no)])
     };
     let decide = |rules: &pb::Rbac, allowed, policy, log_hint| {
-        let engine = Engine::compile(rules, Layer::Network).unwrap();
+        let engine = compile(rules, Layer::Network).unwrap();
         let decision = Decision {
             allowed,
             policy,
@@ -301,7 +309,7 @@ fn requests() {
         .insert("x", http::HeaderValue::from_static("y"));
     let decide = |info: &StreamInfo, rule, identifier| {
         let rules = rules(rbac::Action::Allow, vec![("it", policy(rule, identifier))]);
-        let engine = Engine::compile(&rules, Layer::Http).unwrap();
+        let engine = compile(&rules, Layer::Http).unwrap();
         engine.decide(&Subject::request(&head, info)).allowed
     };
     let remote = |a: &str| Identifier::RemoteIp(range(a, 32));
@@ -379,11 +387,11 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         ),
         (
             policy(Rule::UriTemplate(extension()), Identifier::Any(true)),
-            "permissions[0].uri_template",
+            "permissions[0].uri_template.typed_config",
         ),
         (
             policy(Rule::Any(true), Identifier::Custom(extension())),
-            "principals[0].custom",
+            "principals[0].custom.typed_config",
         ),
         (
             policy(Rule::DestinationPort(65536), Identifier::Any(true)),
@@ -433,9 +441,7 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         logger_configs: vec![Default::default()],
         ..Default::default()
     });
-    let error = Engine::compile(&rules, Layer::Http)
-        .unwrap_err()
-        .to_string();
+    let error = compile(&rules, Layer::Http).unwrap_err().to_string();
     assert!(
         error.contains("audit_logging_options.logger_configs"),
         "{error}"

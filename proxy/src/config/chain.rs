@@ -311,8 +311,15 @@ impl Chain {
     ) -> LocalBoxFuture<'static, ()> {
         let admitted = match self.network.admit() {
             Ok(admitted) => admitted,
-            Err(refused) => return Box::pin(refused.wait(io)),
+            Err(refused) => {
+                let terminal = self.terminal.clone();
+                return Box::pin(async move {
+                    refused.wait(io).await;
+                    terminal.never_served(info);
+                });
+            }
         };
+        let info = self.network.begin(info);
         let served = Served {
             terminal: self.terminal.clone(),
             network: self.network.read().then(|| self.network.clone()),
@@ -323,9 +330,9 @@ impl Chain {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
                 // Boxed, to be gone with the handshake; and what comes of it, which futures would move about.
-                let shaken = Box::pin(tls.accept(prefix, io, info)).await;
-                if let Some((io, info)) = shaken {
-                    served.serve(Box::new(io), Bytes::new(), info).await;
+                match Box::pin(tls.accept(prefix, io, info)).await {
+                    Ok((io, info)) => served.serve(Box::new(io), Bytes::new(), info).await,
+                    Err(info) => served.terminal.never_served(info),
                 }
             }),
         }
@@ -362,6 +369,14 @@ impl Served {
 }
 
 impl Terminal {
+    /// The end of a connection that was refused, or whose transport failed. Of these only the TCP proxy tells: requests have logs of their
+    /// own, and none has come.
+    fn never_served(self, info: Rc<ConnectionInfo>) {
+        if let Self::Tcp(config) = self {
+            tcp_proxy::never_served(config, info);
+        }
+    }
+
     async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         self,
         io: IO,

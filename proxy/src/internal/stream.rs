@@ -13,7 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const KEPT: usize = 16 * 1024;
 
 /// One end of a connection inside the process. Each direction buffers so many bytes and no more: a side that does not
-/// read stops the other. Shutting down or dropping one end is the other's end of stream, after what was written.
+/// read stops the other. Shutting one end down is the other's end of stream, after what was written; dropping it before
+/// that is a reset.
 #[derive(Debug)]
 pub struct InternalStream {
     incoming: Rc<RefCell<Direction>>,
@@ -27,6 +28,8 @@ struct Direction {
     limit: usize,
     /// Nothing more is written.
     ended: bool,
+    /// Because the writer is gone, before it had said all.
+    cut: bool,
     /// Nothing more is read.
     unread: bool,
     reader: Option<Waker>,
@@ -39,6 +42,7 @@ impl Direction {
             buffer: BytesMut::new(),
             limit: limit.max(1),
             ended: false,
+            cut: false,
             unread: false,
             reader: None,
             writer: None,
@@ -62,7 +66,10 @@ impl Direction {
             return Poll::Ready(Ok(()));
         }
         if self.ended || buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(match self.cut {
+                true => Err(io::ErrorKind::ConnectionReset.into()),
+                false => Ok(()),
+            });
         }
         wait(&mut self.reader, cx);
         Poll::Pending
@@ -119,11 +126,23 @@ impl InternalStream {
         };
         (ours, theirs)
     }
+
+    /// Ready when the other end is gone, or has said that it reads no more.
+    pub fn poll_unread(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let mut outgoing = self.outgoing.borrow_mut();
+        if outgoing.unread {
+            return Poll::Ready(());
+        }
+        wait(&mut outgoing.writer, cx);
+        Poll::Pending
+    }
 }
 
 impl Drop for InternalStream {
     fn drop(&mut self) {
-        self.outgoing.borrow_mut().end();
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.cut |= !outgoing.ended;
+        outgoing.end();
         let mut incoming = self.incoming.borrow_mut();
         incoming.unread = true;
         incoming.buffer = BytesMut::new();
@@ -191,6 +210,7 @@ mod tests {
         assert_eq!(got, "to b");
         // The other direction goes on, and what is written before the end still arrives.
         b.write_all(b", more").await.unwrap();
+        b.shutdown().await.unwrap();
         drop(b);
         let mut got = String::new();
         a.read_to_string(&mut got).await.unwrap();
@@ -218,7 +238,18 @@ mod tests {
         let (mut a, b) = InternalStream::pair(1);
         let mut byte = [0];
         let (read, ()) = tokio::join!(a.read(&mut byte), async { drop(b) });
-        assert_eq!(read.unwrap(), 0);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_before_a_reset_arrives() {
+        let (mut a, mut b) = InternalStream::pair(16);
+        a.write_all(b"last words").await.unwrap();
+        drop(a);
+        let mut got = Vec::new();
+        let end = b.read_to_end(&mut got).await;
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(got, b"last words");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 mod connection_limit;
 mod gate;
 mod rbac;
+mod set_filter_state;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any as AnyProto;
-use filters::stream::{ConnectionInfo, ConnectionNotes};
+use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use xds_client::any;
 use xds_client::error::ConfigError;
@@ -36,6 +37,14 @@ trait NetworkFilter: Send + Sync {
     /// The connection is refused.
     fn admit(&self) -> Result<Option<Box<dyn Any>>, Refused> {
         Ok(None)
+    }
+
+    /// The connection begins: leaves something in its filter state, if [`sets_state`](Self::sets_state).
+    fn on_new_connection(&self, _: &mut StreamInfo) {}
+
+    /// Whether the filter leaves something in the filter state.
+    fn sets_state(&self) -> bool {
+        false
     }
 
     /// Bytes have come from the client, or, where that does not end the connection, its end. `first`: for the
@@ -114,6 +123,10 @@ impl NetworkFiltersBuilder {
                 let proto = any::unpack(config)?;
                 Arc::new(connection_limit::ConnectionLimit::compile(&proto, root)?)
             }
+            "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
+                let proto = any::unpack(config)?;
+                Arc::new(set_filter_state::SetFilterState::compile(&proto)?)
+            }
             _ => return Ok(false),
         });
         Ok(true)
@@ -149,6 +162,19 @@ impl NetworkFilters {
             }
         }
         Ok(Admitted { _held: held })
+    }
+
+    /// Lets the filters set the state of a connection that begins.
+    pub fn begin(&self, connection: Rc<ConnectionInfo>) -> Rc<ConnectionInfo> {
+        let mut setting = self.0.iter().filter(|f| f.sets_state()).peekable();
+        if setting.peek().is_none() {
+            return connection;
+        }
+        let mut info = StreamInfo::for_connection(connection);
+        setting.for_each(|filter| filter.on_new_connection(&mut info));
+        let mut connection = Rc::unwrap_or_clone(info.connection);
+        connection.filter_state = Some(Rc::new(info.filter_state.into_connection()));
+        Rc::new(connection)
     }
 
     /// Whether a filter looks at bytes, for which they must go through a [`Gate`].

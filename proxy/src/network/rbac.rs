@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::{self as pb,
 use filters::rbac::{Decision, Engine, LOG_HINT, Layer, Subject};
 use filters::stream::ConnectionInfo;
 use xds_client::duration::of_field;
-use xds_client::error::{At, ConfigError};
+use xds_client::error::ConfigError;
 
 use super::{NetworkFilter, OnData};
 use crate::telemetry::stats::{Counter, Scope};
@@ -34,28 +34,18 @@ impl Rbac {
     /// # Errors
     /// What is wrong or not supported, by field.
     pub(super) fn compile(proto: &pb::Rbac, root: &Scope) -> Result<Self, ConfigError> {
-        if proto.matcher.is_some() {
-            return Err(ConfigError::unsupported("matcher"));
-        }
-        if proto.shadow_matcher.is_some() {
-            return Err(ConfigError::unsupported("shadow_matcher"));
-        }
         if proto.stat_prefix.is_empty() {
             return Err(ConfigError::new("must not be empty").at("stat_prefix"));
         }
-        let compile = |rules| Engine::compile(rules, Layer::Network);
+        let (rules, matcher) = (proto.rules.as_ref(), proto.matcher.as_ref());
+        let shadow_rules = (proto.shadow_rules.as_ref(), proto.shadow_matcher.as_ref());
         let prefix = dotted(&proto.stat_prefix);
         let shadow_prefix = dotted(&proto.shadow_rules_stat_prefix);
         let name = |stat: &str| format!("{prefix}rbac.{stat}");
         let shadow = |stat: &str| name(&format!("{shadow_prefix}{stat}"));
         Ok(Self {
-            rules: proto.rules.as_ref().map(compile).transpose().at("rules")?,
-            shadow: proto
-                .shadow_rules
-                .as_ref()
-                .map(compile)
-                .transpose()
-                .at("shadow_rules")?,
+            rules: Engine::compile(rules, matcher, Layer::Network, "")?,
+            shadow: Engine::compile(shadow_rules.0, shadow_rules.1, Layer::Network, "shadow_")?,
             shadow_prefix: proto.shadow_rules_stat_prefix.clone(),
             continuous: match rbac::EnforcementType::try_from(proto.enforcement_type) {
                 Ok(rbac::EnforcementType::OneTimeOnFirstByte) => false,

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::rbac::v3::{
 use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use envoy_types::pb::google::protobuf as wkt;
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use prost::{Message, Name};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
@@ -209,8 +210,14 @@ fn what_cannot_be_honoured_is_named() {
         change(&mut proto);
         add(&mut builder, &proto, &stats).unwrap_err()
     };
-    assert!(refused(&|p| p.matcher = Some(Default::default())).contains("matcher"));
-    assert!(refused(&|p| p.shadow_matcher = Some(Default::default())).contains("shadow_matcher"));
+    let nowhere = Matcher {
+        on_no_match: Some(Box::default()),
+        matcher_type: None,
+    };
+    let own = Some(nowhere);
+    assert!(refused(&|p| p.matcher = own.clone()).contains("matcher.on_no_match"));
+    let error = refused(&|p| p.shadow_matcher = own.clone());
+    assert!(error.contains("shadow_matcher.on_no_match"));
     assert!(refused(&|p| p.stat_prefix.clear()).contains("stat_prefix"));
     assert!(refused(&|p| p.enforcement_type = 7).contains("enforcement_type"));
     let negative = Some(wkt::Duration {

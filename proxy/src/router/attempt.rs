@@ -14,7 +14,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host, upstream_time};
@@ -34,6 +34,7 @@ use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
+use crate::upstream::tunnel::terminate;
 
 /// A request on its way to a cluster.
 pub(super) struct Upstreaming<'a> {
@@ -259,12 +260,14 @@ fn choose(
         Some(policy) if policy.previous_hosts => tried.iter().collect(),
         _ => SmallVec::new(),
     };
-    request.charge.cluster.choose_host(&LbContext {
+    let cluster = &request.charge.cluster;
+    cluster.choose_host(&LbContext {
         hash: request.hash.hash,
         excluded: &excluded,
         omit_canary: policy.is_some_and(|policy| policy.omit_canary),
         tries: policy.map_or(1, |policy| policy.host_selection_attempts.saturating_add(1)),
         random: request.random.rotate_left(attempt * 8),
+        destination: cluster.destination(Some(request.head), &request.info.borrow()),
     })
 }
 
@@ -294,13 +297,19 @@ async fn one(
         },
         ready: Some(&ready),
     };
-    let mut sending = pin!(request::send(
-        &request.charge.cluster,
-        host,
-        request.head,
-        body,
-        options
-    ));
+    let bytes = request.route.ends_connect()
+        && request.head.method == Method::CONNECT
+        && request.head.upgrade.is_none();
+    let cluster = &request.charge.cluster;
+    let mut sending = pin!(async {
+        if bytes {
+            // Boxed: rarely needed, and large.
+            let opening = terminate::open(cluster, host, options.purpose, body, options.ready);
+            Box::pin(opening).await
+        } else {
+            request::send(cluster, host, request.head, body, options).await
+        }
+    });
     let mut per_try = AfterRequest::new(request.timeouts.per_try);
     let mut idle = Idle::new(request.timeouts.per_try_idle);
     let stats = request.charge.cluster.stats();
@@ -415,7 +424,7 @@ fn respond(
     } = response;
     {
         let mut info = request.info.borrow_mut();
-        info.upstream.protocol = Some(protocol);
+        info.upstream.protocol = protocol;
         info.upstream.local = facts.local;
         info.upstream.tls = facts.tls;
         info.details.get_or_insert("via_upstream".into());

@@ -32,6 +32,8 @@ pub(super) struct Forward {
     pub(super) cluster_not_found: StatusCode,
     pub(super) priority: Priority,
     pub(super) upgrades: Vec<(ByteString, bool)>,
+    /// CONNECT ends here: what it carries goes to the cluster as bytes.
+    pub(super) ends_connect: bool,
     pub(super) path: Option<PathRewrite>,
     pub(super) host: Option<HostRewrite>,
     pub(super) append_forwarded_host: bool,
@@ -53,6 +55,7 @@ impl Default for Forward {
             cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
             priority: Priority::Default,
             upgrades: Vec::new(),
+            ends_connect: false,
             path: None,
             host: None,
             append_forwarded_host: false,
@@ -100,15 +103,28 @@ impl Forward {
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         let mut upgrades: Vec<(ByteString, bool)> = Vec::new();
+        let mut ends_connect = false;
         for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
             let kind = &upgrade.upgrade_type;
             if upgrades.iter().any(|(k, _)| k.eq_ignore_ascii_case(kind)) {
                 let error = ConfigError::new(format!("'{kind}' is configured already"));
                 return Err(error.at(format!("upgrade_configs[{i}].upgrade_type")));
             }
-            if upgrade.connect_config.is_some() {
-                let field = format!("upgrade_configs[{i}].connect_config");
-                return Err(ConfigError::unsupported(&field));
+            if let Some(config) = &upgrade.connect_config {
+                let step = format!("upgrade_configs[{i}].connect_config");
+                if !kind.eq_ignore_ascii_case("CONNECT") {
+                    let error = format!("non-CONNECT upgrade type {kind} has a connect_config");
+                    return Err(ConfigError::new(error).at(step));
+                }
+                reject(&[
+                    (
+                        config.proxy_protocol_config.is_some(),
+                        "proxy_protocol_config",
+                    ),
+                    (config.allow_post, "allow_post"),
+                ])
+                .at(step)?;
+                ends_connect = true;
             }
             let on = upgrade.enabled.as_ref().is_none_or(|e| e.value);
             upgrades.push((upgrade.upgrade_type.clone().into(), on));
@@ -161,6 +177,7 @@ impl Forward {
                 Priority::Default
             },
             upgrades,
+            ends_connect,
             path,
             host: host.transpose()?.flatten(),
             append_forwarded_host: proto.append_x_forwarded_host,

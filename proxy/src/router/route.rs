@@ -163,6 +163,11 @@ impl Route {
         found.next().map(|u| u.1)
     }
 
+    /// Whether CONNECT ends here, and its bytes go to the cluster as they are.
+    pub fn ends_connect(&self) -> bool {
+        self.shared.forward.ends_connect
+    }
+
     /// How much of a request may be kept for a retry, bytes.
     pub fn buffer_limit(&self) -> Option<u32> {
         let outer = self.shared.virtual_host.per_request_buffer_limit;

@@ -12,11 +12,11 @@ use http::StatusCode;
 pub(super) fn failed_handshake(
     request: &RequestHead,
     response: &mut ResponseHead,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
 ) -> Option<LocalReply> {
     let asked = request.upgrade.as_ref()?;
     let failed = asked.eq_ignore_ascii_case("websocket")
-        && protocol != Protocol::Http2
+        && protocol != Some(Protocol::Http2)
         && response.status != StatusCode::SWITCHING_PROTOCOLS
         && response.status < StatusCode::BAD_REQUEST;
     failed.then(|| {
@@ -37,7 +37,7 @@ mod tests {
         let mut request = RequestHead::new(Method::GET, "/");
         let of = |request: &RequestHead, status: u16, protocol| {
             let mut response = ResponseHead::new(StatusCode::from_u16(status).unwrap());
-            failed_handshake(request, &mut response, protocol).is_some()
+            failed_handshake(request, &mut response, Some(protocol)).is_some()
         };
         assert!(!of(&request, 200, Protocol::Http11), "no upgrade was asked");
         request.upgrade = Some("WebSocket".into());

@@ -88,22 +88,20 @@ impl AdminBackend for Backend {
             .map(|snapshot| {
                 let cluster = &snapshot.cluster;
                 let mut hosts = Vec::new();
-                for locality in cluster.hosts().localities() {
-                    for host in &locality.hosts {
-                        hosts.push(HostStatus {
-                            address: host.address.to_string(),
-                            stats: host.stats().map(|(n, v)| (n.to_owned(), v)).into(),
-                            hostname: host.hostname.to_string(),
-                            health_flags: match host.health() {
-                                Health::Healthy => "healthy".to_owned(),
-                                Health::Degraded => "/degraded_eds_health".to_owned(),
-                                _ => "/failed_eds_health".to_owned(),
-                            },
-                            weight: host.weight(),
-                            priority: locality.priority,
-                            ..HostStatus::default()
-                        });
-                    }
+                for (priority, host) in cluster.known_hosts() {
+                    hosts.push(HostStatus {
+                        address: host.address.to_string(),
+                        stats: host.stats().map(|(n, v)| (n.to_owned(), v)).into(),
+                        hostname: host.hostname.to_string(),
+                        health_flags: match host.health() {
+                            Health::Healthy => "healthy".to_owned(),
+                            Health::Degraded => "/degraded_eds_health".to_owned(),
+                            _ => "/failed_eds_health".to_owned(),
+                        },
+                        weight: host.weight(),
+                        priority,
+                        ..HostStatus::default()
+                    });
                 }
                 ClusterStatus {
                     name: cluster.name().to_string(),

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use super::filter_chain_match::FilterChainIndex;
+use super::filter_chain_matcher::FilterChainSelector;
 use super::listener_filters::ListenerFilters;
 use super::socket::{BindAddress, SocketOptions};
 use super::socket_option::SocketOptionList;
@@ -81,9 +81,7 @@ pub struct CompiledListener {
     /// The chains, in order; the default chain is the last when there is one.
     pub chains: Vec<CompiledChain>,
     /// Chooses among them.
-    pub index: FilterChainIndex,
-    /// Position of the default chain.
-    pub default_chain: Option<usize>,
+    pub selector: FilterChainSelector,
     /// Listener filters.
     pub filters: ListenerFilters,
     /// How long listener filters may take; `None` is for ever.
@@ -120,16 +118,23 @@ impl CompiledListener {
         stats: &Scope,
     ) -> Result<Self, ConfigError> {
         let internal = is_internal(source);
+        let (addresses, main) = if internal {
+            refuse_socket_options(source)?;
+            (Vec::new(), internal_address(&source.name))
+        } else {
+            let all = addresses(source)?;
+            let main = all.first().map(ToString::to_string);
+            (all, main.unwrap_or_default())
+        };
         let mut compiled = Self {
             name: source.name.as_str().into(),
             internal,
-            addresses: Vec::new(),
+            addresses,
             bind_to_port: source.bind_to_port.as_ref().is_none_or(|v| v.value),
             hand_over: source.use_original_dst.as_ref().is_some_and(|v| v.value),
             socket: socket_options(source)?,
             chains: Vec::new(),
-            index: FilterChainIndex::default(),
-            default_chain: None,
+            selector: FilterChainSelector::compile(&main, source)?,
             filters: ListenerFilters::default(),
             filters_timeout: filters_timeout(source)?,
             continue_on_timeout: source.continue_on_listener_filters_timeout,
@@ -148,14 +153,6 @@ impl CompiledListener {
             source: source.clone(),
             version: version.to_owned(),
         };
-        let main = if internal {
-            refuse_socket_options(source)?;
-            internal_address(&source.name)
-        } else {
-            compiled.addresses = addresses(source)?;
-            let main = compiled.addresses.first();
-            main.map(ToString::to_string).unwrap_or_default()
-        };
         compiled.stat_name = stat_name(source);
         compiled.filters = ListenerFilters::compile(source, stats)?;
         if source.filter_chains.is_empty() && source.default_filter_chain.is_none() {
@@ -163,13 +160,6 @@ impl CompiledListener {
                 "error adding listener '{main}': no filter chains specified"
             )));
         }
-        compiled.index = FilterChainIndex::compile(
-            &main,
-            source
-                .filter_chains
-                .iter()
-                .map(|c| (c.name.as_str(), c.filter_chain_match.as_ref())),
-        )?;
         let same = previous.filter(|p| without_chains(&p.source) == without_chains(source));
         let named = source
             .filter_chains
@@ -194,9 +184,6 @@ impl CompiledListener {
                 handler,
                 source: chain.clone(),
             });
-        }
-        if source.default_filter_chain.is_some() {
-            compiled.default_chain = compiled.chains.len().checked_sub(1);
         }
         Ok(compiled)
     }
@@ -274,6 +261,7 @@ fn without_chains(listener: &Listener) -> Listener {
     Listener {
         filter_chains: Vec::new(),
         default_filter_chain: None,
+        filter_chain_matcher: None,
         ..listener.clone()
     }
 }

@@ -6,14 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use filters::flags::ResponseFlags;
+use filters::matcher::MatchInput;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 use futures_util::future::LocalBoxFuture;
 
 use super::accepted::Accepted;
-use super::compiled::FilterChainHandler;
-use super::filter_chain_match::MatchInput;
+use super::compiled::{CompiledChain, CompiledListener, FilterChainHandler};
 use super::listener::WorkerListener;
 use super::listener_filters::{Found, Refusal};
 use crate::http::service::ConnectionControl;
@@ -133,6 +132,42 @@ impl ConnectionGuard {
         self.listener.note_handler(self.id, handler);
     }
 
+    /// What is known of the connection when its chain is chosen, or when it is refused.
+    fn info(
+        &self,
+        config: &CompiledListener,
+        found: Found,
+        chain: Option<&CompiledChain>,
+    ) -> Rc<ConnectionInfo> {
+        Rc::new(ConnectionInfo {
+            id: self.id,
+            remote: found.remote,
+            direct_remote: found.direct_remote,
+            local: found.local,
+            local_restored: found.restored,
+            direct_local: found.direct_local,
+            server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
+            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
+            alpn: None,
+            secure: false,
+            tls: None,
+            listener: config.name.clone(),
+            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+            proxy_tlvs: found.tlvs,
+            filter_state: found.filter_state,
+            notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
+                .then(|| ConnectionNotes::with(found.metadata)),
+        })
+    }
+
+    /// Closes a connection that its listener filters do not let through.
+    fn refuse(&self, config: &CompiledListener, io: Accepted, found: Found) {
+        let unread = !found.prefix.is_empty();
+        let info = self.info(config, found, None);
+        drop(Line::new(&config.access_logs, &info, &self.control));
+        io.abandon(unread);
+    }
+
     /// Takes the connection to its end, or to the listener that owns its original destination. `found`: what the
     /// listener knows that handed it over.
     pub(super) fn run(self, io: Accepted, found: Option<Found>) -> impl Future<Output = ()> {
@@ -182,13 +217,13 @@ impl ConnectionGuard {
                     Refusal::Io(_) => stats.downstream_listener_filter_error.inc(),
                     Refusal::Filter => {}
                 }
-                io.abandon(!found.prefix.is_empty());
+                self.refuse(&config, io, found);
                 return None;
             }
             None => {
                 stats.downstream_pre_cx_timeout.inc();
                 if !config.continue_on_timeout {
-                    io.abandon(!found.prefix.is_empty());
+                    self.refuse(&config, io, found);
                     return None;
                 }
             }
@@ -204,36 +239,19 @@ impl ConnectionGuard {
         // The configuration may have changed while the client was silent.
         let config = listener.config();
         let protocols: Vec<&str> = found.protocols.iter().map(String::as_str).collect();
-        let position = config.index.find(&MatchInput {
+        let position = config.selector.find(&MatchInput {
             destination: found.local.ip(),
             source: found.remote.ip(),
             direct_source: found.direct_remote.ip(),
             server_name: &found.server_name,
             transport_protocol: found.transport,
             application_protocols: &protocols,
+            filter_state: found.filter_state.as_deref(),
+            ..MatchInput::default()
         });
-        let chain = position
-            .or(config.default_chain)
-            .and_then(|position| config.chains.get(position));
-        let info = Rc::new(ConnectionInfo {
-            id: self.id,
-            remote: found.remote,
-            direct_remote: found.direct_remote,
-            local: found.local,
-            local_restored: found.restored,
-            direct_local: found.direct_local,
-            server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
-            // What a client offers chooses the chain; only the transport socket knows what was agreed on.
-            alpn: None,
-            secure: false,
-            tls: None,
-            listener: config.name.clone(),
-            filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
-            proxy_tlvs: found.tlvs,
-            filter_state: found.filter_state,
-            notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())
-                .then(|| ConnectionNotes::with(found.metadata)),
-        });
+        let chain = position.and_then(|position| config.chains.get(position));
+        let prefix = std::mem::take(&mut found.prefix).freeze();
+        let info = self.info(&config, found, chain);
         let mut line = Line::new(&config.access_logs, &info, &self.control);
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
@@ -241,11 +259,10 @@ impl ConnectionGuard {
                 info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
                 info.details = Some("filter_chain_not_found".into());
             }
-            io.abandon(!found.prefix.is_empty());
+            io.abandon(!prefix.is_empty());
             return None;
         };
         self.matched(&chain.handler);
-        let prefix: Bytes = found.prefix.freeze();
         let serving = chain
             .handler
             .serve(io.into_incoming(), prefix, info, self.control.clone());

@@ -8,27 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3::FilterChainMatch;
+use filters::matcher::MatchInput;
 use filters::matcher::cidr::CidrRange;
-use filters::stream::is_loopback;
 use rustc_hash::FxHashMap;
 use xds_client::error::{At, ConfigError};
-
-/// What is known about a connection when its chain is chosen.
-#[derive(Debug, Clone, Copy)]
-pub struct MatchInput<'a> {
-    /// Local address (after original_dst); `None` for a Unix socket.
-    pub destination: Option<SocketAddr>,
-    /// Peer (after PROXY protocol); `None` for a Unix socket.
-    pub source: Option<SocketAddr>,
-    /// Peer of the socket itself.
-    pub direct_source: Option<SocketAddr>,
-    /// SNI in lower case; empty when there is none.
-    pub server_name: &'a str,
-    /// `tls`, `raw_buffer`, or empty when nothing detected it.
-    pub transport_protocol: &'a str,
-    /// Detected or offered application protocols, in the client's order.
-    pub application_protocols: &'a [&'a str],
-}
 
 type Chain = usize;
 type Ports = Vec<(u16, Chain)>;
@@ -200,7 +183,7 @@ impl FilterChainIndex {
             .find_map(|p| exact(applications, p))
             .or_else(|| exact(applications, ""))?;
         let [any, local, external] = most_specific(direct, input.direct_source)?;
-        let specific = if is_local(input) { local } else { external };
+        let specific = if input.is_local() { local } else { external };
         let sources = if specific.is_empty() { any } else { specific };
         let ports = most_specific(sources, input.source)?;
         let port = input.source.map_or(0, |s| s.port());
@@ -288,17 +271,6 @@ fn exact<'a, V>(list: &'a [(Box<str>, V)], key: &str) -> Option<&'a V> {
 
 fn exact_or_any<'a, V>(list: &'a [(Box<str>, V)], key: &str) -> Option<&'a V> {
     exact(list, key).or_else(|| exact(list, ""))
-}
-
-/// Same IP on both ends, loopback, or a Unix socket.
-fn is_local(input: &MatchInput<'_>) -> bool {
-    match (input.source, input.destination) {
-        (Some(source), Some(destination)) => {
-            let source = source.ip().to_canonical();
-            is_loopback(source) || source == destination.ip().to_canonical()
-        }
-        _ => true,
-    }
 }
 
 #[cfg(test)]

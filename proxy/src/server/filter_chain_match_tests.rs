@@ -19,9 +19,7 @@ fn input<'a>() -> MatchInput<'a> {
         destination: Some("10.0.0.1:443".parse().unwrap()),
         source: Some("192.0.2.7:5000".parse().unwrap()),
         direct_source: Some("192.0.2.7:5000".parse().unwrap()),
-        server_name: "",
-        transport_protocol: "",
-        application_protocols: &[],
+        ..MatchInput::default()
     }
 }
 

@@ -13,12 +13,15 @@ mod connection_drain;
 pub mod drain;
 pub mod echo;
 pub mod filter_chain_match;
+pub mod filter_chain_matcher;
 mod hand_over;
 pub mod lifecycle;
 pub mod listener;
 pub mod listener_filters;
 pub mod listener_manager;
 pub mod listener_stats;
+#[cfg(test)]
+mod matcher_fuzz_tests;
 pub mod process;
 mod server_info;
 pub mod server_stats;

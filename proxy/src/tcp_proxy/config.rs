@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::BackoffStrategy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
+use envoy_types::pb::google::protobuf as wkt;
+use xds_client::backoff::Backoff;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::stats::TcpProxyStats;
+use super::tunneling::Tunneling;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
 use crate::upstream::cluster::Cluster;
@@ -24,12 +28,76 @@ pub struct TcpProxyConfig {
     pub(super) clusters: Vec<(u64, Arc<ClusterSlot<Cluster>>)>,
     /// `None` is for ever.
     pub(super) idle_timeout: Option<Duration>,
-    pub(super) max_duration: Option<Duration>,
+    max_duration: Option<Duration>,
+    /// By how much of itself `max_duration` may be longer, at random.
+    jitter: f64,
     pub(super) connect_attempts: u32,
+    /// Between attempts; `None` is no wait.
+    pub(super) backoff: Option<Backoff>,
     /// Choose hosts by the hash of the client's address.
     pub(super) hash_source_ip: bool,
+    /// Connections go on in a request.
+    pub(super) tunneling: Option<Tunneling>,
     pub(super) access_logs: Vec<AccessLog>,
+    pub(super) moments: Moments,
     pub(super) stats: TcpProxyStats,
+}
+
+/// When access logs are written besides a connection's end.
+pub(super) struct Moments {
+    pub(super) start: bool,
+    pub(super) connected: bool,
+    /// So often.
+    pub(super) interval: Option<Duration>,
+}
+
+impl Moments {
+    #[allow(deprecated)]
+    fn compile(proto: &TcpProxy) -> Result<Self, ConfigError> {
+        let Some(options) = &proto.access_log_options else {
+            return Ok(Self {
+                start: false,
+                connected: proto.flush_access_log_on_connected,
+                interval: interval(proto.access_log_flush_interval.as_ref())?,
+            });
+        };
+        if proto.flush_access_log_on_connected || proto.access_log_flush_interval.is_some() {
+            return Err(
+                ConfigError::new("excludes the older fields for the same").at("access_log_options")
+            );
+        }
+        Ok(Self {
+            start: options.flush_access_log_on_start,
+            connected: options.flush_access_log_on_connected,
+            interval: interval(options.access_log_flush_interval.as_ref())
+                .at("access_log_options")?,
+        })
+    }
+}
+
+/// `access_log_flush_interval`, for which less than a millisecond is too often.
+fn interval(proto: Option<&wkt::Duration>) -> Result<Option<Duration>, ConfigError> {
+    let field = "access_log_flush_interval";
+    let interval = duration::of_field(proto, field)?;
+    if interval.is_some_and(|interval| interval < Duration::from_millis(1)) {
+        return Err(ConfigError::new("must be at least 1 ms").at(field));
+    }
+    Ok(interval)
+}
+
+/// The waits between attempts to connect.
+fn backoff(proto: &BackoffStrategy) -> Result<Backoff, ConfigError> {
+    let base = duration::of_field(proto.base_interval.as_ref(), "base_interval")?;
+    let base = base.ok_or_else(|| ConfigError::new("is required").at("base_interval"))?;
+    let max = duration::of_field(proto.max_interval.as_ref(), "max_interval")?;
+    let max = max.unwrap_or(base.saturating_mul(10));
+    if base < Duration::from_millis(1) {
+        return Err(ConfigError::new("must be at least 1 ms").at("base_interval"));
+    }
+    if max < base {
+        return Err(ConfigError::new("must not be less than base_interval").at("max_interval"));
+    }
+    Ok(Backoff::new(base, max))
 }
 
 impl TcpProxyConfig {
@@ -61,9 +129,6 @@ impl TcpProxyConfig {
                     if entry.weight == 0 {
                         return Err(at(ConfigError::new("must be at least 1").at("weight")));
                     }
-                    if entry.metadata_match.is_some() {
-                        return Err(at(ConfigError::unsupported("metadata_match")));
-                    }
                     sum += u64::from(entry.weight);
                     clusters.push((sum, cluster(&entry.name)));
                 }
@@ -88,6 +153,13 @@ impl TcpProxyConfig {
         if attempts == 0 {
             return Err(ConfigError::new("must be at least 1").at("max_connect_attempts"));
         }
+        let jitter = proto
+            .max_downstream_connection_duration_jitter_percentage
+            .as_ref();
+        if jitter.is_some_and(|percent| !(0.0..=100.0).contains(&percent.value)) {
+            return Err(ConfigError::new("must be from 0 to 100")
+                .at("max_downstream_connection_duration_jitter_percentage.value"));
+        }
         Ok(Self {
             clusters,
             idle_timeout: match &proto.idle_timeout {
@@ -98,11 +170,27 @@ impl TcpProxyConfig {
                 proto.max_downstream_connection_duration.as_ref(),
                 "max_downstream_connection_duration",
             )?,
+            jitter: jitter.map_or(0.0, |percent| percent.value / 100.0),
             connect_attempts: attempts,
+            backoff: match &proto.backoff_options {
+                Some(options) => Some(backoff(options).at("backoff_options")?),
+                None => None,
+            },
+            moments: Moments::compile(proto)?,
             hash_source_ip,
+            tunneling: match &proto.tunneling_config {
+                Some(tunneling) => Some(Tunneling::compile(tunneling).at("tunneling_config")?),
+                None => None,
+            },
             access_logs,
             stats: TcpProxyStats::new(&root.scope(&format!("tcp.{}.", proto.stat_prefix))),
         })
+    }
+
+    /// How long a new connection may live.
+    pub(super) fn lifetime(&self) -> Option<Duration> {
+        let longer = 1.0 + self.jitter * fastrand::f64();
+        self.max_duration.map(|most| most.mul_f64(longer))
     }
 
     /// The cluster that a connection with this random number goes to.
@@ -118,28 +206,11 @@ impl TcpProxyConfig {
 fn refuse_unsupported(p: &TcpProxy) -> Result<(), ConfigError> {
     let refused = [
         (p.on_demand.is_some(), "on_demand"),
-        (p.metadata_match.is_some(), "metadata_match"),
         (
             p.downstream_idle_timeout.is_some(),
             "downstream_idle_timeout",
         ),
         (p.upstream_idle_timeout.is_some(), "upstream_idle_timeout"),
-        (p.backoff_options.is_some(), "backoff_options"),
-        (p.tunneling_config.is_some(), "tunneling_config"),
-        (
-            p.max_downstream_connection_duration_jitter_percentage
-                .is_some(),
-            "max_downstream_connection_duration_jitter_percentage",
-        ),
-        (
-            p.access_log_flush_interval.is_some(),
-            "access_log_flush_interval",
-        ),
-        (
-            p.flush_access_log_on_connected,
-            "flush_access_log_on_connected",
-        ),
-        (p.access_log_options.is_some(), "access_log_options"),
         (!p.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs"),
         (p.upstream_connect_mode != 0, "upstream_connect_mode"),
         (p.max_early_data_bytes.is_some(), "max_early_data_bytes"),

@@ -21,6 +21,8 @@ pub(super) struct Traffic {
     /// Bytes to the client.
     pub(super) sent: Cell<u64>,
     last: Cell<Instant>,
+    /// Whether the upstream has reset its connection.
+    pub(super) upstream_reset: Cell<bool>,
 }
 
 impl Traffic {
@@ -29,6 +31,7 @@ impl Traffic {
             received: Cell::new(0),
             sent: Cell::new(0),
             last: Cell::new(Instant::now()),
+            upstream_reset: Cell::new(false),
         })
     }
 
@@ -68,14 +71,30 @@ impl Observer for Watch {
     }
 }
 
+/// Watches the upstream connection for its reset.
+struct WatchReset(Rc<Traffic>);
+
+impl Observer for WatchReset {
+    fn received(&self, outcome: &io::Result<usize>) {
+        if matches!(outcome, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
+            self.0.upstream_reset.set(true);
+        }
+    }
+
+    fn sent(&self, outcome: &io::Result<usize>) {
+        self.received(outcome);
+    }
+}
+
 /// Copies until both ends are done or one breaks. An end of one direction is passed on, and the other direction
 /// goes on (half-close).
 pub(super) async fn both_ways(
     client: impl AsyncRead + AsyncWrite + Unpin,
-    mut upstream: impl AsyncRead + AsyncWrite + Unpin,
+    upstream: impl AsyncRead + AsyncWrite + Unpin,
     traffic: Rc<Traffic>,
 ) -> io::Result<()> {
-    let mut client = Observed::new(client, Watch(traffic));
+    let mut client = Observed::new(client, Watch(traffic.clone()));
+    let mut upstream = Observed::new(upstream, WatchReset(traffic));
     tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
         .await
         .map(|_| ())

@@ -8,5 +8,6 @@ mod serve;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod tunneling;
 
-pub use serve::serve;
+pub use serve::{never_served, serve};

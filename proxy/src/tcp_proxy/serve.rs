@@ -1,22 +1,26 @@
 //! One connection, from its acceptance to its end.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use filters::body::ResetReason;
 use filters::flags::ResponseFlags;
-use filters::stream::{ConnectionInfo, StreamInfo};
+use filters::stream::{AccessLogType, ConnectionInfo, StreamInfo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
+use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::connect::{ConnectError, ConnectionFacts};
 use crate::upstream::host::Host;
-use crate::upstream::tcp::{self, TcpConnection};
+use crate::upstream::request::RequestGuard;
+use crate::upstream::tcp;
+use crate::upstream::tunnel::originate::{self, Refused};
 
 /// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
 pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
@@ -24,123 +28,232 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     connection: Rc<ConnectionInfo>,
 ) {
-    config.stats.downstream_cx_total.inc();
-    let mut end = ConnectionEnd {
-        info: StreamInfo::for_connection(connection),
-        traffic: Traffic::new(),
-        config: config.clone(),
-    };
-    // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
-    let Some(upstream) = Box::pin(end.connect()).await else {
-        return;
-    };
-    let traffic = end.traffic.clone();
-    let copying = both_ways(io, upstream.io, traffic.clone());
+    let session = Session::new(config, connection);
+    let config = &session.config;
+    if config.moments.start {
+        session.log(AccessLogType::TcpConnectionStart);
+    }
     let longest = async {
-        match config.max_duration {
+        match config.lifetime() {
             Some(most) => tokio::time::sleep(most).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        copied = copying => {
-            if copied.is_err() {
-                tracing::debug!(remote = %end.info.connection.remote, "connection broken");
-            }
-        }
-        () = traffic.quiet(config.idle_timeout) => {
-            config.stats.idle_timeout.inc();
-            end.info.flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-        }
+        () = session.carry(io) => {}
+        () = session.traffic.quiet(config.idle_timeout) => config.stats.idle_timeout.inc(),
         () = longest => {
             config.stats.max_downstream_connection_duration.inc();
-            end.info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+            session.flag(ResponseFlags::DURATION_TIMEOUT);
         }
+        () = session.log_at_times() => {}
     }
 }
 
-/// The end of a connection, however it comes: stats and access log. Runs when it is dropped.
-struct ConnectionEnd {
+/// Counts and logs a connection that came to its end before there were bytes to copy.
+pub fn never_served(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) {
+    drop(Session::new(config, connection));
+}
+
+/// One connection and what is known of it. Its end, however it comes, is the drop.
+struct Session {
     config: Arc<TcpProxyConfig>,
-    info: StreamInfo,
+    /// Never borrowed over an await.
+    info: RefCell<StreamInfo>,
     traffic: Rc<Traffic>,
 }
 
-impl ConnectionEnd {
+/// Where a connection goes on.
+struct Upstream {
+    io: Box<dyn ByteStream>,
+    facts: ConnectionFacts,
+    /// What a connection of its own counts as; a tunnel has its own.
+    _request: Option<RequestGuard>,
+}
+
+impl Session {
+    /// A connection that is counted, and will be logged.
+    fn new(config: Arc<TcpProxyConfig>, connection: Rc<ConnectionInfo>) -> Self {
+        config.stats.downstream_cx_total.inc();
+        Self {
+            info: RefCell::new(StreamInfo::for_connection(connection)),
+            traffic: Traffic::new(),
+            config,
+        }
+    }
+
+    /// Connects, and copies to the end.
+    async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
+        // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
+        let Some(Upstream {
+            io: upstream,
+            facts,
+            _request,
+        }) = Box::pin(self.connect()).await
+        else {
+            return;
+        };
+        {
+            let upstream = &mut self.info.borrow_mut().upstream;
+            upstream.local = facts.local;
+            upstream.tls = facts.tls;
+        }
+        if self.config.moments.connected {
+            self.log(AccessLogType::TcpUpstreamConnected);
+        }
+        if let Err(error) = both_ways(io, upstream, self.traffic.clone()).await {
+            let info = &mut self.info.borrow_mut();
+            if self.traffic.upstream_reset.get() {
+                info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+            }
+            tracing::debug!(remote = %info.connection.remote, %error, "connection broken");
+        }
+    }
+
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
-    async fn connect(&mut self) -> Option<TcpConnection> {
-        let config = self.config.clone();
+    async fn connect(&self) -> Option<Upstream> {
+        let config = &self.config;
         let slot = config.cluster(fastrand::u64(..))?;
-        self.info.upstream.cluster = Some(slot.name().clone());
         let Some(cluster) = slot.get() else {
             config.stats.downstream_cx_no_route.inc();
-            self.info.flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
+            self.flag(ResponseFlags::NO_CLUSTER_FOUND);
             return None;
         };
-        for _ in 0..config.connect_attempts {
+        self.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
+        let mut backoff = config.backoff.clone();
+        for attempt in 1..=config.connect_attempts {
+            if let Some(backoff) = backoff.as_mut().filter(|_| attempt > 1) {
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
             let Some(host) = self.choose(&cluster) else {
                 cluster.stats().upstream_cx_none_healthy.inc();
-                self.info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+                self.flag(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
-            self.info.upstream.attempts += 1;
-            self.info.upstream.host = Some(host.address.clone());
-            let purpose = Purpose {
-                client: Client::of(&self.info.connection),
-                shared: self.info.filter_state.shared(),
-                ..Purpose::default()
-            };
-            match tcp::connect(&cluster, &host, purpose).await {
+            self.info.borrow_mut().upstream.attempts = attempt;
+            let connected = self.connect_to(&cluster, &host).await;
+            let info = &mut self.info.borrow_mut();
+            match connected {
                 Ok(connection) => {
-                    let facts = &connection.facts;
-                    self.info.upstream.local.clone_from(&facts.local);
-                    self.info.upstream.tls.clone_from(&facts.tls);
+                    info.upstream.host = Some(host.address.clone());
                     return Some(connection);
                 }
-                Err(ConnectError {
-                    reason,
-                    transport_failure,
-                }) => {
-                    self.info.upstream.transport_failure = transport_failure;
-                    self.info.flags.insert(match reason {
-                        ResetReason::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
-                        _ => ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
-                    });
-                    if reason == ResetReason::Overflow {
-                        return None;
-                    }
+                Err(error) if error.reason == ResetReason::Overflow => {
+                    info.upstream.attempts = attempt - 1;
+                    info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                    return None;
+                }
+                Err(error) => {
+                    info.upstream.host = Some(host.address.clone());
+                    info.upstream.transport_failure = error.transport_failure;
+                    info.flags
+                        .insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
                 }
             }
         }
-        self.info
-            .flags
-            .insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        cluster.stats().upstream_cx_connect_attempts_exceeded.inc();
+        self.flag(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         None
     }
 
+    /// Connects to a host, or asks it for a tunnel.
+    async fn connect_to(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+    ) -> Result<Upstream, ConnectError> {
+        let (purpose, head) = {
+            let info = self.info.borrow();
+            let purpose = Purpose {
+                client: match host.transport.tells_client() {
+                    true => Client::of(&info.connection),
+                    false => None,
+                },
+                shared: info.filter_state.shared(),
+                ..Purpose::default()
+            };
+            let tunneling = self.config.tunneling.as_ref();
+            let secure = host.transport.tls().is_some();
+            (purpose, tunneling.map(|t| t.head(&info, secure)))
+        };
+        let Some(head) = head else {
+            let connection = tcp::connect(cluster, host, purpose).await?;
+            return Ok(Upstream {
+                io: Box::new(connection.io),
+                facts: connection.facts,
+                _request: Some(connection.request),
+            });
+        };
+        match originate::open(cluster, host, &head, purpose).await {
+            Ok(tunnel) => Ok(Upstream {
+                io: Box::new(tunnel.io),
+                facts: tunnel.facts,
+                _request: None,
+            }),
+            Err(Refused::Failed(error)) => Err(ConnectError {
+                reason: error.reason,
+                transport_failure: error.transport_failure,
+            }),
+            Err(Refused::Answered(status)) => Err(ConnectError {
+                reason: ResetReason::RemoteConnectionFailure,
+                transport_failure: Some(format!("tunnel response:{}", status.as_u16()).into()),
+            }),
+        }
+    }
+
     fn choose(&self, cluster: &Cluster) -> Option<Arc<Host>> {
-        let remote = self.info.connection.remote.ip();
+        let remote = self.info.borrow().connection.remote.ip();
         let hash = remote
             .filter(|_| self.config.hash_source_ip)
             .map(|address| xxhash_rust::xxh64::xxh64(address.ip().to_string().as_bytes(), 0));
         cluster.choose_host(&LbContext {
             hash,
             random: fastrand::u64(..),
+            destination: cluster.destination(None, &self.info.borrow()),
             ..LbContext::default()
         })
     }
+
+    fn flag(&self, flag: ResponseFlags) {
+        self.info.borrow_mut().flags.insert(flag);
+    }
+
+    /// Writes a line again and again.
+    async fn log_at_times(&self) {
+        let Some(interval) = self.config.moments.interval else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(interval).await;
+            self.log(AccessLogType::TcpPeriodic);
+        }
+    }
+
+    fn log(&self, moment: AccessLogType) {
+        let info = &mut self.info.borrow_mut();
+        info.log_type = moment;
+        info.bytes_received = self.traffic.received.get();
+        info.bytes_sent = self.traffic.sent.get();
+        info.take_notes();
+        for log in &self.config.access_logs {
+            log.record(info, None, None, None);
+        }
+    }
 }
 
-impl Drop for ConnectionEnd {
+impl Drop for Session {
     fn drop(&mut self) {
-        self.info.bytes_received = self.traffic.received.get();
-        self.info.bytes_sent = self.traffic.sent.get();
-        self.info.take_notes();
-        let (info, stats) = (&self.info, &self.config.stats);
+        self.log(AccessLogType::TcpConnectionEnd);
+        let (received, sent) = (self.traffic.received.get(), self.traffic.sent.get());
+        let (info, stats) = (self.info.get_mut(), &self.config.stats);
         stats.downstream_cx_rx_bytes_total.add(info.bytes_received);
-        stats.downstream_cx_tx_bytes_total.add(info.bytes_sent);
-        for log in &self.config.access_logs {
-            log.record(&self.info, None, None, None);
-        }
+        stats.downstream_cx_tx_bytes_total.add(sent);
+        // For the listener's log.
+        let (flags, upstream) = (info.flags, std::mem::take(&mut info.upstream));
+        info.connection.note(|notes| {
+            notes.flags.insert(flags);
+            notes.proxied_bytes = (received, sent);
+            notes.upstream = Some(upstream);
+        });
     }
 }

@@ -10,8 +10,10 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
-    ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
+    ClusterSpecifier, TcpAccessLogOptions, TunnelingConfig, WeightedCluster,
+    weighted_cluster::ClusterWeight,
 };
+use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf as wkt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
@@ -218,6 +220,35 @@ fn weights_divide_and_what_cannot_be_honoured_is_named() {
         (weighted(&[]), "weighted_clusters.clusters"),
         (weighted(&[1, 0]), "weighted_clusters.clusters[1].weight"),
         (TcpProxy::default(), "stat_prefix"),
+        (
+            TcpProxy {
+                backoff_options: Some(core::BackoffStrategy {
+                    base_interval: seconds(2),
+                    max_interval: seconds(1),
+                }),
+                ..weighted(&[1])
+            },
+            "backoff_options.max_interval",
+        ),
+        (
+            TcpProxy {
+                access_log_options: Some(TcpAccessLogOptions {
+                    access_log_flush_interval: seconds(0),
+                    ..Default::default()
+                }),
+                ..weighted(&[1])
+            },
+            "access_log_options.access_log_flush_interval",
+        ),
+        (
+            TcpProxy {
+                max_downstream_connection_duration_jitter_percentage: Some(Percent {
+                    value: 101.0,
+                }),
+                ..weighted(&[1])
+            },
+            "max_downstream_connection_duration_jitter_percentage",
+        ),
         (
             TcpProxy {
                 tunneling_config: Some(TunnelingConfig::default()),

@@ -55,6 +55,8 @@ pub(crate) enum Filter {
     Duration(Op, u32),
     Flags(Vec<ResponseFlags>),
     Header(Box<HeaderMatcher>),
+    /// By [`AccessLogType`]'s number; `true`: all but these.
+    Moment(Vec<i32>, bool),
     And(Vec<Filter>),
     Or(Vec<Filter>),
 }
@@ -279,6 +281,9 @@ impl Filter {
                     HeaderMatcher::compile(&header).at("header_filter.header")?,
                 ))
             }
+            FilterSpecifier::LogTypeFilter(filter) => {
+                Self::Moment(filter.types.clone(), filter.exclude)
+            }
             FilterSpecifier::AndFilter(filter) => Self::And(all(&filter.filters).at("and_filter")?),
             FilterSpecifier::OrFilter(filter) => Self::Or(all(&filter.filters).at("or_filter")?),
             other => {
@@ -299,6 +304,9 @@ impl Filter {
             Self::Flags(flags) if flags.is_empty() => !info.flags.is_empty(),
             Self::Flags(flags) => flags.iter().any(|flag| info.flags.contains(*flag)),
             Self::Header(matcher) => request.is_some_and(|head| matcher.matches(head)),
+            Self::Moment(numbers, exclude) => {
+                numbers.contains(&info.log_type.name_and_number().1) != *exclude
+            }
             Self::And(filters) => filters.iter().all(|f| f.admits(info, request)),
             Self::Or(filters) => filters.iter().any(|f| f.admits(info, request)),
         }

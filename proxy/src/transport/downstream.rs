@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::listener::v3::FilterChain;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use filters::stream::ConnectionInfo;
+use filters::tls::TlsInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any;
 use xds_client::duration;
@@ -93,14 +94,16 @@ fn connect_timeout(chain: &FilterChain) -> Result<Option<Duration>, ConfigError>
 }
 
 impl TlsTransport {
-    /// Shakes hands; `prefix` has been read from `io` already. `None` if that failed or took too long; the reason has
-    /// been counted, logged and noted then.
+    /// Shakes hands; `prefix` has been read from `io` already.
+    ///
+    /// # Errors
+    /// That failed or took too long: what is known of the connection. The reason has been counted, logged and noted.
     pub async fn accept<IO>(
         &self,
         prefix: Bytes,
         io: IO,
         info: Rc<ConnectionInfo>,
-    ) -> Option<(ServerStream<IO>, Rc<ConnectionInfo>)>
+    ) -> Result<(ServerStream<IO>, Rc<ConnectionInfo>), Rc<ConnectionInfo>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -112,11 +115,8 @@ impl TlsTransport {
                 Err(_) => {
                     self.timed_out.inc();
                     tracing::debug!(remote = %info.direct_remote, "TLS handshake timed out");
-                    info.note(|notes| {
-                        notes.termination_details = Some(TIMED_OUT.into());
-                        notes.tls = Some(Rc::new(unknown()));
-                    });
-                    return None;
+                    info.note(|notes| notes.termination_details = Some(TIMED_OUT.into()));
+                    return Err(with_tls(info, unknown()));
                 }
             },
         };
@@ -124,22 +124,26 @@ impl TlsTransport {
             Ok((io, tls)) => {
                 let session = io.session();
                 let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
-                let tls = Rc::new(tls);
-                info.note(|notes| notes.tls = Some(tls.clone()));
                 let mut info = Rc::unwrap_or_clone(info);
                 info.secure = true;
                 info.alpn = session.alpn_protocol().and_then(text);
-                info.tls = Some(tls);
-                Some((io, Rc::new(info)))
+                Ok((io, with_tls(Rc::new(info), tls)))
             }
             Err(HandshakeFailure { text, info: tls }) => {
                 tracing::debug!(remote = %info.direct_remote, error = %text, "TLS handshake failed");
-                info.note(|notes| {
-                    notes.transport_failure = (!text.is_empty()).then(|| text.into());
-                    notes.tls = Some(Rc::new(tls));
-                });
-                None
+                let text = (!text.is_empty()).then(|| text.into());
+                info.note(|notes| notes.transport_failure = text);
+                Err(with_tls(info, tls))
             }
         }
     }
+}
+
+/// The connection with what its TLS found out, which is noted too.
+fn with_tls(info: Rc<ConnectionInfo>, tls: TlsInfo) -> Rc<ConnectionInfo> {
+    let tls = Rc::new(tls);
+    info.note(|notes| notes.tls = Some(tls.clone()));
+    let mut info = Rc::unwrap_or_clone(info);
+    info.tls = Some(tls);
+    Rc::new(info)
 }

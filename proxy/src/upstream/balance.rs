@@ -2,6 +2,7 @@
 //! is computed when the hosts change; a choice is O(1) and allocates nothing.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use crate::upstream::hash_table::{HashTable, HashTableConfig, Share};
@@ -22,6 +23,8 @@ pub struct LbContext<'a> {
     pub tries: u32,
     /// A random number, fresh for each choice.
     pub random: u64,
+    /// Where clusters of type ORIGINAL_DST are to go.
+    pub destination: Option<SocketAddr>,
 }
 
 /// Endpoints of one locality at one priority.

@@ -1,9 +1,12 @@
 //! A cluster as the router uses it: settings, circuit breakers, hosts and stats.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytestring::ByteString;
+use filters::head::RequestHead;
+use filters::stream::StreamInfo;
 
 use crate::upstream::balance::{HostSet, LbContext, next_turn};
 use crate::upstream::circuit_breaker::Breakers;
@@ -11,6 +14,7 @@ pub use crate::upstream::cluster_config::{
     ClusterConfig, Discovery, Http2Options, UpstreamProtocol,
 };
 use crate::upstream::host::{Health, Host};
+use crate::upstream::original_dst::{Destination, OriginalHosts};
 use crate::upstream::stats::{ClusterStats, LazyStats};
 
 /// A cluster as the router uses it.
@@ -23,6 +27,8 @@ pub struct Cluster {
     stats: Arc<LazyStats>,
     index: usize,
     hosts: ArcSwap<HostSet>,
+    /// Those of ORIGINAL_DST.
+    original: OriginalHosts,
 }
 
 impl Cluster {
@@ -46,6 +52,7 @@ impl Cluster {
             stats,
             index,
             hosts: ArcSwap::from_pointee(hosts),
+            original: OriginalHosts::default(),
         })
     }
 
@@ -57,6 +64,60 @@ impl Cluster {
     /// The current hosts.
     pub fn hosts(&self) -> Arc<HostSet> {
         self.hosts.load_full()
+    }
+
+    /// All hosts with their priorities, for the admin interface.
+    pub fn known_hosts(&self) -> Vec<(u32, Arc<Host>)> {
+        let hosts = self.hosts.load();
+        let localities = hosts.localities().iter();
+        let given = localities.flat_map(|l| l.hosts.iter().map(|h| (l.priority, h.clone())));
+        let original = self.original.all().into_iter().map(|host| (0, host));
+        given.chain(original).collect()
+    }
+
+    /// The cluster is gone.
+    pub(crate) fn retire(&self) {
+        self.replaced(false);
+    }
+
+    /// Another has taken its place, and may have kept its hosts, except those that are made when they are asked for.
+    pub(crate) fn replaced(&self, kept: bool) {
+        if !kept {
+            self.hosts.load().hosts().for_each(|h| h.set_removed());
+        }
+        self.original.retire();
+    }
+
+    /// Forgets hosts that nobody uses.
+    pub(crate) fn clean_up(&self) {
+        if let Discovery::OriginalDst(settings) = &self.config.discovery {
+            let gone = self.original.sweep(settings);
+            self.count_members(-i64::try_from(gone).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn count_members(&self, change: i64) {
+        if change != 0 {
+            let stats = self.stats();
+            stats.membership_change.inc();
+            stats.membership_total.add(change);
+            stats.membership_healthy.add(change);
+        }
+    }
+
+    /// Where a request with `head`, or a connection, is to go if the cluster is of type ORIGINAL_DST.
+    pub fn destination(&self, head: Option<&RequestHead>, info: &StreamInfo) -> Option<SocketAddr> {
+        let Discovery::OriginalDst(settings) = &self.config.discovery else {
+            return None;
+        };
+        match settings.destination(head, info) {
+            Destination::To(address) => Some(address),
+            Destination::Invalid => {
+                self.stats().original_dst_host_invalid.inc();
+                None
+            }
+            Destination::Unknown => None,
+        }
     }
 
     pub(crate) fn set_hosts(&self, hosts: HostSet) {
@@ -95,6 +156,12 @@ impl Cluster {
 
     /// Chooses a host; `None` means "no healthy upstream".
     pub fn choose_host(&self, cx: &LbContext<'_>) -> Option<Arc<Host>> {
+        if let Discovery::OriginalDst(settings) = &self.config.discovery {
+            self.clean_up();
+            let (host, new) = self.original.at(cx.destination?, &self.config, settings)?;
+            self.count_members(i64::from(new));
+            return Some(host);
+        }
         let hosts = self.hosts.load();
         if hosts.is_panic() {
             self.stats().lb_healthy_panic.inc();

@@ -20,6 +20,7 @@ use crate::upstream::circuit_breaker::{Limits, Priority};
 use crate::upstream::http_options::HttpOptions;
 pub use crate::upstream::http_options::{AutoNames, Http2Options, UpstreamProtocol};
 use crate::upstream::lb_policy::Balancing;
+use crate::upstream::original_dst::OriginalDst;
 
 /// What compiling a cluster takes from the process.
 #[derive(Default)]
@@ -46,8 +47,8 @@ pub enum Discovery {
         /// The source, as the subscription needs it.
         source: Box<core::ConfigSource>,
     },
-    /// The connection's original destination: no hosts of its own, so requests find none (UH).
-    OriginalDst,
+    /// Where the connection was meant to go.
+    OriginalDst(OriginalDst),
 }
 
 /// The settings of a cluster.
@@ -116,7 +117,7 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, ConfigError> {
         Ok(DiscoveryType::Static) => Ok(Discovery::Static),
         Ok(DiscoveryType::StrictDns) => Ok(Discovery::StrictDns),
         Ok(DiscoveryType::LogicalDns) => Ok(Discovery::LogicalDns),
-        Ok(DiscoveryType::OriginalDst) => Ok(Discovery::OriginalDst),
+        Ok(DiscoveryType::OriginalDst) => OriginalDst::compile(proto).map(Discovery::OriginalDst),
         Ok(DiscoveryType::Eds) => {
             let config = proto.eds_cluster_config.as_ref();
             let source = config.and_then(|c| c.eds_config.clone()).ok_or_else(|| {

@@ -181,6 +181,7 @@ async fn begin(
         omit_canary: false,
         tries: 0,
         random: fastrand::u64(..),
+        destination: None,
     });
     let host = host.ok_or_else(|| Status::unavailable("no healthy upstream"))?;
     let options = SendOptions {

@@ -108,6 +108,11 @@ impl Host {
         self.stats.rq_active.load(Ordering::Relaxed)
     }
 
+    /// Whether any worker has a connection to it.
+    pub fn is_connected(&self) -> bool {
+        self.stats.cx_active.load(Ordering::Relaxed) > 0
+    }
+
     /// Its stats by Envoy's names, in the order in which `/clusters` prints them.
     pub fn stats(&self) -> [(&'static str, u64); 9] {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

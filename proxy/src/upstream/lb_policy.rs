@@ -140,7 +140,7 @@ impl Balancing {
         };
         let config = proto.lb_config.as_ref();
         Ok(match P::try_from(proto.lb_policy) {
-            // CLUSTER_PROVIDED belongs to ORIGINAL_DST, which has no hosts to choose from here.
+            // CLUSTER_PROVIDED belongs to ORIGINAL_DST, whose hosts are not chosen.
             Ok(P::RoundRobin | P::ClusterProvided) => Self {
                 slow_start: match config {
                     Some(LbConfig::RoundRobinLbConfig(c)) => {

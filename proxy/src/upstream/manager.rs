@@ -205,11 +205,8 @@ impl ClusterManager {
         }
         let breakers = old.as_ref().map(|a| a.cluster.breakers.clone());
         let kept = if keep { hosts.as_deref() } else { None };
-        if !keep {
-            hosts
-                .iter()
-                .flat_map(|h| h.hosts())
-                .for_each(|h| h.set_removed());
+        if let Some(active) = &old {
+            active.cluster.replaced(keep);
         }
         let set = match kept {
             Some(kept) => HostSet::new(kept.localities().to_vec(), &config.set),
@@ -252,8 +249,7 @@ impl ClusterManager {
         };
         entry.slot.set(None);
         self.without_secrets.remove(name);
-        let hosts = active.cluster.hosts();
-        hosts.hosts().for_each(|h| h.set_removed());
+        active.cluster.retire();
         if let Discovery::Eds { name: eds, .. } = &active.cluster.config.discovery
             && let Some(users) = self.eds_users.get_mut(eds)
         {

@@ -55,6 +55,7 @@ const ANY: LbContext<'static> = LbContext {
     omit_canary: false,
     tries: 1,
     random: 1,
+    destination: None,
 };
 
 #[test]

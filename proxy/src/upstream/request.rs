@@ -25,8 +25,8 @@ pub struct UpstreamResponse {
     pub head: ResponseHead,
     /// The body. It goes on sending the request's body while it is polled.
     pub body: Body,
-    /// The version spoken.
-    pub protocol: Protocol,
+    /// The version spoken; none if it is not HTTP.
+    pub protocol: Option<Protocol>,
     /// What logs tell of the connection.
     pub facts: ConnectionFacts,
     /// What the request holds of the cluster's limits; keep it as long as the body.
@@ -199,7 +199,7 @@ impl Sending<'_> {
                     return Ok(UpstreamResponse {
                         head: response.head,
                         body: response.body,
-                        protocol: Protocol::Http11,
+                        protocol: Some(Protocol::Http11),
                         facts: state.facts(),
                         guard,
                     });
@@ -272,7 +272,7 @@ impl Sending<'_> {
             Ok((head, body)) => Ok(UpstreamResponse {
                 head,
                 body,
-                protocol: Protocol::Http2,
+                protocol: Some(Protocol::Http2),
                 facts: pooled.state.facts(),
                 guard,
             }),

@@ -52,6 +52,8 @@ stats! {
     membership_excluded: Gauge gauge;
     membership_healthy: Gauge gauge;
     membership_total: Gauge gauge;
+    /// Destinations of ORIGINAL_DST clusters that were no addresses.
+    original_dst_host_invalid: Counter counter;
     retry_or_shadow_abandoned: Counter counter;
     update_attempt: Counter counter;
     update_empty: Counter counter;
@@ -66,6 +68,8 @@ stats! {
     upstream_cx_close_notify: Counter counter;
     /// Milliseconds.
     upstream_cx_connect_ms: Histogram histogram;
+    /// Connections of TCP proxies that gave up.
+    upstream_cx_connect_attempts_exceeded: Counter counter;
     upstream_cx_connect_fail: Counter counter;
     upstream_cx_connect_timeout: Counter counter;
     upstream_cx_destroy: Counter counter;

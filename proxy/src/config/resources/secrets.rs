@@ -27,13 +27,19 @@ pub(super) fn cluster_secrets(cluster: &Cluster) -> Vec<(String, ConfigSource)> 
         .collect()
 }
 
+/// Puts a mark in place of what is in `source`, of the same kind; for what is elsewhere, too.
+fn mark(source: &mut DataSource) {
+    const MARK: &str = "[redacted]";
+    source.watched_directory = None;
+    source.specifier = Some(match source.specifier {
+        Some(Specifier::InlineString(_)) => Specifier::InlineString(MARK.to_owned()),
+        _ => Specifier::InlineBytes(MARK.into()),
+    });
+}
+
 /// A secret as the configuration store may keep it: without its keys.
 pub(super) fn redacted(secret: &Secret) -> Any {
     let mut shown = secret.clone();
-    let mark = || DataSource {
-        specifier: Some(Specifier::InlineBytes(b"[redacted]".to_vec())),
-        ..Default::default()
-    };
     match &mut shown.r#type {
         Some(SecretType::TlsCertificate(certificate)) => {
             for source in [
@@ -41,18 +47,13 @@ pub(super) fn redacted(secret: &Secret) -> Any {
                 &mut certificate.password,
                 &mut certificate.pkcs12,
             ] {
-                *source = source.take().map(|_| mark());
+                source.iter_mut().for_each(mark);
             }
         }
-        Some(SecretType::SessionTicketKeys(keys)) => {
-            keys.keys.iter_mut().for_each(|key| *key = mark());
-        }
+        Some(SecretType::SessionTicketKeys(keys)) => keys.keys.iter_mut().for_each(mark),
         Some(SecretType::GenericSecret(generic)) => {
-            generic.secret = Some(mark());
-            generic
-                .secrets
-                .values_mut()
-                .for_each(|secret| *secret = mark());
+            generic.secret.iter_mut().for_each(mark);
+            generic.secrets.values_mut().for_each(mark);
         }
         Some(SecretType::ValidationContext(_)) | None => {}
     }
@@ -71,6 +72,16 @@ impl Resources {
                 .accepted(Kind::Secret, &secret.name, "", any, true);
         }
         Ok(())
+    }
+
+    /// Shows a secret that has been asked for, until it comes.
+    pub(super) fn secret_awaited(&self, name: &str) {
+        let secret = Secret {
+            name: name.to_owned(),
+            ..Secret::default()
+        };
+        let any = Arc::new(pack(SDS, &secret));
+        self.config.warming(Kind::Secret, name, "", any);
     }
 
     pub(super) fn secret(&self, resource: &Resource) -> Result<(), ConfigError> {

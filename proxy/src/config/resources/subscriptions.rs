@@ -7,6 +7,7 @@ use xds_client::error::ConfigError;
 
 use super::{EDS, RDS, Resources, SDS, State, lock};
 use crate::config::sources::Sources;
+use crate::server::admin::config_dump::Kind;
 
 impl Resources {
     /// Brings the names subscribed to in line with the names wanted.
@@ -30,6 +31,19 @@ impl Resources {
             }
         }
         state.sds_sources.retain(|name, _| sds.contains_key(name));
+        for name in sds
+            .keys()
+            .filter(|n| !state.sds_subscribed.contains_key(*n))
+        {
+            self.secret_awaited(name);
+        }
+        for name in state
+            .sds_subscribed
+            .keys()
+            .filter(|n| !sds.contains_key(*n))
+        {
+            self.config.removed(Kind::Secret, name);
+        }
         let Some(sources) = &mut state.sources else {
             return;
         };

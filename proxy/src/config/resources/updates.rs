@@ -47,6 +47,13 @@ impl Resources {
                 });
                 self.context.routes.give_up(name);
             }
+            (taken, Kind::Secret) => self.context.secrets.count(name, |stats| {
+                stats.update_attempt.inc();
+                match taken {
+                    Ok(()) => stats.succeeded(version),
+                    Err(_) => stats.update_rejected.inc(),
+                }
+            }),
             _ => {}
         }
         taken
@@ -203,7 +210,11 @@ impl Resources {
                         routes.count(&name, |stats| stats.init_fetch_timeout.inc());
                         routes.give_up(&name);
                     }
-                    Some(Kind::Secret) => self.context.secrets.give_up(&name),
+                    Some(Kind::Secret) => {
+                        let secrets = &self.context.secrets;
+                        secrets.count(&name, |stats| stats.init_fetch_timeout.inc());
+                        secrets.give_up(&name);
+                    }
                     other => answered = other,
                 }
             }

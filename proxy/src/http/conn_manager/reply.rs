@@ -9,7 +9,7 @@ use filters::body::BodyError;
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
-use filters::stream::{ConnectionInfo, Protocol, StreamInfo};
+use filters::stream::{AccessLogType, ConnectionInfo, Protocol, StreamInfo};
 use http::StatusCode;
 
 use super::config::HcmConfig;
@@ -102,6 +102,7 @@ pub(super) fn finish_rejection(
         let mut info = info.borrow_mut();
         info.response_code = Some(reply.status.as_u16());
         info.bytes_sent = reply.body.len() as u64;
+        info.log_type = AccessLogType::DownstreamEnd;
     }
     for log in &config.access_logs {
         log.record(&info.borrow(), None, None, None);
@@ -131,6 +132,7 @@ pub(super) fn log_refusal(
     let mut info = StreamInfo::new(connection.clone(), protocol);
     info.details = Some(details.into());
     info.flags.insert(flags);
+    info.log_type = AccessLogType::DownstreamEnd;
     for log in &config.access_logs {
         log.record(&info, None, None, None);
     }

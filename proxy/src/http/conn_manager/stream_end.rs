@@ -9,6 +9,7 @@ use filters::chain::StreamFilters;
 use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::stream::AccessLogType;
 use tokio::time::{Sleep, sleep_until};
 
 use super::config::HcmConfig;
@@ -122,6 +123,7 @@ impl Drop for StreamEnd {
         stats
             .downstream_rq_time
             .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        self.info.borrow_mut().log_type = AccessLogType::DownstreamEnd;
         for log in &self.config.access_logs {
             log.record(
                 &self.info.borrow(),

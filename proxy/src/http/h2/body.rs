@@ -78,6 +78,8 @@ pub(super) struct Pump {
     end_after_pending: bool,
     failed: Option<BodyError>,
     flush_before_reset: bool,
+    /// What a failure of the source is told as.
+    reset: Reason,
     done: bool,
 }
 
@@ -89,14 +91,16 @@ impl Pump {
             end_after_pending: false,
             failed: None,
             flush_before_reset: false,
+            reset: Reason::INTERNAL_ERROR,
             done: false,
         }
     }
 
-    /// The same, but what came before its source fails goes out before the reset.
-    pub(super) fn flushing(body: Body) -> Self {
+    /// The same, but what came before its source fails goes out before the reset, which says `reset`.
+    pub(super) fn flushing(body: Body, reset: Reason) -> Self {
         Self {
             flush_before_reset: true,
+            reset,
             ..Self::new(body)
         }
     }
@@ -116,7 +120,7 @@ impl Pump {
             }
             if let Some(error) = self.failed.take() {
                 self.done = true;
-                stream.send_reset(Reason::INTERNAL_ERROR);
+                stream.send_reset(self.reset);
                 return Poll::Ready(Err(error));
             }
             if !self.pending.is_empty() {

@@ -58,6 +58,11 @@ pub(super) async fn serve<S: HttpService>(
         protocol: Protocol::Http2,
         early: early.clone(),
     };
+    // RFC 9113, 8.5: the failure of a CONNECT's connection has a code of its own.
+    let broken = match request.head.method == http::Method::CONNECT {
+        true => Reason::CONNECT_ERROR,
+        false => Reason::INTERNAL_ERROR,
+    };
     let mut handling = shared.service.call(request);
     let outcome = poll_fn(|cx| {
         let polled = handling.as_mut().poll(cx);
@@ -82,7 +87,7 @@ pub(super) async fn serve<S: HttpService>(
             if response.close {
                 shared.control.drain();
             }
-            send_response(respond, response, &early, &shared).await;
+            send_response(respond, response, broken, &early, &shared).await;
         }
         Some(Err(error)) => respond.send_reset(reset_code(&error)),
     }
@@ -182,6 +187,7 @@ fn reset_code(error: &BodyError) -> Reason {
 async fn send_response<S>(
     mut respond: SendResponse<Bytes>,
     response: Response,
+    broken: Reason,
     early: &EarlyResponses,
     shared: &Shared<S>,
 ) {
@@ -199,7 +205,7 @@ async fn send_response<S>(
             return;
         }
     };
-    let mut pump = Pump::flushing(response.body);
+    let mut pump = Pump::flushing(response.body, broken);
     let sent = poll_fn(|cx| pump.poll(&mut stream, cx)).await;
     if let Err(error) = sent
         && let Some((details, flags)) = fault_of(&error, &shared.watch)

@@ -60,7 +60,7 @@ pub(super) async fn tls(
             }
             Sniff::TooLarge => {
                 stats.client_hello_too_large.inc();
-                return Err(io::Error::other("ClientHello too large").into());
+                return Err(Refusal::Filter);
             }
             Sniff::Yes(hello) => {
                 let of = |found, yes, no| if found { yes } else { no };

@@ -19,7 +19,7 @@ use super::ocsp::Staple;
 use super::{PROVIDER, facts};
 
 /// The most certificates that a chain may have.
-const MAX_CHAIN: usize = 32;
+const MAX_CHAIN: usize = 100;
 
 /// A certificate with its key, ready for handshakes.
 #[derive(Debug)]

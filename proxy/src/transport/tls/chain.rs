@@ -11,6 +11,9 @@ use x509_parser::prelude::FromDer;
 /// The most certificates that are looked at for a message.
 const LOOKED_AT: usize = 32;
 
+/// How many authorities may stand above a peer's certificate, the anchor among them: webpki follows no longer path.
+const LONGEST: usize = 7;
+
 /// The error that chooses the alert, and the words for the log.
 pub(super) fn describe(
     error: webpki::Error,
@@ -37,8 +40,11 @@ pub(super) fn describe(
         }
         // The path ends where it may not go on; that its end is no anchor is what is found wrong with it.
         E::MaximumPathDepthExceeded => {
-            depth = max_depth.max(1);
-            let what = "unable to get local issuer certificate";
+            depth = max_depth.clamp(1, LONGEST);
+            let what = match max_depth <= LONGEST {
+                true => "unable to get local issuer certificate",
+                false => "certificate chain too long",
+            };
             (CertificateError::UnknownIssuer.into(), what)
         }
         E::CertNotValidYet { time, not_before } => {

@@ -169,13 +169,17 @@ impl CommonContext {
         !self.certificates.is_empty()
     }
 
-    /// The secrets as they are now; `None` while one is missing or of the wrong kind.
+    /// The secrets as they are now; `None` while one is missing or of the wrong kind. Of several certificates one is
+    /// enough: whoever waits for the others waits before the context is used.
     pub(super) fn ready(&self) -> Option<Ready> {
         let certificate = |slot: &Arc<SecretSlot>| match slot.value()? {
             SecretValue::Certificate(certificate) => Some(certificate),
             SecretValue::Validation(_) | SecretValue::TicketKeys(_) => None,
         };
-        let certificates: Option<Vec<_>> = self.certificates.iter().map(certificate).collect();
+        let certificates: Vec<_> = self.certificates.iter().filter_map(certificate).collect();
+        if certificates.is_empty() && self.has_certificates() {
+            return None;
+        }
         let validation = |slot: &Arc<SecretSlot>| match slot.value()? {
             SecretValue::Validation(validation) => Some(validation),
             SecretValue::Certificate(_) | SecretValue::TicketKeys(_) => None,
@@ -189,7 +193,7 @@ impl CommonContext {
             Some(slot) => Some(merge(own.as_deref(), &*validation(slot)?)),
         };
         Some(Ready {
-            certificates: certificates?,
+            certificates,
             validation,
         })
     }

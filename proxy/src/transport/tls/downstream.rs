@@ -187,8 +187,8 @@ impl DownstreamTls {
         let proto = ready.validation.unwrap_or_default();
         let validation = Arc::new(Validation::compile(&proto)?);
         // A client is asked for its certificate if one is required, or if there is something to hold it against.
-        let ask =
-            self.require_client_certificate || validation.verifies() || validation.has_anchors();
+        let required = self.require_client_certificate || validation.demands();
+        let ask = required || validation.verifies() || validation.has_anchors();
         let verifies = validation.verifies();
         let verifier = ask.then(|| {
             Arc::new(Verifier {
@@ -200,7 +200,7 @@ impl DownstreamTls {
                 validation,
                 algorithms,
                 stats: self.stats.clone(),
-                required: self.require_client_certificate,
+                required,
                 rules: Rules::default(),
             })
         });

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use filters::tls::{CertificateFacts, PeerCertificate};
 use rustls::pki_types::CertificateDer;
+use x509_parser::asn1_rs::{Any, Tag};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -33,6 +34,10 @@ pub fn read(der: &[u8]) -> Option<CertificateFacts> {
             GeneralName::DNSName(name) => facts.dns_sans.extend(clean(name)),
             GeneralName::RFC822Name(address) => facts.email_sans.extend(clean(address)),
             GeneralName::IPAddress(bytes) => facts.ip_sans.extend(ip(bytes)),
+            GeneralName::OtherName(oid, value) => {
+                let text = other_name(value).map(|text| (oid.to_id_string(), text));
+                facts.other_sans.extend(text);
+            }
             _ => {}
         }
     }
@@ -67,9 +72,30 @@ pub(super) fn sans(der: &[u8]) -> Vec<String> {
             clean(name)
         }
         GeneralName::IPAddress(bytes) => ip(bytes),
+        GeneralName::OtherName(_, value) => other_name(value),
         _ => None,
     };
     names.filter_map(text).collect()
+}
+
+/// Whether one of the names could be read in two ways: it has a control character (a NUL cuts it short for some), or is
+/// no UTF-8.
+pub(super) fn has_bad_name(der: &[u8]) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return true;
+    };
+    let bad = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(name) | GeneralName::DNSName(name) | GeneralName::RFC822Name(name) => {
+            clean(name).is_none()
+        }
+        GeneralName::Invalid(..) => true,
+        _ => false,
+    };
+    match certificate.subject_alternative_name() {
+        Ok(Some(names)) => names.value.general_names.iter().any(bad),
+        Ok(None) => false,
+        Err(_) => true,
+    }
 }
 
 /// Whether `der` is a certificate and nothing else.
@@ -109,6 +135,22 @@ pub(super) fn public_key(der: &[u8]) -> Option<Vec<u8>> {
 /// A name that a NUL or a control character could cut short for somebody else is no name.
 fn clean(name: &str) -> Option<String> {
     (!name.chars().any(char::is_control)).then(|| name.to_owned())
+}
+
+/// The text of an `otherName`'s value: of strings and numbers, as their kinds are written.
+fn other_name(explicit: &[u8]) -> Option<String> {
+    let (_, outer) = Any::from_der(explicit).ok()?;
+    let (_, value) = Any::from_der(outer.data).ok()?;
+    match value.tag() {
+        Tag::Boolean => Some(value.bool().ok()?.to_string()),
+        Tag::Integer | Tag::Enumerated => Some(value.as_i64().ok()?.to_string()),
+        Tag::Oid => Some(value.as_oid().ok()?.to_id_string()),
+        Tag::BmpString => clean(&value.as_bmpstring().ok()?.string()),
+        Tag::UniversalString => clean(&value.as_universalstring().ok()?.string()),
+        Tag::Null => Some(String::new()),
+        Tag::BitString => clean(std::str::from_utf8(value.data.get(1..)?).ok()?),
+        _ => clean(std::str::from_utf8(value.data).ok()?),
+    }
 }
 
 fn ip(bytes: &[u8]) -> Option<String> {

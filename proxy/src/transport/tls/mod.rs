@@ -19,7 +19,6 @@ mod ocsp;
 mod parameters;
 mod records;
 mod refusal;
-mod san;
 pub mod secrets;
 mod session;
 mod sessions;

@@ -1,6 +1,7 @@
 //! Secrets by name, for the contexts that refer to them.
 
 use std::collections::BTreeMap;
+use std::mem::discriminant;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
@@ -14,6 +15,7 @@ use super::certificate::Certificate;
 use super::files::{self, Look, Watched};
 use super::sessions::TicketKey;
 use super::validation::Validation;
+use crate::config::update_stats::UpdateStats;
 use crate::telemetry::stats::{Counter, Scope};
 
 /// A secret that has been found good.
@@ -165,13 +167,14 @@ impl SecretSlot {
     }
 }
 
-#[derive(Debug)]
 struct Entry {
     slot: Arc<SecretSlot>,
     /// It has come, or nobody waits for it any longer.
     answered: bool,
     /// From the bootstrap: not asked for, and always wanted.
     fixed: bool,
+    /// `sds.<name>.*`, made with the first answer.
+    updates: Option<UpdateStats>,
 }
 
 /// The secrets of the process.
@@ -196,6 +199,7 @@ impl SecretStore {
             slot: Arc::new(SecretSlot::new(name)),
             answered: false,
             fixed: false,
+            updates: None,
         };
         lock(&self.entries)
             .entry(name.to_owned())
@@ -251,6 +255,13 @@ impl SecretStore {
 
     fn take(&self, slot: &Arc<SecretSlot>, secret: &Type, watch: bool) -> Result<(), ConfigError> {
         let (value, seen) = files::read(secret)?;
+        if slot
+            .value()
+            .is_some_and(|old| discriminant(&old) != discriminant(&value))
+        {
+            // Those who hold the slot could use nothing of it.
+            return Err(ConfigError::new("is of another kind than the one before"));
+        }
         let mut watched = lock(&self.watched);
         watched.retain(|w| w.slot.as_ptr() != Arc::as_ptr(slot));
         if watch {
@@ -290,6 +301,15 @@ impl SecretStore {
         for (slot, value) in changed {
             tracing::info!("secret {}: its files have changed", slot.name());
             slot.set(value);
+        }
+    }
+
+    /// Counts for a name that SDS is asked for.
+    pub fn count(&self, name: &str, count: impl FnOnce(&UpdateStats)) {
+        let Some(root) = self.scope.get() else { return };
+        if let Some(entry) = lock(&self.entries).get_mut(name).filter(|e| !e.fixed) {
+            let new = || UpdateStats::new(&root.scope(&format!("sds.{name}.")));
+            count(entry.updates.get_or_insert_with(new));
         }
     }
 
@@ -365,6 +385,16 @@ mod tests {
         assert!(!format!("{slot:?}").contains("PRIVATE"));
         drop(slot);
         assert!(store.wanted().is_empty());
+    }
+
+    #[test]
+    fn a_secret_never_becomes_one_of_another_kind() {
+        let (store, authority) = (SecretStore::default(), Authority::new("ca"));
+        let slot = store.slot("a");
+        store.load("a", &secret(&authority)).unwrap();
+        let other = Type::ValidationContext(authority.trusted());
+        assert!(store.load("a", &other).is_err());
+        assert!(matches!(slot.value(), Some(SecretValue::Certificate(_))));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
+use filters::matcher::san::{self, SanMatcher};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, TrustAnchor,
@@ -21,7 +22,6 @@ use xds_client::error::{At, ConfigError};
 use super::chain;
 use super::digest::{Sha256, parse_base64, parse_hex, sha256};
 use super::facts;
-use super::san::{self, SanMatcher};
 use super::upstream::Rules;
 
 /// The most certificates above a peer's, the anchor among them, unless `max_verify_depth` says less.
@@ -237,6 +237,16 @@ impl Validation {
         !(self.accept_untrusted || nothing)
     }
 
+    /// Whether it asks for more than an authority's signature: a client without a certificate cannot have that.
+    pub(super) fn demands(&self) -> bool {
+        let listed = [
+            self.names.is_empty(),
+            self.hashes.is_empty(),
+            self.keys.is_empty(),
+        ];
+        !self.accept_untrusted && listed.contains(&false)
+    }
+
     /// Whether it trusts any authority.
     pub(super) fn has_anchors(&self) -> bool {
         !self.anchors.is_empty()
@@ -277,6 +287,14 @@ impl Validation {
         leaf: &CertificateDer<'_>,
         rules: &Rules,
     ) -> Result<(), Refused> {
+        // Access control may deny by name: one that is left out must not slip past it.
+        if self.has_anchors() && facts::has_bad_name(leaf) {
+            return Err(Refused {
+                step: Step::Name,
+                error: CertificateError::BadEncoding.into(),
+                why: "verify cert failed: SAN with a control character".to_owned(),
+            });
+        }
         let asked = rules.server_name.as_deref().map(SanMatcher::dns);
         let names = asked.as_ref().map_or(&*self.names, std::slice::from_ref);
         if names.is_empty() && rules.subject.is_none() {

@@ -190,7 +190,10 @@ impl PendingGuard {
     }
 
     /// Takes a share for `pending` if it has none yet.
-    pub(super) fn begin(pending: &mut Option<Self>, place: &Rc<Place>) -> Result<(), Missed> {
+    pub(in crate::upstream) fn begin(
+        pending: &mut Option<Self>,
+        place: &Rc<Place>,
+    ) -> Result<(), Missed> {
         if pending.is_none() {
             *pending = Some(Self::take(place).ok_or_else(overflow)?);
         }
@@ -198,7 +201,7 @@ impl PendingGuard {
     }
 
     /// The wait of `pending` is over, if there was one.
-    pub(super) fn finish(pending: &mut Option<Self>, failed: bool) {
+    pub(in crate::upstream) fn finish(pending: &mut Option<Self>, failed: bool) {
         if let Some(pending) = pending.take() {
             pending.served(failed);
         }

@@ -76,6 +76,7 @@ impl HostPool {
     }
 
     pub(super) fn sweep(&self) -> bool {
+        self.place.cluster.clean_up();
         let client = self.place.purpose().client.as_ref();
         // What was made for a client is of no use when it has left.
         let gone = self.place.host.is_removed() || client.is_some_and(|c| !c.is_connected());

@@ -1,5 +1,6 @@
 //! Handshakes of both sides with each other.
 
+mod names;
 mod requests;
 
 use std::sync::Arc;

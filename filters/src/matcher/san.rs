@@ -3,9 +3,10 @@
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SubjectAltNameMatcher;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherProto;
-use filters::matcher::string::StringMatcher;
-use filters::tls::CertificateFacts;
 use xds_client::error::{At, ConfigError};
+
+use super::string::StringMatcher;
+use crate::tls::CertificateFacts;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -13,29 +14,40 @@ enum Kind {
     Dns,
     Uri,
     Ip,
+    Other,
 }
 
 /// One of the names that are accepted. A peer needs one that one matcher accepts.
 #[derive(Debug, Clone)]
-pub(super) struct SanMatcher {
+pub struct SanMatcher {
     /// Every kind if unset, for the untyped field.
     kind: Option<Kind>,
+    /// Which other names are meant, as a dotted object identifier.
+    oid: String,
     matcher: StringMatcher,
 }
 
 impl SanMatcher {
     /// Compiles `match_typed_subject_alt_names`.
-    pub(super) fn compile(proto: &SubjectAltNameMatcher) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// A bad pattern, or a kind of name that is not supported.
+    pub fn compile(proto: &SubjectAltNameMatcher) -> Result<Self, ConfigError> {
         let kind = match proto.san_type() {
             SanType::Email => Kind::Email,
             SanType::Dns => Kind::Dns,
             SanType::Uri => Kind::Uri,
             SanType::IpAddress => Kind::Ip,
-            other => {
-                let reason = format!("{} is not supported", other.as_str_name());
-                return Err(ConfigError::new(reason).at("san_type"));
+            SanType::OtherName => Kind::Other,
+            SanType::Unspecified => {
+                return Err(ConfigError::new("value is required").at("san_type"));
             }
         };
+        if kind == Kind::Other && !is_oid(&proto.oid) {
+            // Envoy takes it, and no name ever fits.
+            let reason = format!("'{}' is no object identifier", proto.oid);
+            return Err(ConfigError::new(reason).at("oid"));
+        }
         let matcher = proto
             .matcher
             .as_ref()
@@ -44,33 +56,46 @@ impl SanMatcher {
             .at("matcher")?;
         Ok(Self {
             kind: Some(kind),
+            oid: proto.oid.clone(),
             matcher,
         })
     }
 
     /// Compiles `match_subject_alt_names`, which every kind of name may satisfy.
-    pub(super) fn compile_untyped(proto: &StringMatcherProto) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// A bad pattern.
+    pub fn compile_untyped(proto: &StringMatcherProto) -> Result<Self, ConfigError> {
         Ok(Self {
             kind: None,
+            oid: String::new(),
             matcher: StringMatcher::compile(proto)?,
         })
     }
 
     /// A DNS name that must be covered exactly or by a wildcard.
-    pub(super) fn dns(name: &str) -> Self {
+    pub fn dns(name: &str) -> Self {
         Self {
             kind: Some(Kind::Dns),
+            oid: String::new(),
             matcher: StringMatcher::exact(name),
         }
     }
 
-    pub(super) fn matches(&self, facts: &CertificateFacts) -> bool {
+    /// Whether a certificate has such a name.
+    pub fn matches(&self, facts: &CertificateFacts) -> bool {
         let wants = |kind| self.kind.is_none_or(|k| k == kind);
         let any = |names: &[String]| names.iter().any(|n| self.matcher.matches(n));
         wants(Kind::Uri) && any(&facts.uri_sans)
             || wants(Kind::Dns) && facts.dns_sans.iter().any(|n| self.matches_dns(n))
             || wants(Kind::Email) && any(&facts.email_sans)
             || wants(Kind::Ip) && any(&facts.ip_sans)
+            || self.kind == Some(Kind::Other)
+                && facts.other_sans.iter().any(|n| self.matches_other(n))
+    }
+
+    fn matches_other(&self, (oid, text): &(String, String)) -> bool {
+        *oid == self.oid && self.matcher.matches(text)
     }
 
     /// A certificate's DNS name may be a wildcard, which covers an exact name that is asked for.
@@ -86,9 +111,15 @@ impl SanMatcher {
     }
 }
 
+/// Whether `text` is numbers with dots between.
+fn is_oid(text: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    text.contains('.') && text.split('.').all(number)
+}
+
 /// Whether a name in a certificate covers `wanted`: equal but for case, or `*.` and the rest after exactly one
 /// label (RFC 9525, 6.3). A wildcard directly under the root covers nothing.
-pub(super) fn covers(name: &str, wanted: &str) -> bool {
+pub fn covers(name: &str, wanted: &str) -> bool {
     if name.eq_ignore_ascii_case(wanted) {
         return true;
     }
@@ -105,14 +136,14 @@ pub(super) fn covers(name: &str, wanted: &str) -> bool {
 }
 
 /// Whether a certificate is for `subject`: a DNS name that it covers, or a URI or address that it has.
-pub(super) fn names(facts: &CertificateFacts, subject: &str) -> bool {
+pub fn names(facts: &CertificateFacts, subject: &str) -> bool {
     facts.dns_sans.iter().any(|name| covers(name, subject))
         || facts.uri_sans.iter().any(|uri| uri == subject)
         || facts.ip_sans.iter().any(|ip| ip == subject)
 }
 
 /// Whether one of `matchers` accepts one of the names; no matchers accept everything.
-pub(super) fn accepted(matchers: &[SanMatcher], facts: &CertificateFacts) -> bool {
+pub fn accepted(matchers: &[SanMatcher], facts: &CertificateFacts) -> bool {
     matchers.is_empty() || matchers.iter().any(|m| m.matches(facts))
 }
 

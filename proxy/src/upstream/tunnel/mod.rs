@@ -1,0 +1,31 @@
+//! Tunnels: bytes in the body of an HTTP exchange. A CONNECT that [ends here](terminate) goes on as a connection, and a
+//! connection [goes on](originate) in a CONNECT.
+
+pub(crate) mod originate;
+pub(crate) mod terminate;
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// The most bytes that are read at a time. Nothing is read before the reader has taken what came before.
+const CHUNK: usize = 16 * 1024;
+
+thread_local! {
+    /// Where a worker reads before it knows how much there is: quiet tunnels hold no buffer, and busy ones no more than
+    /// they have to say.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+}
+
+/// Reads what has come; empty at the end.
+fn poll_chunk(io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut buf = ReadBuf::new(scratch);
+        ready!(Pin::new(io).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
+    })
+}
