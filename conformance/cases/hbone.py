@@ -4,6 +4,7 @@ import time
 from harness.config import TYPE, cluster, route
 from harness.hbone import Hbone
 from harness.internal import EXT, ORIGINAL_DST, extended, http, inside, passing, tcp, to_internal
+from harness.matcher import exact, extension, network, ranges
 from harness.runner import Group
 from harness.tls import downstream, trusting, upstream
 
@@ -12,7 +13,8 @@ LOCAL, REMOTE = KEY + ".local_ip", KEY + ".remote_ip"
 STATE = " ".join(["", *(f"%FILTER_STATE({key}:PLAIN)%" for key in (
     LOCAL, "io.istio.connect_authority", "io.istio.peer_principal", "io.istio.local_principal", "here", "everywhere"))])
 PEER = "URI:spiffe://td/ns/one/sa/client"
-INSPECTOR = {"name": "http_inspector", "typed_config": {"@type": EXT + "filters.listener.http_inspector.v3.HttpInspector"}}
+INSPECTOR = {"name": "http_inspector", "typed_config": {"@type": EXT + "filters.listener.http_inspector.v3.HttpInspector"},
+             "filter_disabled": {"destination_port_range": {"start": 9000, "end": 9002}}}
 H2 = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
     "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
     "explicit_http_config": {"http2_protocol_options": {"allow_connect": True}}}}
@@ -35,11 +37,17 @@ AUTHORITY = state(
     ("here", "envoy.string", "only here", "NONE"), ("everywhere", "envoy.string", "%REQ(x-far)%", "TRANSITIVE"))
 
 
-def chain(name, to, ip, port=None, protocols=()):
-    """A chain of `main_internal`: the filters of `to`, for this destination."""
-    match = {"prefix_ranges": [{"address_prefix": ip, "prefix_len": 32}], **({"destination_port": port} if port else {}),
-             **({"application_protocols": list(protocols)} if protocols else {})}
-    return {"name": name, "filter_chain_match": match, "filters": to["filter_chains"][0]["filters"]}
+def chain(name):
+    """What the matcher of `main_internal` does: this chain takes the connection."""
+    return {"action": extension("google.protobuf.StringValue", value=name)}
+
+
+def destinations():
+    """The tree of `main_internal`: services by address and port, then by name; pods by what is spoken."""
+    ports = exact(network("DestinationPortInput"), {"80": chain("web"), "9000": chain("db"), "9001": chain("db plain"), "9002": chain("refuses")})
+    spoken = exact(network("ApplicationProtocolInput"), {"'http/1.1'": chain("direct-http"), "'h2c'": chain("direct-http")}, chain("direct-tcp"))
+    named = exact(network("FilterStateInput", key="io.istio.connect_authority"), {"db.test:9000": chain("db plain")})
+    return ranges(network("DestinationIPInput"), (["10.96.0.1/32"], ports, False), (["127.0.0.0/8"], spoken, False), on_no_match={"matcher": named})
 
 
 def config(p):
@@ -62,10 +70,9 @@ def config(p):
     direct_http["filter_chains"][0]["filters"].insert(0, restore)
     main = inside(tcp(p, "main_internal", "up"), listener_filters=[ORIGINAL_DST, INSPECTOR], listener_filters_timeout="0.2s",
                   continue_on_listener_filters_timeout=True)
-    main["filter_chains"] = [
-        chain("web", web, "10.96.0.1", 80), chain("db", bytes_to["db"], "10.96.0.1", 9000),
-        chain("db plain", bytes_to["db plain"], "10.96.0.1", 9001), chain("refuses", bytes_to["refuses"], "10.96.0.1", 9002),
-        chain("direct-http", direct_http, "127.0.0.1", protocols=["http/1.1", "h2c"]), chain("direct-tcp", direct_tcp, "127.0.0.1")]
+    chains = {"web": web, "direct-http": direct_http, "direct-tcp": direct_tcp, **bytes_to}
+    main["filter_chains"] = [{"name": name, "filters": made["filter_chains"][0]["filters"]} for name, made in chains.items()]
+    main["filter_chain_matcher"] = destinations()
     main["access_log"] = [{**log, "filter": {"response_flag_filter": {"flags": ["NR"]}}}
                           for log in http(p, "main_internal", [])["filter_chains"][0]["filters"][0]["typed_config"]["access_log"]]
     originate = inside(tcp(p, "connect_originate", "connect_originate", STATE, tunneling_config={
@@ -170,6 +177,14 @@ def _(t, tunnel):
     t.note(end=tunnel.ends())
 
 
+@asked("a service by its name", "db.test:9000", [{"body": b"plain"}], 2)
+def _(t, tunnel):
+    tunnel.send(REQUEST)
+    t.note(answer=tunnel.response())
+    tunnel.finish()
+    t.note(end=tunnel.ends())
+
+
 @asked("the client resets its tunnel", DB, [{"tunnel": True}], 3)
 def _(t, tunnel):
     tunnel.send(b"hello")
@@ -184,11 +199,11 @@ def _(t, tunnel):
     t.note(said=tunnel.read(3), over=bool(tunnel.ends()["tunnel"] != "open"))
 
 
-def refused(name, authority, upstream=(), logs=2, *headers):
-    """A tunnel that leads nowhere once something is said."""
-    @asked(name, authority, upstream, logs, *headers)
+def refused(name, authority, upstream=(), logs=2):
+    """A tunnel that leads nowhere, where HTTP is looked for once something is said."""
+    @asked(name, authority, upstream, logs)
     def _(t, tunnel):
-        if not tunnel.over:
+        if not tunnel.over and authority != DB:
             tunnel.send(b"hello\r\n\r\n")
         t.note(end=tunnel.ends())
 

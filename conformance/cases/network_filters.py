@@ -1,7 +1,7 @@
 """Network filters before the TCP proxy and the connection manager: access control and connection limits."""
 import time
 
-from harness.config import TYPE, bootstrap, listener, route
+from harness.config import TYPE, bootstrap, cluster as host, listener, route
 from harness.runner import Group
 
 EXT = TYPE + "envoy.extensions.filters."
@@ -123,6 +123,8 @@ def config(p):
     made.append(tcp(p, "two", rbac("two_a", RULES["allow all"]), rbac("two_b", RULES["deny all"])))
     made.append(tcp(p, "two shadows", rbac("s_a", {**RULES["shadow deny"], "shadow_rules_stat_prefix": "a."}), rbac("s_b", RULES["shadow allow"])))
     made.append({**tcp(p, "proxied", rbac("proxied", {"rules": who({"and_ids": {"ids": [{"remote_ip": OTHER}, {"direct_remote_ip": LOCAL}]}})})), "listener_filters": [proxied]})
+    speaking = p.raw("speaking", speaks)
+    made.append(tcp(p, "server first, delayed", rbac("speaking", {**RULES["delayed"], "delay_deny": "0.7s"}), cluster="speaking"))
     limit = {"@type": EXT + "network.connection_limit.v3.ConnectionLimit"}
     for name, options in LIMITS.items():
         made.append(tcp(p, name, {"name": "limit", "typed_config": {**limit, "stat_prefix": name.replace(" ", "_"), **options}}))
@@ -131,9 +133,39 @@ def config(p):
     made.append(one)
     made.append(tcp(p, "limit behind", rbac("limit_behind", RULES["allow all"]),
                     {"name": "limit", "typed_config": {**limit, "stat_prefix": "behind", "max_connections": 1}}))
-    return bootstrap(p, made)
+    for name, options in RATES.items():
+        made.append(tcp(p, name, {"name": "rate", "typed_config": {
+            "@type": EXT + "network.local_ratelimit.v3.LocalRateLimit", "stat_prefix": name.replace(" ", "_"), **options}}))
+    one = listener(p, [route("/", "up")], "http rate")
+    one["filter_chains"][0]["filters"].insert(0, {"name": "rate", "typed_config": {
+        "@type": EXT + "network.local_ratelimit.v3.LocalRateLimit", "stat_prefix": "http_rate", "token_bucket": bucket(1)}})
+    made.append(one)
+    layers = [{"name": "static", "static_layer": {"rate": {
+        "on": True, "off": False, "word": "FALSE", "number": 0}}}, {"name": "admin", "admin_layer": {}}]
+    return {**bootstrap(p, made, [host("speaking", speaking)]), "layered_runtime": {"layers": layers}}
 
 
+def bucket(max, per_fill=1, interval="3600s"):
+    return {"max_tokens": max, "tokens_per_fill": per_fill, "fill_interval": interval}
+
+
+def rated(key, default=True, max=1):
+    return {"token_bucket": bucket(max), "runtime_enabled": {"default_value": default, "runtime_key": key}}
+
+
+RATES = {
+    "rate": {"token_bucket": bucket(2)},
+    "rate filled": {"token_bucket": bucket(1, 1, "0.4s")},
+    "rate off": rated("rate.off"),
+    "rate off by default": rated("no.such.key", False),
+    "rate on": rated("rate.on", False),
+    "rate off by a word": rated("rate.word"),
+    "rate off by a number": rated("rate.number"),
+    "rate changed": rated("admin.rate", True, 2),
+    "rate shared": {"token_bucket": bucket(2), "share_key": "a"},
+    "rate shared too": {"token_bucket": bucket(2), "share_key": "a"},
+    "rate not shared": {"token_bucket": bucket(3), "share_key": "a"},
+}
 LIMITS = {
     "limit": {"max_connections": 2},
     "limit delayed": {"max_connections": 1, "delay": "0.3s"},
@@ -179,6 +211,26 @@ def _(t):
         time.sleep(0.1)
 
 
+def speaks(conn, record):
+    """A server that speaks first, and once more."""
+    conn.sendall(b"hello")
+    time.sleep(0.2)
+    conn.sendall(b"again")
+    while data := conn.recv(65536):
+        record["bytes"] += data.decode("latin-1")
+
+
+@G.case("network rbac: what the server says while a denial is delayed", logs=1)
+def _(t):
+    with t.counted(r"rbac|tcp\.t\."):
+        conn = t.connect("server first, delayed")
+        t.note(before=conn.read(5))
+        conn.send(REQUEST)
+        t.note(**conn.end(1.5))
+        conn.close()
+        time.sleep(0.1)
+
+
 @G.case("network rbac: continuous, twice", logs=1)
 def _(t):
     with t.counted(r"rbac|tcp\.t\.|up\.upstream_cx_total"):
@@ -190,40 +242,81 @@ def _(t):
         time.sleep(0.1)
 
 
-def ending(conn, wait):
-    """What came, by its first line, and whether it ended: how depends on when the request came."""
-    end = conn.end(wait)
-    return {"bytes": end["bytes"].split("\r\n")[0], "open": end["connection"] == "open"}
-
-
-def limited(name, where, count, logs, wait=0.2, speak=True):
-    @G.case("connection limit: " + name, logs=logs)
+def limited(name, where, count, logs, wait=0.2, speak=1, late=False, prefix="connection limit: ", http=False):
+    """The first `speak` say something; what is said by those who are refused may come too late, unless that is late."""
+    @G.case(prefix + name, logs=logs)
     def _(t):
-        with t.counted("^connection_limit"):
+        def told(conn, speaks):
+            t.record.append(conn.response() if http and speaks else conn.end(wait))
+
+        with t.counted("^connection_limit|^local_rate_limit|tcp.t.downstream_cx_total"):
             conns = []
-            for _ in range(count):
+            for i in range(count):
                 conns.append(t.connect(where))
-                if speak:
+                if i < speak:
                     conns[-1].send(REQUEST)
                 time.sleep(0.05)
-            for conn in conns:
-                t.record.append(ending(conn, wait))
+            for i, conn in enumerate(conns):
+                told(conn, i < speak)
             for conn in conns:
                 conn.close()
             time.sleep(0.1)
-        with t.counted("^connection_limit"):
-            conn = t.connect(where)
-            conn.send(REQUEST)
-            t.record.append(ending(conn, wait))
+        if late:
+            with t.counted("^connection_limit|^local_rate_limit"):
+                conn = t.connect(where)
+                conn.send(REQUEST)
+                told(conn, True)
+                conn.close()
+                time.sleep(0.1)
+
+
+limited("two of three", "limit", 3, 4, speak=2, late=True)
+limited("without a word", "limit", 3, 4, speak=0, late=True)
+limited("delayed", "limit delayed", 2, 3, wait=0.6, late=True)
+limited("delayed, with a word", "limit delayed", 2, 2, speak=2, wait=0.6)
+limited("delayed, gone before", "limit delayed", 3, 4, speak=3, wait=0.05, late=True)
+limited("off", "limit off", 2, 3, speak=2, late=True)
+limited("on", "limit on", 2, 3, late=True)
+limited("before a connection manager", "http limit", 2, 2, late=True, http=True)
+limited("behind access control", "limit behind", 2, 3, late=True)
+limited("two of four", "rate", 4, 4, speak=2, prefix="network rate limit: ")
+limited("off", "rate off", 2, 2, speak=2, prefix="network rate limit: ")
+limited("off by default", "rate off by default", 2, 2, speak=2, prefix="network rate limit: ")
+limited("on", "rate on", 2, 2, prefix="network rate limit: ")
+limited("off by a word", "rate off by a word", 2, 2, prefix="network rate limit: ", speak=2)
+limited("off by a number", "rate off by a number", 2, 2, speak=2, prefix="network rate limit: ")
+limited("before a connection manager", "http rate", 2, 1, prefix="network rate limit: ", http=True)
+
+
+@G.case("network rate limit: filled in time", logs=3)
+def _(t):
+    with t.counted("^local_rate_limit"):
+        for wait in (0, 0, 0.6):
+            time.sleep(wait)
+            conn = t.connect("rate filled")
+            t.note(**conn.end(0.1))
             conn.close()
+        time.sleep(0.1)
+
+
+@G.case("network rate limit: switched off and on", logs=5)
+def _(t):
+    with t.counted("^local_rate_limit"):
+        for value in ("", "", "", "false", "true"):
+            t.proxy.admin(f"/runtime_modify?admin.rate={value}", "POST")
             time.sleep(0.1)
+            conn = t.connect("rate changed")
+            t.note(**conn.end(0.1))
+            conn.close()
+        time.sleep(0.1)
 
 
-limited("two of three", "limit", 3, 4)
-limited("without a word", "limit", 3, 4, speak=False)
-limited("delayed", "limit delayed", 2, 3, wait=0.6)
-limited("delayed, gone before", "limit delayed", 3, 4, wait=0.05)
-limited("off", "limit off", 2, 3)
-limited("on", "limit on", 2, 3)
-limited("before a connection manager", "http limit", 2, 2)
-limited("behind access control", "limit behind", 2, 3)
+@G.case("network rate limit: shared", logs=8)
+def _(t):
+    with t.counted("^local_rate_limit"):
+        for where in ("rate shared", "rate shared too", "rate shared", "rate shared too", *["rate not shared"] * 4):
+            conn = t.connect(where)
+            t.note(**conn.end(0.1))
+            conn.close()
+            time.sleep(0.05)
+        time.sleep(0.1)

@@ -23,8 +23,9 @@ def inside(made, **fields):
 
 
 def http(p, name, routes, more="", **hcm):
-    """A listener with a connection manager that logs its addresses, and `more`, under its name."""
-    form = FORMAT.replace(" %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "")
+    """A listener with a connection manager that logs its addresses, and `more`, under its name. Not how much was sent: that depends on
+    how long an inner response says that it took."""
+    form = FORMAT.replace(" %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "").replace(" %BYTES_SENT%", "")
     return listener(p, routes, name, access_log=[file_log(p, name + " " + form + more + "\n")], **hcm)
 
 

@@ -17,6 +17,7 @@ pub mod local_reply;
 pub mod matcher;
 pub mod rbac;
 pub mod registry;
+pub mod runtime;
 pub mod set_filter_state;
 pub mod stream;
 pub mod tls;

@@ -12,6 +12,7 @@ use xds_client::error::{At, ConfigError};
 use crate::filter::HttpFilter;
 use crate::grpc::GrpcChannel;
 use crate::http;
+use crate::runtime::RuntimeKeys;
 use crate::stream::{FilterId, RouteFilterConfig};
 
 /// Gives filters their way to gRPC services; the proxy implements it over its clusters.
@@ -44,6 +45,8 @@ pub struct FactoryContext {
     pub grpc: Arc<dyn GrpcConnector>,
     /// Where the filter counts.
     pub stats: Arc<dyn FilterStats>,
+    /// What the runtime may change.
+    pub runtime: Arc<dyn RuntimeKeys>,
 }
 
 /// Compiles one type of HTTP filter.
@@ -224,6 +227,7 @@ pub(crate) mod tests {
             id: FilterId(0),
             grpc: Arc::new(NoGrpc),
             stats: Arc::new(NoStats),
+            runtime: Arc::new(crate::runtime::tests::NoRuntime),
         }
     }
 

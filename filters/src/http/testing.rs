@@ -46,6 +46,7 @@ pub(super) fn context(port: u16) -> FactoryContext {
         id: FilterId(0),
         grpc: Arc::new(To(endpoint.connect_lazy())),
         stats: Arc::new(crate::registry::tests::NoStats),
+        runtime: Arc::new(crate::runtime::tests::NoRuntime),
     }
 }
 

@@ -124,7 +124,7 @@ impl ChainCompiler {
                         harmless(known);
                         Ok(None)
                     }
-                    None => match before.add(other, config, &root) {
+                    None => match before.add(other, config, &root, &*self.0.runtime) {
                         Ok(true) => Ok(None),
                         Ok(false) => Err(ConfigError::new(format!(
                             "network filter {other} is not supported"
@@ -313,6 +313,8 @@ impl Chain {
             Ok(admitted) => admitted,
             Err(refused) => {
                 let terminal = self.terminal.clone();
+                let info = network::with_notes(info);
+                refused.note(&info);
                 return Box::pin(async move {
                     refused.wait(io).await;
                     terminal.never_served(info);
@@ -474,3 +476,7 @@ async fn serve_http<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 #[cfg(test)]
 #[path = "panic_tests.rs"]
 mod panic_tests;
+
+#[cfg(test)]
+#[path = "waypoint_tests.rs"]
+mod waypoint_tests;

@@ -84,7 +84,7 @@ impl ChainContext {
                 known: validate.then_some(&*self.known_cluster),
                 directory: &self.directory,
                 filter_config: &filter_config,
-                shares: &|key, default| self.runtime.share(key, default),
+                runtime: &*self.runtime,
             },
         )
     }
@@ -99,6 +99,7 @@ impl ChainContext {
             id: names.intern(name),
             grpc: self.grpc.clone(),
             stats: Arc::new(ScopedStats(scope.clone())),
+            runtime: self.runtime.clone(),
         }
     }
 }

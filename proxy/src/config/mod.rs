@@ -8,4 +8,6 @@ pub mod resources;
 pub mod routes;
 pub mod runtime;
 pub mod sources;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod update_stats;

@@ -1,6 +1,5 @@
 //! A filter that panics: what ends with it, and what goes on.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -15,15 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::config::context::AccessLogs;
-use crate::config::routes::RouteStore;
+use crate::config::testing;
 use crate::server::drain::{DrainManager, DrainStrategy};
 use crate::server::listener::ListenerContext;
 use crate::server::listener_manager::ListenerManager;
 use crate::server::socket::BindAddress;
 use crate::telemetry::stats::Stats;
-use crate::upstream::grpc::ClusterGrpc;
-use crate::upstream::manager::ClusterManager;
 
 const LONG: Duration = Duration::from_secs(600);
 const FILTER: &str = "test.Panics";
@@ -60,33 +56,13 @@ impl HttpFilterFactory for Panics {
 
 fn manager() -> ListenerManager {
     let stats = Stats::new();
-    let clusters = ClusterManager::new();
-    let directory = clusters.directory();
-    let clusters = Mutex::new(clusters);
-    let find = Arc::new(move |name: &str| clusters.lock().unwrap().slot(name));
     let mut registry = Registry::default();
     registry.add(FILTER, Arc::new(Panics));
-    let context = ChainContext {
-        routes: Arc::new(RouteStore::default()),
-        secrets: Arc::default(),
-        clusters: find.clone(),
-        known_cluster: Arc::new(|_: &str| true),
-        directory,
-        stats: stats.clone(),
-        registry: Arc::new(registry),
-        filter_names: Mutex::default(),
-        grpc: Arc::new(ClusterGrpc::new(find)),
-        access_logs: AccessLogs::new(Duration::from_secs(1)),
-        reject_unknown: false,
-        reject_fragment: false,
-        node: Arc::default(),
-        runtime: Arc::default(),
-    };
     let mut manager = ListenerManager::new(
         1,
         Arc::new(ListenerContext::new(u64::MAX, &stats)),
         Arc::new(DrainManager::new(LONG, DrainStrategy::Immediate)),
-        Arc::new(ChainCompiler(Arc::new(context))),
+        Arc::new(ChainCompiler(testing::context(registry, stats))),
         Arc::new(|_: &str| None),
     );
     manager.start_workers().unwrap();

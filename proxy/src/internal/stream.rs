@@ -127,6 +127,11 @@ impl InternalStream {
         (ours, theirs)
     }
 
+    /// Whether the other end is gone already.
+    pub fn is_refused(&self) -> bool {
+        self.outgoing.borrow().unread
+    }
+
     /// Ready when the other end is gone, or has said that it reads no more.
     pub fn poll_unread(&mut self, cx: &Context<'_>) -> Poll<()> {
         let mut outgoing = self.outgoing.borrow_mut();

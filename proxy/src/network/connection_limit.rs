@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3 as pb;
+use filters::runtime::{RuntimeKeys, Setting, feature};
 use filters::stream::ConnectionInfo;
 use xds_client::duration::of_field;
 use xds_client::error::ConfigError;
@@ -15,7 +16,7 @@ use crate::telemetry::stats::{Counter, Gauge, Scope};
 
 /// The filter, compiled. Its count is over all workers, and begins anew when the configuration changes, as in Envoy.
 pub(super) struct ConnectionLimit {
-    enabled: bool,
+    enabled: Setting<bool>,
     max: u64,
     delay: Duration,
     shared: Arc<Shared>,
@@ -49,7 +50,11 @@ impl ConnectionLimit {
     ///
     /// # Errors
     /// What is wrong, by field.
-    pub(super) fn compile(proto: &pb::ConnectionLimit, root: &Scope) -> Result<Self, ConfigError> {
+    pub(super) fn compile(
+        proto: &pb::ConnectionLimit,
+        root: &Scope,
+        runtime: &dyn RuntimeKeys,
+    ) -> Result<Self, ConfigError> {
         if proto.stat_prefix.is_empty() {
             return Err(ConfigError::new("must not be empty").at("stat_prefix"));
         }
@@ -59,11 +64,8 @@ impl ConnectionLimit {
             None => return Err(ConfigError::new("value is required").at("max_connections")),
         };
         let name = |stat: &str| format!("connection_limit.{}.{stat}", proto.stat_prefix);
-        let enabled = proto.runtime_enabled.as_ref();
         Ok(Self {
-            enabled: enabled
-                .and_then(|flag| flag.default_value.as_ref())
-                .is_none_or(|v| v.value),
+            enabled: feature(proto.runtime_enabled.as_ref(), runtime),
             max,
             delay: of_field(proto.delay.as_ref(), "delay")?.unwrap_or_default(),
             shared: Arc::new(Shared {
@@ -77,7 +79,7 @@ impl ConnectionLimit {
 
 impl NetworkFilter for ConnectionLimit {
     fn admit(&self) -> Result<Option<Box<dyn Any>>, Refused> {
-        if !self.enabled {
+        if !self.enabled.get() {
             return Ok(None);
         }
         if self.shared.connections.inc_below(self.max) {
@@ -89,6 +91,7 @@ impl NetworkFilter for ConnectionLimit {
         Err(Refused {
             after: self.delay,
             held: Box::new(Held::new(&self.shared)),
+            ..Refused::default()
         })
     }
 

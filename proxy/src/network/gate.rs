@@ -14,8 +14,8 @@ use tokio::time::{Instant, Sleep};
 use super::{NetworkFilter, OnData};
 use crate::transport::prefixed::Prefixed;
 
-/// A connection whose bytes pass only as long as the filters agree. Once one does not, nothing passes in either
-/// direction, and when it is time the connection fails.
+/// A connection whose bytes pass only as long as the filters agree. Once one does not, nothing more comes from the
+/// client, and when it is time the connection fails.
 pub struct Gate<IO> {
     io: Prefixed<IO>,
     filters: Arc<[Arc<dyn NetworkFilter>]>,
@@ -111,13 +111,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {
 }
 
 impl<IO> Gate<IO> {
-    /// Whether bytes may leave: pending for ever while the connection is on its way out.
-    fn poll_open(&self) -> Poll<io::Result<()>> {
+    /// Whether bytes may leave.
+    fn check_open(&self) -> io::Result<()> {
         match self.state {
-            State::First | State::Watching | State::Open => Poll::Ready(Ok(())),
-            // Whoever reads is told when it is over; nobody else has to be.
-            State::Closing(_) => Poll::Pending,
-            State::Closed => Poll::Ready(Err(refused())),
+            State::Closed => Err(refused()),
+            // Until the end the client may hear the server, as in Envoy.
+            _ => Ok(()),
         }
     }
 }
@@ -128,7 +127,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open())?;
+        self.check_open()?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -137,7 +136,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open())?;
+        self.check_open()?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

@@ -5,10 +5,12 @@
 
 mod connection_limit;
 mod gate;
+mod local_ratelimit;
 mod rbac;
 mod set_filter_state;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -18,6 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any as AnyProto;
+use filters::flags::ResponseFlags;
+use filters::runtime::RuntimeKeys;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use xds_client::any;
@@ -70,9 +74,25 @@ enum OnData {
 pub struct Refused {
     after: Duration,
     held: Box<dyn Any>,
+    flags: ResponseFlags,
+}
+
+impl Default for Refused {
+    fn default() -> Self {
+        Self {
+            after: Duration::ZERO,
+            held: Box::new(()),
+            flags: ResponseFlags::default(),
+        }
+    }
 }
 
 impl Refused {
+    /// Leaves in the connection's notes what logs are to tell of it.
+    pub fn note(&self, connection: &ConnectionInfo) {
+        connection.note(|notes| notes.flags.insert(self.flags));
+    }
+
     /// Waits until it is time to close the connection, which nobody serves.
     pub async fn wait(self, mut io: impl AsyncRead + Unpin) {
         let discard = async {
@@ -105,7 +125,8 @@ pub struct NetworkFilters(Arc<[Arc<dyn NetworkFilter>]>);
 pub struct NetworkFiltersBuilder(Vec<Arc<dyn NetworkFilter>>);
 
 impl NetworkFiltersBuilder {
-    /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats.
+    /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats, `runtime`
+    /// what the runtime may change.
     ///
     /// # Errors
     /// What is wrong or not supported in its configuration, by field.
@@ -114,6 +135,7 @@ impl NetworkFiltersBuilder {
         name: &str,
         config: &AnyProto,
         root: &Scope,
+        runtime: &dyn RuntimeKeys,
     ) -> Result<bool, ConfigError> {
         self.0.push(match name {
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
@@ -121,7 +143,13 @@ impl NetworkFiltersBuilder {
             }
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
                 let proto = any::unpack(config)?;
-                Arc::new(connection_limit::ConnectionLimit::compile(&proto, root)?)
+                let limit = connection_limit::ConnectionLimit::compile(&proto, root, runtime)?;
+                Arc::new(limit)
+            }
+            "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+                let proto = any::unpack(config)?;
+                let limit = local_ratelimit::LocalRateLimit::compile(&proto, root, runtime)?;
+                Arc::new(limit)
             }
             "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
                 let proto = any::unpack(config)?;

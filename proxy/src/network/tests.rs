@@ -6,13 +6,16 @@ use envoy_types::pb::envoy::config::rbac::v3::{
     self as policies, permission::Rule, principal::Identifier,
 };
 use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
+use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
+use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf as wkt;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use prost::{Message, Name};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
+use crate::config::runtime::Runtime;
 use crate::http::testing::connection;
 use crate::telemetry::stats::Stats;
 
@@ -50,7 +53,12 @@ fn add<M: Message + Name>(
         type_url: M::type_url(),
         value: proto.encode_to_vec(),
     };
-    let added = builder.add(&M::full_name(), &config, &stats.scope(""));
+    let added = builder.add(
+        &M::full_name(),
+        &config,
+        &stats.scope(""),
+        &Runtime::default(),
+    );
     added.map_err(|e| e.to_string())
 }
 
@@ -78,7 +86,7 @@ fn counter(stats: &Stats, name: &str) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_connection_passes_nothing_and_fails_when_it_is_time() {
+async fn a_refused_client_is_not_heard_and_fails_when_it_is_time() {
     let stats = Stats::new();
     let mut deny = rbac(policies::rbac::Action::Deny);
     deny.delay_deny = Some(wkt::Duration {
@@ -94,7 +102,9 @@ async fn a_refused_connection_passes_nothing_and_fails_when_it_is_time() {
     let (mut reader, mut writer) = tokio::io::split(gate);
     let writing = async move {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        writer.write_all(b"more").await.unwrap_err();
+        writer.write_all(b"more").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        writer.write_all(b"too late").await.unwrap_err();
     };
     let reading = async move {
         let error = reader.read(&mut [0; 64]).await.unwrap_err();
@@ -104,13 +114,9 @@ async fn a_refused_connection_passes_nothing_and_fails_when_it_is_time() {
         reader.read(&mut [0; 64]).await.unwrap_err();
         reader
     };
-    // The writer alone would wait for ever: whoever serves a connection reads it.
-    tokio::select! {
-        () = writing => panic!("written to a refused connection"),
-        _ = reading => {}
-    }
+    tokio::join!(writing, reading);
     let mut seen = [0; 64];
-    assert_eq!(client.read(&mut seen).await.unwrap(), 5);
+    assert_eq!(client.read(&mut seen).await.unwrap(), 9);
     assert_eq!(client.read(&mut seen).await.unwrap(), 0);
     let notes = info.notes.as_ref().unwrap().borrow();
     assert_eq!(
@@ -237,7 +243,50 @@ fn what_cannot_be_honoured_is_named() {
     );
     let unknown = AnyProto::default();
     assert_eq!(
-        builder.add("other.Filter", &unknown, &stats.scope("")).ok(),
+        builder
+            .add(
+                "other.Filter",
+                &unknown,
+                &stats.scope(""),
+                &Runtime::default()
+            )
+            .ok(),
         Some(false)
     );
+}
+
+#[test]
+fn buckets_are_shared_by_key_and_numbers_only() {
+    let stats = Stats::new();
+    let proto = |prefix: &str, key: &str, max_tokens| LocalRateLimit {
+        stat_prefix: prefix.into(),
+        token_bucket: Some(TokenBucket {
+            max_tokens,
+            tokens_per_fill: None,
+            fill_interval: Some(wkt::Duration {
+                seconds: 3600,
+                nanos: 0,
+            }),
+        }),
+        share_key: key.into(),
+        ..Default::default()
+    };
+    let [a, b, other, alone] = [
+        proto("a", "shared", 2),
+        proto("b", "shared", 2),
+        proto("other", "shared", 1),
+        proto("alone", "", 2),
+    ]
+    .map(|proto| filters(&[proto], &stats));
+    assert!(a.admit().is_ok() && b.admit().is_ok());
+    assert!(a.admit().is_err() && b.admit().is_err() && b.admit().is_err());
+    assert!(other.admit().is_ok() && alone.admit().is_ok());
+    let counted = |name: &str| {
+        let name = format!("local_rate_limit.{name}.rate_limited");
+        stats.scope("").counter(&name).value()
+    };
+    assert_eq!((counted("a"), counted("b"), counted("other")), (1, 2, 0));
+    // Nobody has it any more, so it is full again.
+    drop((a, b));
+    assert!(filters(&[proto("a", "shared", 2)], &stats).admit().is_ok());
 }

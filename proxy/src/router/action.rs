@@ -12,6 +12,7 @@ use filters::head::RequestHead;
 use filters::header_mutation::MutationList;
 use filters::matcher::header::HeaderRef;
 use filters::matcher::regex::Substitution;
+use filters::runtime::{self, Fraction, Setting};
 use http::StatusCode;
 use xds_client::data_source;
 use xds_client::duration;
@@ -19,7 +20,6 @@ use xds_client::error::{At, ConfigError};
 
 use crate::router::context::{ClusterRef, CompileContext, reject};
 use crate::router::redirect::Redirect;
-use crate::router::share::Share;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::ClusterDirectory;
 
@@ -79,7 +79,7 @@ impl DirectResponse {
 pub struct Mirror {
     target: MirrorTarget,
     /// The requests that are copied.
-    share: Share,
+    share: Setting<Fraction>,
     /// Whether `-shadow` is appended to the copy's host.
     pub append_host_suffix: bool,
     /// The copy's host, instead.
@@ -123,7 +123,7 @@ impl Mirror {
         };
         let mutations = MutationList::compile(&proto.request_headers_mutations);
         let host = proto.host_rewrite_literal.as_str();
-        let share = Share::compile(proto.runtime_fraction.as_ref(), cx.shares);
+        let share = runtime::share(proto.runtime_fraction.as_ref(), cx.runtime);
         Ok(Self {
             target,
             share: share.at("runtime_fraction")?,
@@ -146,7 +146,7 @@ impl Mirror {
 
     /// Whether a request with this random number is copied.
     pub fn applies(&self, random: u64) -> bool {
-        self.share.takes(random)
+        self.share.get().takes(random)
     }
 }
 

@@ -5,12 +5,12 @@ use filters::head::RequestHead;
 use filters::matcher::{
     FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher,
 };
+use filters::runtime::{self, Fraction, RuntimeKeys, Setting};
 use filters::stream::StreamInfo;
 use http::Method;
 use xds_client::error::{At, ConfigError};
 
 use super::path_index::Key;
-use super::share::{Share, Shares};
 
 /// The path rule of a route. All but `Connect` look at the path without query and fragment.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) struct Conditions {
     case_sensitive: bool,
     headers: Box<[HeaderMatcher]>,
     query: Box<[QueryMatcher]>,
-    fraction: Option<Share>,
+    fraction: Option<Setting<Fraction>>,
     grpc: bool,
     metadata: Box<[MetadataMatcher]>,
     filter_state: Box<[FilterStateMatcher]>,
@@ -47,7 +47,7 @@ impl Conditions {
     /// No path rule, a bad pattern, or a condition that is not supported.
     pub(super) fn compile(
         config: &pb::RouteMatch,
-        shares: Shares<'_>,
+        runtime: &dyn RuntimeKeys,
     ) -> Result<Self, ConfigError> {
         if let Some(tls) = &config.tls_context
             && (tls.presented.is_some() || tls.validated.is_some())
@@ -58,7 +58,7 @@ impl Conditions {
             return Err(ConfigError::unsupported("cookies"));
         }
         let fraction = config.runtime_fraction.as_ref();
-        let fraction = fraction.map(|f| Share::compile(Some(f), shares).at("runtime_fraction"));
+        let fraction = fraction.map(|f| runtime::share(Some(f), runtime).at("runtime_fraction"));
         Ok(Self {
             path: PathRule::compile(config)?,
             case_sensitive: config.case_sensitive.is_none_or(|c| c.value),
@@ -111,7 +111,7 @@ impl Conditions {
             PathRule::Exact(_) | PathRule::Prefix(_) | PathRule::Segments(_) => true,
         };
         path_matches
-            && self.fraction.as_ref().is_none_or(|f| f.takes(random))
+            && self.fraction.as_ref().is_none_or(|f| f.get().takes(random))
             && (!self.grpc || head.is_grpc())
             && self.headers.iter().all(|m| m.matches(head))
             && (self.query.is_empty() || {

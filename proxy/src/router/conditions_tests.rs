@@ -12,11 +12,10 @@ use pb::route_match::{
 };
 
 use super::super::path_index::PathIndex;
-use std::sync::Arc;
 
 use super::*;
+use crate::config::runtime::Runtime;
 use crate::http::testing::stream_info as info;
-use crate::router::share::LiveShare;
 
 fn get(path: &str) -> RequestHead {
     RequestHead::new(Method::GET, path)
@@ -41,7 +40,7 @@ fn regex(pattern: &str) -> PathSpecifier {
 }
 
 fn compile(config: &pb::RouteMatch) -> Result<Conditions, ConfigError> {
-    Conditions::compile(config, &|_, default| Arc::new(LiveShare::new(default)))
+    Conditions::compile(config, &Runtime::default())
 }
 
 fn takes_with(config: &pb::RouteMatch, head: &RequestHead, info: &StreamInfo, random: u64) -> bool {

@@ -7,13 +7,13 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 use filters::header_mutation::MessageMutations;
+use filters::runtime::RuntimeKeys;
 use filters::stream::{FilterId, RouteFilterConfig};
 use http::HeaderName;
 use xds_client::error::{At, ConfigError};
 
 use crate::router::action::Mirror;
 use crate::router::retry_policy::RetryPolicy;
-use crate::router::share::Shares;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
@@ -38,8 +38,8 @@ pub struct CompileContext<'a> {
     pub directory: &'a ClusterDirectory<Cluster>,
     /// Compiles per-route filter configuration.
     pub filter_config: CompileFilterConfig<'a>,
-    /// Finds what the runtime may change.
-    pub shares: Shares<'a>,
+    /// What the runtime may change.
+    pub runtime: &'a dyn RuntimeKeys,
 }
 
 impl CompileContext<'_> {

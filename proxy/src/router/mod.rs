@@ -19,7 +19,6 @@ pub mod retry_policy;
 mod retry_state;
 pub mod rewrite;
 pub mod route;
-pub mod share;
 pub mod slot;
 pub mod table;
 pub(crate) mod timeout;

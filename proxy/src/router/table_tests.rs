@@ -10,8 +10,8 @@ use prost::Message;
 
 use super::super::conditions::Conditions;
 use super::*;
+use crate::config::runtime::Runtime;
 use crate::http::testing::stream_info as info;
-use crate::router::share::LiveShare;
 use crate::upstream::slot::ClusterSlot;
 
 fn test_context() -> CompileContext<'static> {
@@ -20,7 +20,7 @@ fn test_context() -> CompileContext<'static> {
         cluster: &|name| Arc::new(ClusterSlot::new(name.into())),
         known: None,
         filter_config: &|_, _| Ok(None),
-        shares: &|_, default| Arc::new(LiveShare::new(default)),
+        runtime: Box::leak(Box::new(Runtime::default())),
     }
 }
 
@@ -130,7 +130,7 @@ fn chooses_as_a_linear_search_does() {
             .collect();
         let compiled: Vec<_> = rules
             .iter()
-            .map(|rule| Conditions::compile(rule, test_context().shares).unwrap())
+            .map(|rule| Conditions::compile(rule, test_context().runtime).unwrap())
             .collect();
         let routes = rules.iter().enumerate();
         let table = table(vec![host(

@@ -53,7 +53,7 @@ impl VirtualHost {
             let rule = route.r#match.as_ref();
             let compiled = rule
                 .ok_or_else(|| ConfigError::new("is required").at("match"))
-                .and_then(|rule| Conditions::compile(rule, cx.shares).at("match"))
+                .and_then(|rule| Conditions::compile(rule, cx.runtime).at("match"))
                 .and_then(|rule| Ok((rule, CompiledRoute::compile(route, &scope, cx)?)));
             compiled.at(format!("routes[{i}]"))
         };

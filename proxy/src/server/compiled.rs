@@ -1,5 +1,6 @@
 //! A listener's configuration, compiled: what is bound, looked at, matched and served.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener};
 use envoy_types::pb::google::protobuf::BoolValue;
 use filters::stream::{Address, ConnectionInfo};
 use futures_util::future::LocalBoxFuture;
+use prost::Message;
 use std::rc::Rc;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
@@ -80,6 +82,8 @@ pub struct CompiledListener {
     pub socket: SocketOptions,
     /// The chains, in order; the default chain is the last when there is one.
     pub chains: Vec<CompiledChain>,
+    /// Where their handlers are.
+    handlers: HashSet<usize>,
     /// Chooses among them.
     pub selector: FilterChainSelector,
     /// Listener filters.
@@ -134,6 +138,7 @@ impl CompiledListener {
             hand_over: source.use_original_dst.as_ref().is_some_and(|v| v.value),
             socket: socket_options(source)?,
             chains: Vec::new(),
+            handlers: HashSet::new(),
             selector: FilterChainSelector::compile(&main, source)?,
             filters: ListenerFilters::default(),
             filters_timeout: filters_timeout(source)?,
@@ -161,6 +166,13 @@ impl CompiledListener {
             )));
         }
         let same = previous.filter(|p| without_chains(&p.source) == without_chains(source));
+        // By what tells chains apart: among thousands, each is found at once.
+        let mut old: HashMap<_, Vec<&CompiledChain>> = HashMap::new();
+        for chain in same.iter().flat_map(|p| &p.chains) {
+            old.entry(told_apart(&chain.source))
+                .or_default()
+                .push(chain);
+        }
         let named = source
             .filter_chains
             .iter()
@@ -171,14 +183,16 @@ impl CompiledListener {
             .iter()
             .map(|c| ("default_filter_chain".to_owned(), c));
         for (path, chain) in named.chain(default) {
-            let kept = same.and_then(|p| {
-                let old = p.chains.iter().find(|old| old.source == *chain)?;
-                Some(old.handler.clone())
-            });
+            let alike = old.get(&told_apart(chain)).into_iter().flatten();
+            let kept = alike
+                .copied()
+                .find(|old| old.source == *chain)
+                .map(|old| old.handler.clone());
             let handler = match kept {
                 Some(handler) => handler,
                 None => compile_chain(source, chain, compiler).at(path)?,
             };
+            compiled.handlers.insert(address_of(&handler));
             compiled.chains.push(CompiledChain {
                 name: chain.name.as_str().into(),
                 handler,
@@ -190,7 +204,7 @@ impl CompiledListener {
 
     /// Whether a connection of this handler may go on under this configuration.
     pub fn has_handler(&self, handler: &Arc<dyn FilterChainHandler>) -> bool {
-        self.chains.iter().any(|c| Arc::ptr_eq(&c.handler, handler))
+        self.handlers.contains(&address_of(handler))
     }
 
     /// Whether the sockets of `other` serve this configuration too.
@@ -255,6 +269,18 @@ pub fn stat_name(listener: &Listener) -> String {
         Some(Ok(address)) => address.to_string().replace(':', "_"),
         _ => String::new(),
     }
+}
+
+/// Where a handler is. As long as a chain or a connection holds it, no other is there.
+fn address_of(handler: &Arc<dyn FilterChainHandler>) -> usize {
+    Arc::as_ptr(handler).cast::<()>().addr()
+}
+
+/// What few chains of a listener have in common: name and match.
+fn told_apart(chain: &pb::FilterChain) -> (&str, Vec<u8>) {
+    let matched = chain.filter_chain_match.as_ref();
+    let matched = matched.map(Message::encode_to_vec).unwrap_or_default();
+    (&chain.name, matched)
 }
 
 fn without_chains(listener: &Listener) -> Listener {

@@ -14,6 +14,10 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
     FileAccessLog, file_access_log::AccessLogFormat,
 };
+use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::{
+    StderrAccessLog, StdoutAccessLog, stderr_access_log::AccessLogFormat as stderr,
+    stdout_access_log::AccessLogFormat as stdout,
+};
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use filters::flags::ResponseFlags;
 use filters::formatter::{FormatContext, Formatter};
@@ -80,10 +84,24 @@ impl AccessLog {
                 (file.path, file.access_log_format)
             }
             "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
-                ("/dev/stdout".to_owned(), None)
+                let log: StdoutAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                let format = log
+                    .access_log_format
+                    .map(|stdout::LogFormat(format)| format);
+                (
+                    "/dev/stdout".to_owned(),
+                    format.map(AccessLogFormat::LogFormat),
+                )
             }
             "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
-                ("/dev/stderr".to_owned(), None)
+                let log: StderrAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                let format = log
+                    .access_log_format
+                    .map(|stderr::LogFormat(format)| format);
+                (
+                    "/dev/stderr".to_owned(),
+                    format.map(AccessLogFormat::LogFormat),
+                )
             }
             other => {
                 return Err(
@@ -320,5 +338,62 @@ fn compare(op: Op, left: u128, right: u32) -> bool {
         Op::Ge => left >= right,
         Op::Le => left <= right,
         Op::Ne => left != right,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use envoy_types::pb::envoy::config::core::v3::DataSource;
+    use envoy_types::pb::google::protobuf::Any;
+    use xds_client::any::pack;
+
+    use super::*;
+
+    fn format(text: &str) -> SubstitutionFormatString {
+        SubstitutionFormatString {
+            format: Some(substitution_format_string::Format::TextFormatSource(
+                DataSource {
+                    specifier: Some(data_source::Specifier::InlineString(text.into())),
+                    ..Default::default()
+                },
+            )),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn logs_to_streams_have_formats_of_their_own() {
+        let compile = |config: Any, to: &str| {
+            let log = pb::AccessLog {
+                config_type: Some(access_log::ConfigType::TypedConfig(config)),
+                ..Default::default()
+            };
+            let compiled = AccessLog::compile(&log, |path| {
+                assert_eq!(path, to);
+                let file = AccessLogFile::open("/dev/null", Duration::from_secs(1));
+                Ok(Arc::new(file.unwrap()))
+            });
+            compiled.map(drop).map_err(|e| e.path().to_owned())
+        };
+        let out = |text: &str| {
+            let format = Some(stdout::LogFormat(format(text)));
+            pack(&StdoutAccessLog {
+                access_log_format: format,
+            })
+        };
+        let err = |text: &str| {
+            let format = Some(stderr::LogFormat(format(text)));
+            pack(&StderrAccessLog {
+                access_log_format: format,
+            })
+        };
+        let path = "log_format.text_format_source.inline_string".to_owned();
+        assert_eq!(compile(out("%DURATION%"), "/dev/stdout"), Ok(()));
+        assert_eq!(compile(out("%NO%"), "/dev/stdout"), Err(path.clone()));
+        assert_eq!(compile(err("%NO%"), "/dev/stderr"), Err(path));
+        let plain = pack(&StdoutAccessLog::default());
+        assert_eq!(compile(plain, "/dev/stdout"), Ok(()));
     }
 }

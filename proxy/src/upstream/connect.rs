@@ -85,6 +85,10 @@ pub async fn connect(
                 let told = host.transport.internal();
                 let told = told.map(|t| t.handover(purpose.shared.as_ref()));
                 let io = internal::registry::connect(name, id, told.unwrap_or_default());
+                // What the listener refuses without having read anything, it refuses at once: nobody waits for a tunnel
+                // that has no other end.
+                tokio::task::yield_now().await;
+                let io = io.filter(|io| !io.is_refused());
                 let io = io.ok_or_else(|| nobody(&host.address))?;
                 let local = Some(internal::client_address());
                 return secure(host, purpose, protocols, io, local).await;
@@ -140,7 +144,7 @@ async fn secure<IO: ByteStream + 'static>(
     Ok(Connected { io, http2, facts })
 }
 
-/// There is no internal listener of this name. In Envoy's words.
+/// There is no internal listener of this name, or it does not take the connection. In Envoy's words.
 fn nobody(address: &Address) -> ConnectError {
     let text = format!("immediate connect error: Invalid argument|remote address:{address}");
     ConnectError {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::fairway::LONG;
 
 /// Reads up to and with the empty line; what follows stays in `buffer`.
-pub fn read_head(io: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<String> {
+pub fn read_head(io: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<String> {
     loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
             let head: Vec<u8> = buffer.drain(..end + 4).collect();
@@ -19,7 +19,7 @@ pub fn read_head(io: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<String>
     }
 }
 
-fn read_some(io: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<()> {
+fn read_some(io: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
     let mut part = [0; 4096];
     let n = io.read(&mut part)?;
     if n == 0 {

@@ -1,6 +1,6 @@
 //! A control plane that serves what a test puts into it, on a Unix socket or over TLS; aggregated and type by type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -240,7 +240,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Default)]
 struct Sent {
     wildcard: bool,
-    names: Vec<String>,
+    names: BTreeSet<String>,
     known: BTreeMap<String, u64>,
     answered: bool,
 }
@@ -292,7 +292,7 @@ impl AggregatedDiscoveryService for Service {
                         let Ok(Some(request)) = request else { return };
                         let sent = types.entry(request.type_url.clone()).or_default();
                         sent.wildcard = request.resource_names.is_empty();
-                        sent.names.clone_from(&request.resource_names);
+                        sent.names = request.resource_names.iter().cloned().collect();
                         this.state.lock().unwrap().requests.push(request);
                     }
                     _ = changed.changed() => {}

@@ -14,6 +14,7 @@ mod control_plane;
 mod fairway;
 mod lifecycle;
 mod reading;
+mod secrets;
 mod tls;
 mod upstream;
 mod xds;

@@ -13,10 +13,10 @@ use envoy_types::pb::envoy::config::bootstrap::v3::LayeredRuntime;
 use envoy_types::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
 use envoy_types::pb::envoy::config::core::v3::ConfigSource;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use filters::runtime::{Fraction, Live, RuntimeKeys, RuntimeValue};
 use serde_json::json;
 use xds_client::error::{At, ConfigError};
 
-use crate::router::share::{Fraction, LiveShare};
 use crate::telemetry::stats::Stats;
 pub use disk::DiskLayer;
 use stats::RuntimeStats;
@@ -51,8 +51,65 @@ pub struct Runtime {
     layers: Mutex<Vec<Layer>>,
     observers: Mutex<Vec<Observer>>,
     stats: Mutex<Option<RuntimeStats>>,
-    /// What follows a key, as long as somebody uses it.
-    shares: Mutex<HashMap<String, Vec<Weak<LiveShare>>>>,
+    flags: Followers<bool>,
+    numbers: Followers<u64>,
+    fractions: Followers<Fraction>,
+}
+
+/// What follows a key, as long as somebody uses it.
+struct Followers<T>(Mutex<HashMap<String, Vec<Weak<Live<T>>>>>);
+
+impl<T> Default for Followers<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: RuntimeValue> Followers<T> {
+    fn read(runtime: &Runtime, key: &str) -> Option<T> {
+        T::of_runtime(&runtime.get(key)?)
+    }
+
+    /// Tells all of what the runtime says now.
+    fn changed(&self, runtime: &Runtime) {
+        lock(&self.0).retain(|key, all| {
+            all.retain(|live| live.strong_count() > 0);
+            let value = Self::read(runtime, key);
+            let used = all.iter().filter_map(Weak::upgrade);
+            used.for_each(|live| live.set(value));
+            !all.is_empty()
+        });
+    }
+
+    /// What follows `key` from now on; shared by all with that default.
+    fn of(&self, runtime: &Runtime, key: &str, default: T) -> Arc<Live<T>> {
+        // Held over the reading: a change in between would be missed.
+        let mut followers = lock(&self.0);
+        let all = followers.entry(key.to_owned()).or_default();
+        all.retain(|live| live.strong_count() > 0);
+        let mut used = all.iter().filter_map(Weak::upgrade);
+        if let Some(live) = used.find(|live| live.default_value() == default) {
+            return live;
+        }
+        let live = Arc::new(Live::new(default));
+        live.set(Self::read(runtime, key));
+        all.push(Arc::downgrade(&live));
+        live
+    }
+}
+
+impl RuntimeKeys for Runtime {
+    fn flag(&self, key: &str, default: bool) -> Arc<Live<bool>> {
+        self.flags.of(self, key, default)
+    }
+
+    fn number(&self, key: &str, default: u64) -> Arc<Live<u64>> {
+        self.numbers.of(self, key, default)
+    }
+
+    fn fraction(&self, key: &str, default: Fraction) -> Arc<Live<Fraction>> {
+        self.fractions.of(self, key, default)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -138,34 +195,9 @@ impl Runtime {
         for observer in lock(&self.observers).iter() {
             observer(self);
         }
-        let mut shares = lock(&self.shares);
-        shares.retain(|key, all| {
-            all.retain(|share| share.strong_count() > 0);
-            let fraction = self.fraction(key);
-            let used = all.iter().filter_map(Weak::upgrade);
-            used.for_each(|share| share.set(fraction));
-            !all.is_empty()
-        });
-    }
-
-    fn fraction(&self, key: &str) -> Option<Fraction> {
-        Fraction::of_runtime(&self.get(key)?)
-    }
-
-    /// The share of requests under `key`, which follows the runtime from now on; shared by all with that default.
-    pub fn share(&self, key: &str, default: Fraction) -> Arc<LiveShare> {
-        // Held over the reading: a change in between would be missed.
-        let mut shares = lock(&self.shares);
-        let all = shares.entry(key.to_owned()).or_default();
-        all.retain(|share| share.strong_count() > 0);
-        let mut used = all.iter().filter_map(Weak::upgrade);
-        if let Some(share) = used.find(|share| share.default_fraction() == default) {
-            return share;
-        }
-        let share = Arc::new(LiveShare::new(default));
-        share.set(self.fraction(key));
-        all.push(Arc::downgrade(&share));
-        share
+        self.flags.changed(self);
+        self.numbers.changed(self);
+        self.fractions.changed(self);
     }
 
     /// The text under `key`.

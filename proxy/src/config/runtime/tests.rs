@@ -148,14 +148,14 @@ fn a_disk_layer_is_read_anew_when_its_link_is_exchanged() {
 fn a_share_follows_its_key() {
     let admin = LayerSpecifier::AdminLayer(runtime_layer::AdminLayer::default());
     let runtime = runtime(vec![layer("admin", admin)]).unwrap();
-    let share = runtime.share("a.b", Fraction::ALL);
-    let again = runtime.share("a.b", Fraction::ALL);
+    let share = runtime.fraction("a.b", Fraction::ALL);
+    let again = runtime.fraction("a.b", Fraction::ALL);
     assert!(Arc::ptr_eq(&share, &again));
-    let takes = |random| crate::router::share::Share::Live(share.clone()).takes(random);
+    let takes = |random| share.get().takes(random);
     assert!(takes(99));
     let set = |value: &str| runtime.modify(&[("a.b".into(), value.into())]).is_ok();
     assert!(set("10") && takes(9) && !takes(10));
-    let late = runtime.share(
+    let late = runtime.fraction(
         "a.b",
         Fraction {
             numerator: 1,
@@ -163,6 +163,6 @@ fn a_share_follows_its_key() {
         },
     );
     assert!(!Arc::ptr_eq(&share, &late));
-    assert!(crate::router::share::Share::Live(late).takes(9));
+    assert!(late.get().takes(9));
     assert!(set("") && takes(99));
 }

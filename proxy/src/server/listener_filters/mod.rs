@@ -108,7 +108,7 @@ impl ListenerFilters {
     /// Runs them on `io`.
     pub(super) async fn run(&self, io: &mut Accepted, found: &mut Found) -> Result<(), Refusal> {
         for entry in &self.0 {
-            let port = found.local.ip().map_or(0, |address| address.port());
+            let port = found.local.ip().map(|address| address.port());
             if entry.disabled_on.as_ref().is_some_and(|p| p.matches(port)) {
                 continue;
             }

@@ -47,14 +47,37 @@ impl Predicate {
         })
     }
 
-    /// Whether a connection to `port` is meant.
-    pub(super) fn matches(&self, port: u16) -> bool {
+    /// Whether a connection to `port` is meant. One that has no port, as it goes to no IP address, is in every range,
+    /// as in Envoy.
+    pub(super) fn matches(&self, port: Option<u16>) -> bool {
         match self {
             Self::Or(all) => all.iter().any(|p| p.matches(port)),
             Self::And(all) => all.iter().all(|p| p.matches(port)),
             Self::Not(rule) => !rule.matches(port),
             Self::Any(any) => *any,
-            Self::Ports(start, end) => (*start..*end).contains(&i32::from(port)),
+            Self::Ports(start, end) => {
+                port.is_none_or(|port| (*start..*end).contains(&i32::from(port)))
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::r#type::v3::Int32Range;
+
+    use super::*;
+
+    #[test]
+    fn a_range_has_its_ports_and_connections_without_one() {
+        let range = Proto {
+            rule: Some(Rule::DestinationPortRange(Int32Range {
+                start: 80,
+                end: 90,
+            })),
+        };
+        let range = Predicate::compile(&range).unwrap();
+        let met = [Some(79), Some(80), Some(89), Some(90), None].map(|p| range.matches(p));
+        assert_eq!(met, [false, true, true, false, true]);
     }
 }
