@@ -4,6 +4,7 @@
 //! or workers. The `fairway` crate drives it.
 
 pub mod body;
+pub mod cel;
 pub mod chain;
 pub mod filter;
 pub mod filter_state;

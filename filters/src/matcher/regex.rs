@@ -13,7 +13,7 @@ const MAX_OUTPUT: usize = 64 << 10;
 
 /// Compiles `pattern`. As in RE2, `\d`, `\w`, `\s` and `\b` are ASCII; patterns that need Unicode
 /// (`\p{Greek}`, non-ASCII classes) are compiled with it.
-fn build(pattern: &str) -> Result<Regex, ConfigError> {
+pub(crate) fn build(pattern: &str) -> Result<Regex, ConfigError> {
     let ascii = RegexBuilder::new(pattern)
         .unicode(false)
         .size_limit(SIZE_LIMIT)

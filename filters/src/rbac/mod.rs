@@ -24,9 +24,12 @@ use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use serde_json::{Map, Value};
 use xds_client::error::{At, ConfigError};
 
+use crate::cel::{Attributes, Expression};
 use crate::head::RequestHead;
 use crate::matcher::{HeaderMatcher, MatchInput, MetadataMatcher, StringMatcher};
-use crate::stream::{Address, ConnectionInfo, DynamicMetadata, FilterState, RouteView, StreamInfo};
+use crate::stream::{
+    Address, ConnectionInfo, DynamicMetadata, FilterState, Protocol, RouteView, StreamInfo,
+};
 
 use self::matcher::MatcherRules;
 use self::permission::Permission;
@@ -50,6 +53,10 @@ pub struct Subject<'a> {
     pub filter_state: Option<&'a FilterState>,
     /// The chosen route.
     pub route: Option<&'a dyn RouteView>,
+    /// The protocol of the request.
+    pub protocol: Option<Protocol>,
+    /// What has come of its body so far, bytes.
+    pub bytes_received: u64,
 }
 
 impl<'a> Subject<'a> {
@@ -62,6 +69,8 @@ impl<'a> Subject<'a> {
             metadata: Some(&info.dynamic_metadata),
             filter_state: Some(&info.filter_state),
             route: info.route.as_deref(),
+            protocol: info.protocol,
+            bytes_received: info.bytes_received,
         }
     }
 
@@ -77,6 +86,8 @@ impl<'a> Subject<'a> {
             metadata,
             filter_state: connection.filter_state.as_deref(),
             route: None,
+            protocol: None,
+            bytes_received: 0,
         }
     }
 
@@ -103,6 +114,18 @@ impl<'a> Subject<'a> {
             metadata: self.metadata,
             filter_state: self.filter_state,
             ..MatchInput::default()
+        }
+    }
+
+    fn attributes(&self) -> Attributes<'a> {
+        Attributes {
+            connection: self.connection,
+            remote: self.remote,
+            head: self.head,
+            protocol: self.protocol,
+            bytes_received: self.bytes_received,
+            metadata: self.metadata,
+            filter_state: self.filter_state,
         }
     }
 
@@ -148,6 +171,8 @@ struct Policy {
     name: String,
     permissions: Vec<Permission>,
     principals: Vec<Principal>,
+    /// What must be true besides.
+    condition: Option<Expression>,
 }
 
 /// What an engine says of a subject.
@@ -166,7 +191,7 @@ impl Engine {
     /// that of the fields' names.
     ///
     /// # Errors
-    /// The path of what is wrong or not supported: conditions (CEL), audit loggers, and rules about requests where
+    /// The path of what is wrong or not supported: checked conditions, audit loggers, and rules about requests where
     /// there are none.
     pub fn compile(
         rules: Option<&pb::Rbac>,
@@ -225,9 +250,6 @@ fn policies(proto: &pb::Rbac, layer: Layer) -> Result<Rules, ConfigError> {
 
 impl Policy {
     fn compile(name: &str, proto: &pb::Policy, layer: Layer) -> Result<Self, ConfigError> {
-        if proto.condition.is_some() {
-            return Err(ConfigError::unsupported("condition"));
-        }
         if proto.checked_condition.is_some() {
             return Err(ConfigError::unsupported("checked_condition"));
         }
@@ -237,12 +259,22 @@ impl Policy {
                 .at("permissions")?,
             principals: each(&proto.principals, |p| Principal::compile(p, layer))
                 .at("principals")?,
+            condition: proto
+                .condition
+                .as_ref()
+                .map(Expression::compile)
+                .transpose()
+                .at("condition")?,
         })
     }
 
     fn matches(&self, subject: &Subject<'_>) -> bool {
         self.permissions.iter().any(|p| p.matches(subject))
             && self.principals.iter().any(|p| p.matches(subject))
+            && self
+                .condition
+                .as_ref()
+                .is_none_or(|c| c.is_true(&subject.attributes()))
     }
 }
 

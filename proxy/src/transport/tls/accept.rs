@@ -15,7 +15,7 @@ use super::downstream::{Compiled, DownstreamTls};
 use super::failure::{self, Failure, Kind};
 use super::refusal::{self, Refusal};
 use super::stream::TlsStream;
-use super::{facts, suite_name, version_name};
+use super::{facts, group_name, suite_name, version_name};
 
 /// Where the length of a record begins to be known; less says nothing.
 const RECORD_HEADER: usize = 5;
@@ -143,6 +143,7 @@ impl DownstreamTls {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
+            group: group_name(connection.negotiated_key_exchange_group()),
             local: shown.map(|c| c.facts.clone()),
             peer,
         }
