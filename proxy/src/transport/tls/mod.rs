@@ -4,6 +4,7 @@
 //! [`secrets`]; a context is compiled again when one of them changes, and connections take the newest one.
 
 pub mod accept;
+mod buffer;
 pub mod certificate;
 mod chain;
 pub mod context;
@@ -16,10 +17,13 @@ pub mod files;
 mod fuzz_tests;
 mod ocsp;
 mod parameters;
+mod records;
 mod refusal;
 pub mod secrets;
+mod session;
 mod sessions;
 pub mod stats;
+pub mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -30,7 +34,7 @@ mod verifier;
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{CipherSuite, ProtocolVersion, SupportedCipherSuite};
 
 /// The cryptography of the process: aws-lc, with the post-quantum key exchange first.
@@ -44,6 +48,11 @@ fn version_name(version: Option<ProtocolVersion>) -> &'static str {
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
         _ => "",
     }
+}
+
+/// As Envoy's `%DOWNSTREAM_TLS_GROUP%` has it.
+fn group_name(group: Option<&dyn SupportedKxGroup>) -> &'static str {
+    group.map_or("", |group| parameters::group_name(group.name()))
 }
 
 /// As Envoy's `%DOWNSTREAM_TLS_CIPHER%` has it: OpenSSL's name.

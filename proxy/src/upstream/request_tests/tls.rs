@@ -12,7 +12,7 @@ use crate::transport::ByteStream;
 use crate::transport::tls::downstream::DownstreamTls;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::tls::stats::TlsStats;
-use crate::transport::tls::testing::Authority;
+use crate::transport::tls::testing::{Authority, requested_name};
 
 /// A TLS server that speaks what its ALPN says.
 struct TlsServer {
@@ -37,13 +37,15 @@ impl TlsServer {
         });
         let me = server.clone();
         spawn_local(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((mut stream, _)) = listener.accept().await {
                 let accepting = me.acceptor();
-                if let Ok((io, _)) = accepting.accept(Default::default(), stream).await {
-                    let session = io.get_ref().1;
+                let Ok((name, hello)) = requested_name(&mut stream).await else {
+                    continue;
+                };
+                if let Ok((io, _)) = accepting.accept(hello, stream).await {
+                    let session = io.session();
                     let alpn = session.alpn_protocol().unwrap_or(b"-");
                     let alpn = String::from_utf8_lossy(alpn).into_owned();
-                    let name = session.server_name().unwrap_or("-");
                     me.seen.borrow_mut().push(format!("{name} {alpn}"));
                     spawn_local(serve(io, alpn == "h2" || alpn == "istio-h2"));
                 }
