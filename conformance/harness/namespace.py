@@ -43,5 +43,9 @@ def run(function, *args):
 
 def redirect(rules):
     """What leaves, by rules such as `ip daddr 10.1.0.1 tcp dport 80 redirect to :8080`."""
+    try:
+        command("nft", "list", "ruleset")
+    except RuntimeError as error:
+        raise Refused(str(error)) from error
     command("nft", "-f", "-", given="table inet redirects {\n chain output {\n  type nat hook output priority -100;\n"
             + "".join(f"  {rule}\n" for rule in rules) + " }\n}\n")

@@ -47,6 +47,9 @@ class Group:
             proxy = Proxy(binary, self.config, self.files)
             if self.redirects:
                 namespace.redirect(self.redirects(proxy.ports))
+        except namespace.Refused:
+            proxy.stop()
+            raise
         except Exception as error:
             print(f"FAIL the bootstrap of this group: {error}")
             for case in wanted:
