@@ -20,6 +20,7 @@ pub fn stream() -> StreamInfo {
         local: Address::Ip(([10, 0, 0, 2], 80).into()),
         server_name: None,
         alpn: None,
+        ja4: None,
         secure: false,
         tls: None,
         listener: "".into(),

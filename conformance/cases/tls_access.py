@@ -10,6 +10,7 @@ INSPECTOR = {"name": "tls", "typed_config": {"@type": EXT + "listener.tls_inspec
 PROXY = {"name": "proxy", "typed_config": {"@type": EXT + "listener.proxy_protocol.v3.ProxyProtocol"}}
 PASSED = "passed %RESPONSE_FLAGS% %CONNECTION_TERMINATION_DETAILS% %DOWNSTREAM_PEER_URI_SAN%\n"
 ENDS = CONNECTION.rstrip("\n") + " %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%\n"
+FINGER = "ja4=%TLS_JA4_FINGERPRINT% ja3=%TLS_JA3_FINGERPRINT% %DOWNSTREAM_TLS_GROUP%\n"
 PRINCIPALS = {
     "anybody": {}, "uri": {"principal_name": {"exact": "spiffe://td/ns/one/sa/client"}}, "uri prefix": {"principal_name": {"prefix": "spiffe://td/"}},
     "second uri": {"principal_name": {"exact": "spiffe://td/two"}}, "dns": {"principal_name": {"exact": "client.test"}},
@@ -43,11 +44,15 @@ def config(p):
         made.append(listener(p, [route("/", "up")], "plain " + name, [http]))
 
     def filtered(name, *filters, **fields):
-        one = {**serving(p, name, downstream("server")), "listener_filters": list(filters), "listener_filters_timeout": "0.3s", **fields}
-        one["access_log"] = [file_log(p, ENDS)]
+        one = {**serving(p, name, downstream("server")), "listener_filters": list(filters), "listener_filters_timeout": "0.3s",
+               "access_log": [file_log(p, ENDS)], **fields}
         return one
     made += [filtered("proxied", PROXY, INSPECTOR), filtered("inspected", INSPECTOR),
              filtered("inspected, goes on", INSPECTOR, continue_on_listener_filters_timeout=True)]
+    finger = {"enable_ja4_fingerprinting": True}
+    for name, options in {"fingerprint": finger, "only TLS": {"close_connection_on_client_hello_parsing_errors": True}}.items():
+        inspector = {"name": "tls", "typed_config": {**INSPECTOR["typed_config"], **options}}
+        made.append(filtered(name, inspector, access_log=[file_log(p, FINGER)]))
     named = filtered("inspected, by name", INSPECTOR, continue_on_listener_filters_timeout=True)
     named["filter_chains"][0]["filter_chain_match"] = {"server_names": ["a.test"]}
     return bootstrap(p, [*made, named])
@@ -139,3 +144,47 @@ for where in ("inspected", "inspected, goes on", "inspected, by name"):
     half("a ClientHello that is too long", where, b"\x16\x03\x01\x40\x00\x01\x00\xff\x00" + b"x" * 16380)
     half("closed at once", where, close=True)
     half("closed after half a ClientHello", where, HELLO[:100], close=True)
+
+
+def client_hello(suites, *extensions):
+    """A ClientHello of parts: numbers of suites; number and body of each extension."""
+    def vector(size, body):
+        return len(body).to_bytes(size, "big") + body
+
+    def numbers(all):
+        return b"".join(n.to_bytes(2, "big") for n in all)
+    body = b"\3\3" + b"r" * 32 + vector(1, b"") + vector(2, numbers(suites)) + vector(1, b"\0")
+    body += vector(2, b"".join(numbers([kind]) + vector(2, content) for kind, content in extensions))
+    message = b"\1" + vector(3, body)
+    return b"\x16\3\1" + vector(2, message)
+
+
+NAME, GREASE = (0, b"\0\x09\0\0\6a.test"), (0x1a1a, b"")
+VERSIONS, SIGNATURES = (43, b"\6\x3a\x3a\3\4\3\3"), (13, b"\0\4\4\3\x08\4")
+
+
+def alpn(name):
+    return 16, (len(name) + 1).to_bytes(2, "big") + len(name).to_bytes(1, "big") + name
+
+
+HELLOS = {
+    "TLS 1.3": client_hello([0x1301, 0xc02b], NAME, VERSIONS, SIGNATURES), "GREASE": client_hello([0x2a2a, 0x1301], GREASE, NAME, VERSIONS, SIGNATURES),
+    "no name": client_hello([0x1301], VERSIONS, SIGNATURES), "no signature algorithms": client_hello([0x1301], NAME, VERSIONS),
+    "no extensions but a name": client_hello([0xc02b], NAME), "h2": client_hello([0x1301], NAME, VERSIONS, alpn(b"h2")),
+    "one letter of ALPN": client_hello([0x1301], NAME, VERSIONS, alpn(b"x")), "odd ALPN": client_hello([0x1301], NAME, VERSIONS, alpn(b"\xab\xcd")),
+    "ALPN ending odd": client_hello([0x1301], NAME, VERSIONS, alpn(b"h2-")), "ECH": client_hello([0x1301], NAME, VERSIONS, SIGNATURES, (0xfe0d, b"\0\0\1\0\1\5\0\x20" + b"k" * 32 + b"\0\x64" + b"p" * 100)),
+    "many suites": client_hello(range(0x100, 0x200), NAME, VERSIONS), "TLS 1.1": client_hello([0xc013], NAME, (43, b"\2\3\2"))}
+for name, data in HELLOS.items():
+    @G.case(f"tls access: fingerprint: {name}", logs=1)
+    def _(t, data=data):
+        conn = t.connect("fingerprint")
+        conn.send(data)
+        conn.end(0.1)
+        conn.close()
+for name, kw in {"a client of OpenSSL": {}, "TLS 1.2": {"version": "1.2"}, "h2 and http/1.1": {"alpn": ["h2", "http/1.1"]}, "P-384": {"curve": "secp384r1"}}.items():
+    @G.case(f"tls access: fingerprint: {name}")
+    def _(t, kw=kw):
+        ask(t, "fingerprint", **kw)
+half("plain text", "only TLS", b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")
+half("half a ClientHello", "only TLS", HELLO[:100])
+half("a ClientHello that cannot be read", "only TLS", HELLO[:43] + b"\xff" + HELLO[44:])

@@ -4,7 +4,7 @@ from harness.config import TYPE, address, bootstrap, cluster, listener, route
 from harness.runner import Group
 from harness.tls import file_log, trusting, upstream
 
-LINE = ("%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_PROTOCOL% %UPSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER% %UPSTREAM_PEER_SUBJECT% "
+LINE = ("%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_PROTOCOL% %UPSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER% %UPSTREAM_TLS_GROUP% %UPSTREAM_PEER_SUBJECT% "
         "%UPSTREAM_PEER_ISSUER% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_CERT_V_END(%Y)% "
         "%UPSTREAM_LOCAL_DNS_SAN% %UPSTREAM_LOCAL_URI_SAN%\n")
 PARAMS = {"tls_maximum_protocol_version": "TLSv1_3"}

@@ -295,6 +295,7 @@ mod tests {
             local: address,
             server_name: None,
             alpn: None,
+            ja4: None,
             secure: false,
             tls: None,
             listener: "".into(),

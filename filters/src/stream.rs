@@ -96,6 +96,8 @@ pub struct ConnectionInfo {
     pub server_name: Option<ByteString>,
     /// Negotiated or detected application protocol.
     pub alpn: Option<ByteString>,
+    /// JA4, the fingerprint of its ClientHello, if a listener filter was told to make it.
+    pub ja4: Option<ByteString>,
     /// Whether the transport is encrypted (decides `x-forwarded-proto` and `:scheme`).
     pub secure: bool,
     /// What TLS found out, if this end of the connection speaks it.

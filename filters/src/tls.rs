@@ -101,6 +101,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// The cipher suite by its OpenSSL name.
     pub cipher: &'static str,
+    /// The group of the key exchange, by OpenSSL's name; empty if it was resumed without one.
+    pub group: &'static str,
     /// The certificate shown to the peer.
     pub local: Option<Arc<CertificateFacts>>,
     /// The certificate that the peer has shown.

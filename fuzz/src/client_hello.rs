@@ -1,5 +1,6 @@
 //! What must hold of the look for a ClientHello whatever bytes it is given.
 
+use fairway::server::ja4;
 use fairway::server::sniff::{self, MAX_CLIENT_HELLO, Sniff};
 
 /// What is said of the first bytes is not taken back when more come, and what is found is what the TLS library finds:
@@ -21,6 +22,11 @@ pub fn found(data: &[u8]) {
         assert!(!hello.server_name.contains(|c: char| c.is_ascii_uppercase()));
         let names: usize = hello.alpn.iter().map(String::len).sum();
         assert!(hello.server_name.len() + names < data.len());
+        // What can be read has a fingerprint, of one length.
+        let Sniff::Yes(message) = sniff::hello_message(data) else {
+            unreachable!("it was there")
+        };
+        assert_eq!(ja4::fingerprint(&message).map(|ja4| ja4.len()), Some(36));
     }
     let mut acceptor = rustls::server::Acceptor::default();
     let mut left = data;

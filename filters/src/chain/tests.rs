@@ -19,6 +19,7 @@ pub(crate) fn info() -> SharedInfo {
         local: addr,
         server_name: None,
         alpn: None,
+        ja4: None,
         secure: false,
         tls: None,
         listener: ByteString::new(),

@@ -49,6 +49,9 @@ pub(super) enum Fact {
     UpstreamAttempts,
     UpstreamFailure,
     ServerName,
+    Ja4,
+    /// JA3, which no listener filter makes.
+    Ja3,
     RouteName,
     VirtualHost,
     FilterChain,
@@ -111,6 +114,8 @@ impl Operator {
             "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Fact::UpstreamAttempts,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => Fact::UpstreamFailure,
             "REQUESTED_SERVER_NAME" => Fact::ServerName,
+            "TLS_JA4_FINGERPRINT" => Fact::Ja4,
+            "TLS_JA3_FINGERPRINT" => Fact::Ja3,
             "ROUTE_NAME" => Fact::RouteName,
             "VIRTUAL_HOST_NAME" => Fact::VirtualHost,
             "FILTER_CHAIN_NAME" => Fact::FilterChain,
@@ -319,6 +324,8 @@ impl Fact {
                 owned(notes.transport_failure.as_ref()?.replace(' ', "_"))
             }
             Self::ServerName => text(info.connection.server_name.as_deref()?),
+            Self::Ja4 => text(info.connection.ja4.as_deref()?),
+            Self::Ja3 => None,
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
             Self::FilterChain => text(&info.connection.filter_chain),

@@ -16,6 +16,7 @@ fn info() -> StreamInfo {
         direct_local: address("10.0.0.1:15001"),
         server_name: Some("a.example".into()),
         alpn: None,
+        ja4: None,
         secure: false,
         tls: None,
         listener: "l".into(),

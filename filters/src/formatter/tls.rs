@@ -12,6 +12,7 @@ use crate::tls::{CertificateFacts, TlsInfo};
 const UPSTREAM: &[&str] = &[
     "TLS_VERSION",
     "TLS_CIPHER",
+    "TLS_GROUP",
     "PEER_CERT",
     "PEER_CERT_V_START",
     "PEER_CERT_V_END",
@@ -36,6 +37,7 @@ pub(super) struct TlsFact {
 enum What {
     Version,
     Cipher,
+    Group,
     /// Of the certificate that the peer has shown.
     Peer(CertificateFact),
     /// Of ours.
@@ -95,6 +97,7 @@ impl What {
         Ok(Some(match name {
             "TLS_VERSION" => Self::Version,
             "TLS_CIPHER" => Self::Cipher,
+            "TLS_GROUP" => Self::Group,
             "PEER_CERT" => Self::PeerPem,
             "PEER_CERT_V_START" => Self::PeerBegins(time()?),
             "PEER_CERT_V_END" => Self::PeerEnds(time()?),
@@ -117,6 +120,7 @@ impl What {
         Some(match self {
             Self::Version => Cow::Borrowed(tls.version),
             Self::Cipher => Cow::Borrowed(tls.cipher),
+            Self::Group => Cow::Borrowed(tls.group),
             Self::PeerPem => Cow::Borrowed(tls.peer.as_ref()?.url_encoded_pem()),
             Self::PeerBegins(format) => Cow::Owned(format.format(facts()?.not_before?)),
             Self::PeerEnds(format) => Cow::Owned(format.format(facts()?.not_after?)),
@@ -208,6 +212,7 @@ mod tests {
         let tls = TlsInfo {
             version: "TLSv1.3",
             cipher: "TLS_AES_128_GCM_SHA256",
+            group: "X25519",
             local: Some(Arc::new(local)),
             peer: Some(PeerCertificate::new(facts, vec![vec![1]], true)),
         };
@@ -216,6 +221,7 @@ mod tests {
         upstream.upstream.tls = Some(tls.clone());
         let text = |name| value(name, &upstream);
         assert_eq!(text("UPSTREAM_TLS_VERSION").unwrap(), "TLSv1.3");
+        assert_eq!(text("UPSTREAM_TLS_GROUP").unwrap(), "X25519");
         assert_eq!(text("UPSTREAM_PEER_SUBJECT").unwrap(), "CN=a");
         assert_eq!(text("UPSTREAM_LOCAL_DNS_SAN").unwrap(), "b.example");
         assert_eq!(text("DOWNSTREAM_TLS_VERSION"), None);

@@ -32,6 +32,7 @@ fn connection() -> ConnectionInfo {
         direct_local: ip("198.51.100.2:443"),
         server_name: Some("a.test".into()),
         alpn: None,
+        ja4: None,
         secure: true,
         tls: None,
         listener: "".into(),

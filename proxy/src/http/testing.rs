@@ -16,6 +16,7 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         local,
         server_name: None,
         alpn: None,
+        ja4: None,
         secure: false,
         tls: None,
         listener: "".into(),

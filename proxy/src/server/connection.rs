@@ -140,6 +140,7 @@ impl ConnectionGuard {
             server_name: (!found.server_name.is_empty()).then(|| found.server_name.as_str().into()),
             // What a client offers chooses the chain; only the transport socket knows what was agreed on.
             alpn: None,
+            ja4: found.ja4.map(Into::into),
             secure: false,
             tls: None,
             listener: config.name.clone(),

@@ -17,8 +17,13 @@ fn internal(name: &str, chains: &[&str]) -> Listener {
     }
 }
 
+/// Of a process that takes no connection from outside.
 fn manager() -> ListenerManager {
-    let mut context = ListenerContext::new(0, &Stats::new());
+    manager_for(0)
+}
+
+fn manager_for(connections: u64) -> ListenerManager {
+    let mut context = ListenerContext::new(connections, &Stats::new());
     context.internal_buffer = Some(1024);
     let mut manager = ListenerManager::new(
         1,
@@ -101,4 +106,25 @@ fn it_has_no_socket_and_needs_the_bootstrap_extension() {
     let without = super::manager(LONG, 0, 0);
     let error = without.validate(&internal("in", &["one"])).unwrap_err();
     assert_eq!(error.path(), "internal_listener");
+}
+
+#[tokio::test]
+async fn it_outlasts_the_connections_that_may_go_on_to_it() {
+    let mut manager = manager_for(u64::MAX);
+    manager.apply(&internal("in", &["one"]), "1").unwrap();
+    manager.apply(&listener("out", &["two"]), "1").unwrap();
+    manager.flush().await;
+    let mut client = connect(&manager, "out").await;
+    expect(&mut client, "two:").await;
+    manager.stop_all(false);
+    manager.flush().await;
+    assert!(said(&manager, "in", "one:", None).await.await.unwrap());
+    let plan = DrainPlan::new(LONG, DrainStrategy::Gradual);
+    let drained = manager.drain_all(plan, false, DrainEnd::Idle);
+    manager.flush().await;
+    assert!(said(&manager, "in", "one:", None).await.await.unwrap());
+    drop(client);
+    let waited = tokio::time::timeout(Duration::from_secs(20), drained.wait());
+    waited.await.unwrap();
+    assert!(!said(&manager, "in", "", None).await.await.unwrap());
 }

@@ -91,6 +91,8 @@ pub struct ListenerContext {
     /// How many bytes each direction of an internal connection buffers; `None` without
     /// `envoy.bootstrap.internal_listener`, and there are no internal listeners then.
     pub internal_buffer: Option<usize>,
+    /// Connections of all listeners now.
+    open: Count,
     next_connection: AtomicU64,
 }
 
@@ -104,6 +106,7 @@ impl ListenerContext {
             scope: stats.scope(""),
             unhealthy: Arc::default(),
             internal_buffer: None,
+            open: Count::default(),
             next_connection: AtomicU64::new(1),
         }
     }
@@ -241,7 +244,7 @@ impl WorkerListener {
                 DrainEnd::Deadline => over,
                 // Not only here: a worker that closed its socket alone would leave its share of the newcomers
                 // without an answer.
-                DrainEnd::Idle => over || self.shared.active.get() == 0,
+                DrainEnd::Idle => over || self.is_idle(),
             };
             if stops {
                 break;
@@ -252,7 +255,23 @@ impl WorkerListener {
         }
         match end {
             DrainEnd::Idle => self.drain(plan).await,
-            DrainEnd::Never | DrainEnd::Deadline => self.stop_accepting().await,
+            DrainEnd::Never | DrainEnd::Deadline => self.stop_from_outside().await,
+        }
+    }
+
+    /// Whether nobody needs the listener any longer. An internal one is needed as long as there is any connection: one
+    /// that is open may go on to it with its next request.
+    fn is_idle(&self) -> bool {
+        match self.config.borrow().internal {
+            true => self.context.open.get() == 0,
+            false => self.shared.active.get() == 0,
+        }
+    }
+
+    /// Takes no more connections from outside. What comes from inside belongs to a connection that stays.
+    pub(super) async fn stop_from_outside(self: &Rc<Self>) {
+        if !self.config().internal {
+            self.stop_accepting().await;
         }
     }
 
@@ -270,6 +289,7 @@ impl WorkerListener {
 
     /// A connection is over.
     pub(super) fn forget(&self, id: u64) {
+        self.context.open.dec();
         let entry = self.connections.borrow_mut().remove(&id);
         // Outside the borrow, whatever a handler does at its end.
         drop(entry);
@@ -381,6 +401,7 @@ impl WorkerListener {
 
     /// Starts the task of a connection that has been counted. `found`: what another listener knows of it.
     fn begin(self: &Rc<Self>, io: Accepted, found: Option<Found>, counted_globally: bool) {
+        self.context.open.inc_below(u64::MAX);
         let id = self.context.next_connection.fetch_add(1, Ordering::Relaxed);
         let (unhealthy, panics) = (&self.context.unhealthy, &self.context.connection_panics);
         let control = ConnectionControl::new(unhealthy.clone(), panics.clone());

@@ -15,6 +15,7 @@ pub mod echo;
 pub mod filter_chain_match;
 pub mod filter_chain_matcher;
 mod hand_over;
+pub mod ja4;
 pub mod lifecycle;
 pub mod listener;
 pub mod listener_filters;

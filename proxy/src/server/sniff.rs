@@ -32,17 +32,18 @@ pub struct ClientHello {
 }
 
 /// Reads forward in a slice; every step is checked.
-struct Cursor<'a>(&'a [u8]);
+#[derive(Clone, Copy)]
+pub(super) struct Cursor<'a>(pub(super) &'a [u8]);
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.0.split_at_checked(n)?;
         self.0 = rest;
         Some(head)
     }
 
     /// A big-endian number of `n` bytes (at most 3 here).
-    fn number(&mut self, n: usize) -> Option<usize> {
+    pub(super) fn number(&mut self, n: usize) -> Option<usize> {
         Some(
             self.take(n)?
                 .iter()
@@ -51,14 +52,24 @@ impl<'a> Cursor<'a> {
     }
 
     /// A vector with a length field of `n` bytes.
-    fn vector(&mut self, n: usize) -> Option<Self> {
+    pub(super) fn vector(&mut self, n: usize) -> Option<Self> {
         let length = self.number(n)?;
         self.take(length).map(Cursor)
     }
 }
 
-/// Looks for a TLS ClientHello (RFC 8446 section 4.1.2), also one spread over several records.
+/// Looks for a TLS ClientHello (RFC 8446 section 4.1.2), also one spread over several records, and reads it.
 pub fn client_hello(bytes: &[u8]) -> Sniff<ClientHello> {
+    match hello_message(bytes) {
+        Sniff::Yes(hello) => parse_hello(&hello).map_or(Sniff::No, Sniff::Yes),
+        Sniff::More => Sniff::More,
+        Sniff::No => Sniff::No,
+        Sniff::TooLarge => Sniff::TooLarge,
+    }
+}
+
+/// Looks for a ClientHello, and gives it without its head.
+pub fn hello_message(bytes: &[u8]) -> Sniff<Vec<u8>> {
     let mut records = Cursor(bytes);
     let mut handshake: Vec<u8> = Vec::new();
     loop {
@@ -86,7 +97,7 @@ pub fn client_hello(bytes: &[u8]) -> Sniff<ClientHello> {
                 return Sniff::TooLarge;
             }
             if let Some(hello) = handshake.get(4..4 + wanted) {
-                return parse_hello(hello).map_or(Sniff::No, Sniff::Yes);
+                return Sniff::Yes(hello.to_vec());
             }
         }
         if available < length {
@@ -104,7 +115,8 @@ fn handshake_length(handshake: &[u8]) -> Option<usize> {
     Cursor(handshake.get(1..)?).number(3)
 }
 
-fn parse_hello(hello: &[u8]) -> Option<ClientHello> {
+/// Reads what a ClientHello says; `None` if it is none.
+pub fn parse_hello(hello: &[u8]) -> Option<ClientHello> {
     let mut cursor = Cursor(hello);
     cursor.take(2 + 32)?; // version, random
     cursor.vector(1)?; // session id

@@ -171,7 +171,7 @@ async fn run(
                 for listener in listeners.values() {
                     if !inbound_only || listener.is_inbound() {
                         let listener = listener.clone();
-                        tokio::task::spawn_local(async move { listener.stop_accepting().await });
+                        tokio::task::spawn_local(async move { listener.stop_from_outside().await });
                     }
                 }
             }

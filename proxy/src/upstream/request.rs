@@ -255,7 +255,10 @@ impl Sending<'_> {
                 Err(reason) => {
                     // The server says GOAWAY, or the connection is dead: nothing of the request has left, so another
                     // connection may have it.
-                    pooled.connection.retire();
+                    // A head that cannot be sent says nothing of the connection, which others use.
+                    if reason != ResetReason::ProtocolError {
+                        pooled.connection.retire();
+                    }
                     guard.ended(None);
                     if tries >= GOING_AWAY || reason == ResetReason::ProtocolError {
                         return Err(Stopped::Failed(UpstreamError {

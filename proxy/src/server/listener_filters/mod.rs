@@ -18,7 +18,7 @@ use filters::stream::{Address, DynamicMetadata, FilterState};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
-use self::inspectors::{HttpInspectorStats, TlsInspectorStats};
+use self::inspectors::{HttpInspectorStats, TlsInspector};
 use self::predicate::Predicate;
 use self::proxy_protocol::ProxyProtocolFilter;
 use super::accepted::Accepted;
@@ -44,6 +44,8 @@ pub(super) struct Found {
     pub(super) transport: &'static str,
     /// What the client offers (ALPN), or what its first bytes are.
     pub(super) protocols: Vec<String>,
+    /// The fingerprint of the ClientHello, if it is asked for.
+    pub(super) ja4: Option<String>,
     /// What filters noted.
     pub(super) metadata: DynamicMetadata,
     /// Filter state that came with a connection from inside the process.
@@ -81,7 +83,7 @@ struct Entry {
 enum Kind {
     OriginalDst,
     ProxyProtocol(Box<ProxyProtocolFilter>),
-    TlsInspector(TlsInspectorStats),
+    TlsInspector(TlsInspector),
     HttpInspector(HttpInspectorStats),
 }
 
@@ -115,7 +117,7 @@ impl ListenerFilters {
             match &entry.filter {
                 Kind::OriginalDst => original_dst::run(io, found),
                 Kind::ProxyProtocol(filter) => filter.run(io, found).await?,
-                Kind::TlsInspector(stats) => inspectors::tls(stats, io, found).await?,
+                Kind::TlsInspector(filter) => filter.run(io, found).await?,
                 Kind::HttpInspector(stats) => inspectors::http(stats, io, found).await?,
             }
         }
@@ -143,6 +145,7 @@ impl Found {
             server_name: String::new(),
             transport: "",
             protocols: Vec::new(),
+            ja4: None,
             metadata: metadata.cloned().unwrap_or_default(),
             filter_state: objects.map(|objects| Rc::new(FilterState::received(objects))),
             tlvs: None,
@@ -195,7 +198,9 @@ impl Kind {
         Ok(match kind.as_str() {
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
             | "envoy.filters.listener.tls_inspector" => {
-                Self::TlsInspector(TlsInspectorStats::new(&root.scope("tls_inspector.")))
+                let proto = config.map(any::unpack).transpose().at("typed_config")?;
+                let filter = TlsInspector::compile(&proto.unwrap_or_default(), root);
+                Self::TlsInspector(filter.at("typed_config")?)
             }
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"
             | "envoy.filters.listener.http_inspector" => {

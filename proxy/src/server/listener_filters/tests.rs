@@ -3,7 +3,8 @@
 use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener};
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol as pp;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use prost::{Message, Name};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -241,4 +242,41 @@ fn what_cannot_be_honoured_is_named() {
         ..Default::default()
     });
     assert!(error.contains("rules[0].tlv_type"), "{error}");
+}
+
+fn inspector(proto: &TlsInspector) -> pb::ListenerFilter {
+    pb::ListenerFilter {
+        name: "tls".into(),
+        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(Any {
+            type_url: TlsInspector::type_url(),
+            value: proto.encode_to_vec(),
+        })),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn the_tls_inspector_does_what_it_is_told() {
+    const HELLO: &[u8] = b"\x16\x03\x01\0\x2f\x01\0\0\x2b\x03\x03rrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrr\0\0\x04\x13\x01\x0a\x0a\x01\0";
+    let stats = Stats::new();
+    let plain = compile(vec![inspector(&TlsInspector::default())], &stats).unwrap();
+    let (ran, found) = run(&plain, HELLO, 20).await;
+    assert!(ran.is_ok() && found.transport == "tls" && found.ja4.is_none());
+    assert_eq!(run(&plain, b"GET /", 5).await.1.transport, "raw_buffer");
+    let told = TlsInspector {
+        enable_ja4_fingerprinting: Some(BoolValue { value: true }),
+        close_connection_on_client_hello_parsing_errors: true,
+        ..Default::default()
+    };
+    let told = compile(vec![inspector(&told)], &stats).unwrap();
+    let ja4 = run(&told, HELLO, 20).await.1.ja4.unwrap();
+    assert!(ja4.starts_with("t12i010000_"), "{ja4}");
+    let refused = run(&told, b"GET /", 5).await.0;
+    assert!(matches!(refused, Err(Refusal::Filter)));
+    let ja3 = TlsInspector {
+        enable_ja3_fingerprinting: Some(BoolValue { value: true }),
+        ..Default::default()
+    };
+    let error = compile(vec![inspector(&ja3)], &stats).unwrap_err();
+    assert!(error.contains("enable_ja3_fingerprinting"), "{error}");
 }

@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::downstream::{Compiled, DownstreamTls};
 use super::failure::{self, Failure, Kind};
 use super::refusal::{self, Refusal};
-use super::{facts, suite_name, version_name};
+use super::{facts, group_name, suite_name, version_name};
 use crate::transport::prefixed::Prefixed;
 
 /// Where the length of a record begins to be known; less says nothing.
@@ -127,6 +127,7 @@ impl DownstreamTls {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
+            group: group_name(connection.negotiated_key_exchange_group()),
             local: compiled.shown(connection).map(|c| c.facts.clone()),
             peer,
         }

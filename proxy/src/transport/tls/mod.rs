@@ -30,7 +30,7 @@ mod verifier;
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{CipherSuite, ProtocolVersion, SupportedCipherSuite};
 
 /// The cryptography of the process: aws-lc, with the post-quantum key exchange first.
@@ -44,6 +44,11 @@ fn version_name(version: Option<ProtocolVersion>) -> &'static str {
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
         _ => "",
     }
+}
+
+/// As Envoy's `%DOWNSTREAM_TLS_GROUP%` has it.
+fn group_name(group: Option<&dyn SupportedKxGroup>) -> &'static str {
+    group.map_or("", |group| parameters::group_name(group.name()))
 }
 
 /// As Envoy's `%DOWNSTREAM_TLS_CIPHER%` has it: OpenSSL's name.

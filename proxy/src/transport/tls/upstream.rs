@@ -31,7 +31,7 @@ use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
 use super::validation::Validation;
 use super::verifier::Verifier;
-use super::{facts, suite_name, version_name};
+use super::{facts, group_name, suite_name, version_name};
 use crate::telemetry::stats::Scope;
 use crate::transport::options::TransportOptions;
 
@@ -382,6 +382,7 @@ impl UpstreamTls {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
+            group: group_name(connection.negotiated_key_exchange_group()),
             local: compiled.local.as_ref().map(|c| c.facts.clone()),
             peer,
         }
