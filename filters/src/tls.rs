@@ -51,23 +51,21 @@ pub struct PeerCertificate {
 }
 
 impl PeerCertificate {
-    /// A certificate with its chain.
-    pub fn new(facts: CertificateFacts, chain: Vec<Vec<u8>>, validated: bool) -> Self {
-        Self {
+    /// A certificate with its chain. Boxed: most connections have none, and should not have room for one.
+    pub fn new(facts: CertificateFacts, chain: Vec<Vec<u8>>, validated: bool) -> Box<Self> {
+        Box::new(Self {
             facts,
             chain,
             validated,
             read: None,
             pem: OnceLock::new(),
-        }
+        })
     }
 
     /// The same, with `read` for the rest of the chain.
-    pub fn with_reader(self, read: Reader) -> Self {
-        Self {
-            read: Some(read),
-            ..self
-        }
+    pub fn with_reader(mut self: Box<Self>, read: Reader) -> Box<Self> {
+        self.read = Some(read);
+        self
     }
 
     /// The facts of the whole chain, the certificate's own first; those that cannot be read are left out.
@@ -106,7 +104,7 @@ pub struct TlsInfo {
     /// The certificate shown to the peer.
     pub local: Option<Arc<CertificateFacts>>,
     /// The certificate that the peer has shown.
-    pub peer: Option<PeerCertificate>,
+    pub peer: Option<Box<PeerCertificate>>,
 }
 
 fn url_encoded_pem(der: &[u8]) -> String {

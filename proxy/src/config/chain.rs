@@ -331,9 +331,9 @@ impl Chain {
         match self.transport.clone() {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
-                // Boxed, to be gone with the handshake; and what comes of it, which futures would move about.
+                // Boxed, to be gone with the handshake.
                 match Box::pin(tls.accept(prefix, io, info)).await {
-                    Ok((io, info)) => served.serve(Box::new(io), Bytes::new(), info).await,
+                    Ok((io, info)) => served.serve(io, Bytes::new(), info).await,
                     Err(info) => served.terminal.never_served(info),
                 }
             }),

@@ -27,7 +27,7 @@ const READ: usize = 4096;
 const ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 
 /// The server's side of a connection in TLS.
-pub type ServerStream<IO> = TlsStream<IO, UnbufferedServerConnection>;
+pub type ServerStream<IO> = Box<TlsStream<IO, UnbufferedServerConnection>>;
 
 /// A handshake that failed. The peer has been sent an alert, and the failure is counted.
 #[derive(Debug)]

@@ -54,7 +54,7 @@ fn serial_text(bytes: &[u8]) -> String {
 }
 
 /// The certificate that a peer has shown; `None` without one that can be read.
-pub(super) fn peer(chain: &[CertificateDer<'_>], validated: bool) -> Option<PeerCertificate> {
+pub(super) fn peer(chain: &[CertificateDer<'_>], validated: bool) -> Option<Box<PeerCertificate>> {
     let facts = read(chain.first()?)?;
     let chain = chain.iter().map(|c| c.to_vec()).collect();
     Some(PeerCertificate::new(facts, chain, validated).with_reader(read))

@@ -23,8 +23,7 @@ pub(super) enum Outbound<'a> {
 
 /// A session between the bytes that came and those that go.
 pub(super) struct Records<S> {
-    /// Boxed: more than a kilobyte, which futures would move about and make room for several times.
-    pub(super) session: Box<S>,
+    pub(super) session: S,
     /// Came and is not understood yet.
     pub(super) incoming: Buffer,
     /// Goes to the peer.
@@ -38,7 +37,7 @@ pub(super) struct Records<S> {
 impl<S: Session> Records<S> {
     pub(super) fn new(session: S, incoming: Buffer) -> Self {
         Self {
-            session: Box::new(session),
+            session,
             incoming,
             outgoing: Buffer::default(),
             peer_closed: false,

@@ -16,7 +16,7 @@ pub(super) struct Refusal {
     /// As Envoy tells it, such as `verify cert failed: cert hash and spki`.
     pub(super) why: String,
     /// What was shown, if it can be read.
-    pub(super) peer: Option<PeerCertificate>,
+    pub(super) peer: Option<Box<PeerCertificate>>,
 }
 
 thread_local! {

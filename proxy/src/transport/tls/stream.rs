@@ -38,19 +38,24 @@ pub struct TlsStream<IO, S> {
     closed: bool,
 }
 
+/// Nothing in it is pinned, whatever a session is.
+impl<IO: Unpin, S> Unpin for TlsStream<IO, S> {}
+
 impl<IO, S: Session> TlsStream<IO, S>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     /// A connection at the beginning of its handshake; `incoming` has been read from `io` already.
-    pub(super) fn new(io: IO, session: S, incoming: Buffer) -> Self {
-        Self {
+    ///
+    /// Boxed: it is more than a kilobyte, which futures would move about and make room for several times.
+    pub(super) fn new(io: IO, session: S, incoming: Buffer) -> Box<Self> {
+        Box::new(Self {
             io,
             records: Records::new(session, incoming),
             content: Vec::new(),
             read: 0,
             closed: false,
-        }
+        })
     }
 
     /// What has been agreed on.
@@ -63,7 +68,7 @@ where
     /// # Errors
     /// The connection below broke, or the peer breaks the rules (a [`rustls::Error`] inside); it has been sent an
     /// alert then.
-    pub(super) async fn handshake(mut self) -> io::Result<Self> {
+    pub(super) async fn handshake(mut self: Box<Self>) -> io::Result<Box<Self>> {
         std::future::poll_fn(|cx| self.poll_handshake(cx)).await?;
         Ok(self)
     }

@@ -42,7 +42,7 @@ const MAX_SNI: usize = 255;
 const SECRETS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The client's side of a connection in TLS.
-pub type ClientStream<IO> = TlsStream<IO, UnbufferedClientConnection>;
+pub type ClientStream<IO> = Box<TlsStream<IO, UnbufferedClientConnection>>;
 
 /// A cluster's TLS.
 pub struct UpstreamTls {

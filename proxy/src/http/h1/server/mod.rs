@@ -48,21 +48,23 @@ pub async fn serve<IO, S>(
                 break;
             }
         };
-        let parsed = match parse::request(&block, &settings) {
-            Ok(parsed) => parsed,
+        // Boxed, so that an idle connection's future stays small.
+        let exchange = parse::request(&block, &settings).map(|parsed| {
+            Box::pin(exchange::serve(
+                &conn, parsed, &settings, &*service, &control,
+            ))
+        });
+        drop(block);
+        match exchange {
+            Ok(exchange) => {
+                if !exchange.await {
+                    break;
+                }
+            }
             Err(error) => {
                 Box::pin(reject(&conn, &*service, &settings, error)).await;
                 break;
             }
-        };
-        drop(block);
-        // Boxed, so that an idle connection's future stays small.
-        if !Box::pin(exchange::serve(
-            &conn, parsed, &settings, &*service, &control,
-        ))
-        .await
-        {
-            break;
         }
     }
     let _ = poll_fn(|cx| Pin::new(&mut conn.borrow_mut().io).poll_shutdown(cx)).await;
