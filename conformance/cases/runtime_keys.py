@@ -1,7 +1,7 @@
 """Fractions that the runtime changes while the process runs."""
 import time
 
-from harness.config import bootstrap, cluster, listener, route
+from harness.config import TYPE, bootstrap, cluster, listener, route
 from harness.runner import Group
 
 
@@ -24,6 +24,38 @@ def config(p):
 
 
 G = Group(config)
+EXT = TYPE + "envoy.extensions.filters.http."
+
+
+def filters(p):
+    percent = {"numerator": 0}
+    origins = {"allow_origin_string_match": [{"exact": "http://good.test"}]}
+
+    def flag(key, numerator):
+        return {"runtime_key": key, "default_value": {"numerator": numerator}}
+
+    def policy(name, **fields):
+        return route("/" + name, "up", typed_per_filter_config={"cors": {"@type": EXT + "cors.v3.CorsPolicy", **origins, **fields}})
+
+    def fault(name, **fields):
+        return route("/" + name, "up", typed_per_filter_config={"fault": {"@type": EXT + "fault.v3.HTTPFault", **fields}})
+    abort = {"http_status": 418, "percentage": {"numerator": 100}}
+    routes = [
+        policy("cors", filter_enabled=flag("cors.on", 100)), policy("shadow", filter_enabled=flag("no.key", 0), shadow_enabled=flag("cors.shadow", 100)),
+        fault("abort", abort={"http_status": 418, "percentage": percent}),
+        fault("status", abort=abort, abort_http_status_runtime="own.status"),
+        fault("grpc", abort={"grpc_status": 5, "percentage": {"numerator": 100}}),
+        fault("own", abort={"http_status": 418, "percentage": percent}, abort_percent_runtime="own.percent"),
+        fault("delay", delay={"fixed_delay": "0.001s", "percentage": percent}),
+        fault("limit", abort=abort, max_active_faults_runtime="own.max"),
+        fault("none", abort=abort, max_active_faults=0),
+        fault("headers", abort=abort, headers=[{"name": "x-fault", "string_match": {"exact": "1"}}]),
+        route("/", "up")]
+    chain = [{"name": "cors", "typed_config": {"@type": EXT + "cors.v3.Cors"}}, {"name": "fault", "typed_config": {"@type": EXT + "fault.v3.HTTPFault"}}]
+    return {**bootstrap(p, [listener(p, routes, filters=chain)]), "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]}}
+
+
+F = Group(filters)
 for path in ("/static", "/fraction", "/large", "/word", "/unknown"):
     G.case(f"runtime key: {path}")(lambda t, path=path: t.get(path))
 
@@ -45,3 +77,35 @@ def _(t):
     time.sleep(0.1)
     t.get("/mirror")
     t.upstream(3)
+
+
+def keyed(name, path, *settings, headers=()):
+    """The answer before and after each setting; in the end all are taken back."""
+    @F.case("filters' runtime: " + name)
+    def _(t):
+        with t.counted(r"^http\.\w+\.(fault|cors)\."):
+            t.get(path, *headers)
+            for setting in settings:
+                t.proxy.admin("/runtime_modify?" + setting, "POST")
+                time.sleep(0.1)
+                t.get(path, *headers)
+            t.proxy.admin("/runtime_modify?" + "&".join(s.split("=")[0] + "=" for s in settings), "POST")
+            time.sleep(0.1)
+
+
+GOOD, BAD = ("origin: http://good.test",), ("origin: http://bad.test",)
+keyed("cors off and on", "/cors", "cors.on=0", "cors.on=100", headers=GOOD)
+keyed("cors, another origin", "/cors", "cors.on=0", headers=BAD)
+keyed("cors in the shadow", "/shadow", "cors.shadow=0", headers=GOOD)
+keyed("cors in the shadow, another origin", "/shadow", "cors.shadow=0", headers=BAD)
+keyed("abort", "/abort", "fault.http.abort.abort_percent=100", "fault.http.abort.abort_percent=0")
+keyed("abort of a fraction", "/abort", "fault.http.abort.abort_percent=x")
+keyed("abort by its own key", "/own", "fault.http.abort.abort_percent=100", "own.percent=100")
+keyed("status", "/status", "own.status=503", "own.status=x")
+keyed("the usual key of a status with another", "/status", "fault.http.abort.http_status=503")
+keyed("gRPC status", "/grpc", "fault.http.abort.grpc_status=7", headers=("content-type: application/grpc",))
+keyed("delay", "/delay", "fault.http.delay.fixed_delay_percent=100", "fault.http.delay.fixed_duration_ms=0")
+keyed("faults at a time", "/limit", "own.max=0", "own.max=1")
+keyed("no fault at a time", "/none")
+keyed("fault by header", "/headers", headers=("x-fault: 1",))
+keyed("fault by another header", "/headers", headers=("x-fault: 2",))

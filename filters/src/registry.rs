@@ -30,10 +30,20 @@ pub trait FilterCounter: Send + Sync {
     fn inc(&self);
 }
 
+/// A number that grows and shrinks.
+pub trait FilterGauge: Send + Sync {
+    /// Adds one.
+    fn inc(&self);
+    /// Takes one away.
+    fn dec(&self);
+}
+
 /// Where a filter counts; the proxy implements it over its stats.
 pub trait FilterStats: Send + Sync {
     /// The counter of this name below the filter's place: `http.<stat_prefix>.` in a connection manager.
     fn counter(&self, name: &str) -> Arc<dyn FilterCounter>;
+    /// The gauge of this name there.
+    fn gauge(&self, name: &str) -> Arc<dyn FilterGauge>;
 }
 
 /// What a factory may use.
@@ -217,9 +227,16 @@ pub(crate) mod tests {
         fn counter(&self, _: &str) -> Arc<dyn FilterCounter> {
             Arc::new(self.clone())
         }
+        fn gauge(&self, _: &str) -> Arc<dyn FilterGauge> {
+            Arc::new(self.clone())
+        }
     }
     impl FilterCounter for NoStats {
         fn inc(&self) {}
+    }
+    impl FilterGauge for NoStats {
+        fn inc(&self) {}
+        fn dec(&self) {}
     }
 
     pub(crate) fn cx() -> FactoryContext {

@@ -13,14 +13,15 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use xds_client::any::unpack;
-use xds_client::error::ConfigError;
+use xds_client::error::{At, ConfigError};
 
 use crate::body::Body;
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::head::{RequestHead, ResponseHead};
 use crate::matcher::StringMatcher;
-use crate::registry::{FactoryContext, HttpFilterFactory};
+use crate::registry::{FactoryContext, FilterCounter, HttpFilterFactory};
+use crate::runtime::{Fraction, Setting, share};
 use crate::stream::{FilterId, RouteFilterConfig};
 
 const REQUEST_PRIVATE_NETWORK: HeaderName =
@@ -34,6 +35,8 @@ pub struct CorsFactory;
 
 struct CorsFilter {
     id: FilterId,
+    origin_valid: Arc<dyn FilterCounter>,
+    origin_invalid: Arc<dyn FilterCounter>,
 }
 
 /// A matcher of origins.
@@ -60,6 +63,9 @@ impl Origin {
 }
 
 struct Policy {
+    enabled: Setting<Fraction>,
+    /// Only count origins, where the filter is not enabled.
+    shadow: Option<Setting<Fraction>>,
     origins: Vec<Origin>,
     methods: Option<HeaderValue>,
     headers: Option<HeaderValue>,
@@ -89,22 +95,17 @@ fn header(text: &str, field: &str) -> Result<Option<HeaderValue>, ConfigError> {
 impl HttpFilterFactory for CorsFactory {
     fn compile(&self, any: &Any, cx: &FactoryContext) -> Result<Arc<dyn HttpFilter>, ConfigError> {
         unpack::<Cors>(any)?;
-        Ok(Arc::new(CorsFilter { id: cx.id }))
+        Ok(Arc::new(CorsFilter::new(cx)))
     }
 
     fn compile_route(
         &self,
         any: &Any,
-        _: &FactoryContext,
+        cx: &FactoryContext,
     ) -> Result<RouteFilterConfig, ConfigError> {
         let proto: CorsPolicy = unpack(any)?;
-        if let Some(enabled) = &proto.filter_enabled {
-            match enabled.default_value.map(|p| (p.numerator, p.denominator)) {
-                Some((0, _)) => return Ok(RouteFilterConfig::Disabled),
-                Some((100, 0) | (10_000, 1) | (1_000_000, 2)) => {}
-                _ => return Err(ConfigError::unsupported("filter_enabled")),
-            }
-        }
+        let shadow = proto.shadow_enabled.as_ref();
+        let shadow = shadow.map(|shadow| share(Some(shadow), &*cx.runtime).at("shadow_enabled"));
         let mut origins = Vec::with_capacity(proto.allow_origin_string_match.len());
         for (i, matcher) in proto.allow_origin_string_match.iter().enumerate() {
             let at = || format!("allow_origin_string_match[{i}]");
@@ -114,6 +115,8 @@ impl HttpFilterFactory for CorsFactory {
             b.map_or(default, |b| b.value)
         };
         Ok(RouteFilterConfig::Config(Arc::new(Policy {
+            enabled: share(proto.filter_enabled.as_ref(), &*cx.runtime).at("filter_enabled")?,
+            shadow: shadow.transpose()?,
             origins,
             methods: header(&proto.allow_methods, "allow_methods")?,
             headers: header(&proto.allow_headers, "allow_headers")?,
@@ -132,6 +135,16 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &Option<HeaderValue>) {
     }
 }
 
+impl CorsFilter {
+    fn new(cx: &FactoryContext) -> Self {
+        Self {
+            id: cx.id,
+            origin_valid: cx.stats.counter("cors.origin_valid"),
+            origin_invalid: cx.stats.counter("cors.origin_invalid"),
+        }
+    }
+}
+
 impl HttpFilter for CorsFilter {
     fn on_request<'a>(
         &'a self,
@@ -146,7 +159,19 @@ impl HttpFilter for CorsFilter {
         let Some(policy) = route_config::<Policy>(info, self.id) else {
             return Step::CONTINUE;
         };
+        let taken = |share: &Setting<Fraction>| share.get().takes(fastrand::u64(..));
+        let enabled = taken(&policy.enabled);
+        if !enabled && !policy.shadow.as_ref().is_some_and(taken) {
+            return Step::CONTINUE;
+        }
         let allowed = policy.origins.iter().any(|m| m.matches(origin.as_bytes()));
+        match allowed {
+            true => self.origin_valid.inc(),
+            false => self.origin_invalid.inc(),
+        }
+        if !enabled {
+            return Step::CONTINUE;
+        }
         let preflight = head.method == Method::OPTIONS
             && (head.headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| !m.is_empty());
         let reply = (preflight && (allowed || !policy.forward_not_matching)).then(|| {
@@ -233,6 +258,8 @@ mod tests {
             ..pb::RegexMatcher::default()
         };
         let policy = Policy {
+            enabled: Setting::Fixed(Fraction::ALL),
+            shadow: None,
             origins: vec![
                 matcher(false, MatchPattern::SafeRegex(regex)),
                 matcher(true, MatchPattern::Prefix("http://local".into())),
@@ -247,7 +274,7 @@ mod tests {
         };
         let route = Route(RouteFilterConfig::Config(Arc::new(policy)));
         facts.borrow_mut().route = Some(Arc::new(route));
-        let filter = CorsFilter { id: FilterId(0) };
+        let filter = CorsFilter::new(&crate::registry::tests::cx());
         let mut head = RequestHead::new(method, "/");
         (head.headers).insert(ORIGIN, HeaderValue::from_str(origin).unwrap());
         (head.headers).insert(

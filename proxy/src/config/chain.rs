@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog as AccessLogProto;
@@ -330,8 +331,9 @@ impl Chain {
         match self.transport.clone() {
             DownstreamTransport::Raw => Box::pin(served.serve(io, prefix, info)),
             DownstreamTransport::Tls(tls) => Box::pin(async move {
-                match tls.accept(prefix, io, info).await {
-                    Ok((io, info)) => served.serve(io, Bytes::new(), info).await,
+                // Boxed, to be gone with the handshake; and what comes of it, which futures would move about.
+                match Box::pin(tls.accept(prefix, io, info)).await {
+                    Ok((io, info)) => served.serve(Box::new(io), Bytes::new(), info).await,
                     Err(info) => served.terminal.never_served(info),
                 }
             }),
@@ -385,9 +387,15 @@ impl Terminal {
         control: ConnectionControl,
     ) {
         match self {
-            Self::Http(config) => serve_limited(config, io, prefix, info, control).await,
+            // Boxed but for the most frequent case, as HTTP/2 is for HTTP/1's sake: a future is as large as its largest
+            // branch.
+            Self::Http(config) => match config.max_connection_duration {
+                None => serve_http(config, io, prefix, info, control).await,
+                Some(most) => {
+                    Box::pin(serve_within(most, config, io, prefix, info, control)).await;
+                }
+            },
             Self::Tcp(config) => {
-                // Boxed for HTTP's sake, as HTTP/2 is for HTTP/1's: a future is as large as its largest branch.
                 Box::pin(tcp_proxy::serve(config, Prefixed::new(prefix, io), info)).await;
             }
         }
@@ -395,16 +403,14 @@ impl Terminal {
 }
 
 /// Serves within `max_connection_duration`.
-async fn serve_limited<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+async fn serve_within<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    most: Duration,
     config: Arc<HcmConfig>,
     io: IO,
     prefix: Bytes,
     info: Rc<ConnectionInfo>,
     control: ConnectionControl,
 ) {
-    let Some(most) = config.max_connection_duration else {
-        return serve_http(config, io, prefix, info, control).await;
-    };
     let counted = config.clone();
     let serving = serve_http(config, io, prefix, info, control.clone());
     tokio::pin!(serving);

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::google::protobuf::Any;
 use filters::registry::{
-    FactoryContext, FilterCounter, FilterNames, FilterStats, GrpcConnector, Registry,
+    FactoryContext, FilterCounter, FilterGauge, FilterNames, FilterStats, GrpcConnector, Registry,
 };
 use filters::stream::{FilterId, RouteFilterConfig};
 use xds_client::error::ConfigError;
@@ -18,7 +18,7 @@ use super::runtime::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
-use crate::telemetry::stats::{Counter, Scope, Stats};
+use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
 use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
@@ -111,6 +111,10 @@ impl FilterStats for ScopedStats {
     fn counter(&self, name: &str) -> Arc<dyn FilterCounter> {
         Arc::new(Counted(self.0.counter(name)))
     }
+
+    fn gauge(&self, name: &str) -> Arc<dyn FilterGauge> {
+        Arc::new(Gauged(self.0.gauge(name)))
+    }
 }
 
 /// A counter of a filter.
@@ -119,6 +123,19 @@ struct Counted(Counter);
 impl FilterCounter for Counted {
     fn inc(&self) {
         self.0.inc();
+    }
+}
+
+/// A gauge of a filter.
+struct Gauged(Gauge);
+
+impl FilterGauge for Gauged {
+    fn inc(&self) {
+        self.0.inc();
+    }
+
+    fn dec(&self) {
+        self.0.dec();
     }
 }
 

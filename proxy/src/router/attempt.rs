@@ -92,6 +92,8 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
     loop {
         request.info.borrow_mut().upstream.attempts = attempt;
         let Some(host) = next else {
+            let stats = request.charge.cluster.stats();
+            stats.upstream_cx_none_healthy.inc();
             return no_healthy_upstream(&request);
         };
         note_host(&mut request.info.borrow_mut(), &host);
@@ -108,6 +110,11 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
         let body = replay.body(&mut request.body);
         let mut stream_limit = AfterRequest::new(request.charge.cluster.config.max_stream_duration);
         let outcome = one(&request, &host, body, &mut global, &mut stream_limit).await;
+        if matches!(&outcome, Outcome::Failed(error) if error.no_pool) {
+            // As in Envoy: such a host is as good as none.
+            request.info.borrow_mut().upstream.host = None;
+            return no_healthy_upstream(&request);
+        }
         let verdict = if replay.can_replay() {
             judge(&mut request, &outcome)
         } else {
@@ -193,8 +200,6 @@ fn mirror(request: &mut Upstreaming<'_>) {
 }
 
 fn no_healthy_upstream(request: &Upstreaming<'_>) -> Forwarded {
-    let cluster = &request.charge.cluster;
-    cluster.stats().upstream_cx_none_healthy.inc();
     request.charge.local(None, StatusCode::SERVICE_UNAVAILABLE);
     Forwarded::reply(
         LocalReply::new(

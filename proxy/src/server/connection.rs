@@ -9,6 +9,7 @@ use std::time::Instant;
 use filters::flags::ResponseFlags;
 use filters::matcher::MatchInput;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
+use futures_util::future::LocalBoxFuture;
 
 use super::accepted::Accepted;
 use super::compiled::{CompiledChain, CompiledListener, FilterChainHandler};
@@ -95,6 +96,14 @@ impl Drop for Line {
     }
 }
 
+/// A connection that its chain serves. Nothing of the configuration is held here: an old one must not live as long as
+/// its last idle connection.
+struct Served {
+    _guard: ConnectionGuard,
+    _line: Option<Box<Line>>,
+    serving: LocalBoxFuture<'static, ()>,
+}
+
 impl ConnectionGuard {
     /// A connection that has been counted in.
     pub(super) fn new(
@@ -162,13 +171,29 @@ impl ConnectionGuard {
 
     /// Takes the connection to its end, or to the listener that owns its original destination. `found`: what the
     /// listener knows that handed it over.
-    pub(super) async fn run(mut self, mut io: Accepted, found: Option<Found>) {
+    pub(super) fn run(self, io: Accepted, found: Option<Found>) -> impl Future<Output = ()> {
+        // Boxed, to be gone when the chain is found: what it takes until then is not held by connections that idle.
+        let finding = Box::pin(self.find_chain(io, found));
+        async {
+            if let Some(Served {
+                _guard,
+                _line,
+                serving,
+            }) = finding.await
+            {
+                serving.await;
+            }
+        }
+    }
+
+    /// Runs the listener's filters and hands the connection to its chain; `None` if it has none, or has ended.
+    async fn find_chain(mut self, mut io: Accepted, found: Option<Found>) -> Option<Served> {
         let listener = self.listener.clone();
         let config = listener.config();
         // A connection that was handed over once stays.
         let movable = config.hand_over && !config.internal && found.is_none();
         let Ok(mut found) = found.map_or_else(|| Found::new(&io), Ok) else {
-            return; // reset already
+            return None; // reset already
         };
         if let Accepted::Tcp(stream) = &io {
             // Envoy's transports do the same; a failure only costs latency.
@@ -193,12 +218,14 @@ impl ConnectionGuard {
                     Refusal::Io(_) => stats.downstream_listener_filter_error.inc(),
                     Refusal::Filter => {}
                 }
-                return self.refuse(&config, io, found);
+                self.refuse(&config, io, found);
+                return None;
             }
             None => {
                 stats.downstream_pre_cx_timeout.inc();
                 if !config.continue_on_timeout {
-                    return self.refuse(&config, io, found);
+                    self.refuse(&config, io, found);
+                    return None;
                 }
             }
         }
@@ -207,7 +234,8 @@ impl ConnectionGuard {
             && let Some(owner) = listener.owner_of(&found)
         {
             let counted = std::mem::take(&mut self.counted_globally);
-            return owner.take_over(io, found, counted);
+            owner.take_over(io, found, counted);
+            return None;
         }
         // The configuration may have changed while the client was silent.
         let config = listener.config();
@@ -232,14 +260,17 @@ impl ConnectionGuard {
                 info.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
                 info.details = Some("filter_chain_not_found".into());
             }
-            return io.abandon(!prefix.is_empty());
+            io.abandon(!prefix.is_empty());
+            return None;
         };
         self.matched(&chain.handler);
         let serving = chain
             .handler
             .serve(io.into_incoming(), prefix, info, self.control.clone());
-        // An old configuration must not live as long as its last idle connection.
-        drop(config);
-        serving.await;
+        Some(Served {
+            _guard: self,
+            _line: line.map(Box::new),
+            serving,
+        })
     }
 }

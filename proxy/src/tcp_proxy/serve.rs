@@ -84,11 +84,12 @@ impl Session {
 
     /// Connects, and copies to the end.
     async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
+        // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
         let Some(Upstream {
             io: upstream,
             facts,
             _request,
-        }) = self.connect().await
+        }) = Box::pin(self.connect()).await
         else {
             return;
         };

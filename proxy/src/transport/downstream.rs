@@ -11,13 +11,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTl
 use filters::stream::ConnectionInfo;
 use filters::tls::TlsInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
 use xds_client::any;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
-use super::prefixed::Prefixed;
-use super::tls::accept::{HandshakeFailure, unknown};
+use super::tls::accept::{HandshakeFailure, ServerStream, unknown};
 use super::tls::downstream::DownstreamTls;
 use super::tls::secrets::SecretStore;
 use super::tls::stats::TlsStats;
@@ -105,7 +103,7 @@ impl TlsTransport {
         prefix: Bytes,
         io: IO,
         info: Rc<ConnectionInfo>,
-    ) -> Result<(TlsStream<Prefixed<IO>>, Rc<ConnectionInfo>), Rc<ConnectionInfo>>
+    ) -> Result<(ServerStream<IO>, Rc<ConnectionInfo>), Rc<ConnectionInfo>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -124,7 +122,7 @@ impl TlsTransport {
         };
         match accepted {
             Ok((io, tls)) => {
-                let session = io.get_ref().1;
+                let session = io.session();
                 let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Into::into);
                 let mut info = Rc::unwrap_or_clone(info);
                 info.secure = true;

@@ -42,6 +42,8 @@ pub struct Limits {
     pub requests: u32,
     /// `max_retries`; 3 by default.
     pub retries: u32,
+    /// `max_connection_pools`; no limit by default.
+    pub pools: u32,
     /// Takes the place of `retries`.
     pub budget: Option<RetryBudget>,
 }
@@ -53,6 +55,7 @@ impl Default for Limits {
             pending: 1024,
             requests: 1024,
             retries: 3,
+            pools: u32::MAX,
             budget: None,
         }
     }
@@ -60,8 +63,7 @@ impl Default for Limits {
 
 impl Limits {
     /// Compiles `circuit_breakers`: the limits of DEFAULT and HIGH. As in Envoy, the first entry of a priority
-    /// counts. `track_remaining` and `max_connection_pools` have no effect: the first only adds gauges, and there
-    /// is one pool for a host, a priority and a worker.
+    /// counts. `track_remaining` has no effect: it only adds gauges.
     ///
     /// # Errors
     /// `per_host_thresholds`, which are not supported; a percentage outside of 0 to 100.
@@ -106,6 +108,7 @@ impl Limits {
             pending: or(proto.max_pending_requests.as_ref(), all.pending),
             requests: or(proto.max_requests.as_ref(), all.requests),
             retries: or(proto.max_retries.as_ref(), all.retries),
+            pools: or(proto.max_connection_pools.as_ref(), all.pools),
             budget,
         })
     }
@@ -194,6 +197,8 @@ pub struct Breaker {
     pub requests: Resource,
     /// Retries that are waited for or in flight.
     pub retries: Resource,
+    /// Connection pools, which are those of one worker, host and purpose.
+    pub pools: Resource,
 }
 
 impl Breaker {
@@ -203,6 +208,7 @@ impl Breaker {
             pending: Resource::new(limits.pending),
             requests: Resource::new(limits.requests),
             retries: Resource::new(limits.retries),
+            pools: Resource::new(limits.pools),
         }
     }
 
@@ -212,6 +218,7 @@ impl Breaker {
             (&self.pending, limits.pending),
             (&self.requests, limits.requests),
             (&self.retries, limits.retries),
+            (&self.pools, limits.pools),
         ] {
             resource.limit.store(limit, Ordering::Relaxed);
         }
@@ -266,7 +273,7 @@ impl Breakers {
 pub struct BreakerStats {
     /// `cx_open`.
     pub cx_open: Gauge,
-    /// `cx_pool_open`: never, as there is no limit of pools.
+    /// `cx_pool_open`.
     pub cx_pool_open: Gauge,
     /// `rq_pending_open`.
     pub rq_pending_open: Gauge,

@@ -131,7 +131,7 @@ async fn secure<IO: ByteStream + 'static>(
             };
             let connected = tls.connect(io, connecting).await;
             let (io, info) = connected.map_err(|e| tls_failure(&e))?;
-            http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
+            http2 = io.session().alpn_protocol() == Some(b"h2");
             facts.tls = Some(Rc::new(info));
             Box::new(io)
         }

@@ -44,6 +44,8 @@ pub struct UpstreamError {
     pub request_sent: bool,
     /// Whether a connection to the host was wanted at all: not if too many requests wait for one already.
     pub host_tried: bool,
+    /// There may be no more pools of connections.
+    pub no_pool: bool,
 }
 
 impl From<ConnectError> for UpstreamError {
@@ -51,6 +53,7 @@ impl From<ConnectError> for UpstreamError {
         Self {
             reason: error.reason,
             host_tried: error.reason != ResetReason::Overflow,
+            no_pool: false,
             transport_failure: error.transport_failure,
             request_sent: false,
         }
@@ -84,7 +87,10 @@ pub(crate) async fn send(
 ) -> Result<UpstreamResponse, UpstreamError> {
     let Some(pool) = pool::of(cluster, host, options.priority, options.purpose) else {
         cluster.stats().upstream_cx_pool_overflow.inc();
-        return Err(OVERFLOW);
+        return Err(UpstreamError {
+            no_pool: true,
+            ..OVERFLOW
+        });
     };
     let http2 = |pool: &HostPool| match cluster.config.protocol {
         UpstreamProtocol::Http1 => false,
@@ -125,6 +131,7 @@ const UNDECIDED: UpstreamError = UpstreamError {
     )),
     request_sent: false,
     host_tried: true,
+    no_pool: false,
 };
 
 const OVERFLOW: UpstreamError = UpstreamError {
@@ -132,6 +139,7 @@ const OVERFLOW: UpstreamError = UpstreamError {
     transport_failure: None,
     request_sent: false,
     host_tried: true,
+    no_pool: false,
 };
 
 /// Why an attempt goes no further on one protocol.
@@ -223,6 +231,7 @@ impl Sending<'_> {
                         transport_failure: state.failure(),
                         request_sent: error.request_sent,
                         host_tried: true,
+                        no_pool: false,
                     }));
                 }
             }
@@ -266,6 +275,7 @@ impl Sending<'_> {
                             transport_failure: None,
                             request_sent: false,
                             host_tried: true,
+                            no_pool: false,
                         }));
                     }
                 }
@@ -286,6 +296,7 @@ impl Sending<'_> {
                     transport_failure: pooled.state.failure(),
                     request_sent: true,
                     host_tried: true,
+                    no_pool: false,
                 }))
             }
         }

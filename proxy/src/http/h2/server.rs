@@ -83,7 +83,7 @@ pub async fn serve<IO, S>(
         ended: Cell::new(0),
         premature: Cell::new(0),
     });
-    accept_streams(connection, &shared, idle_timeout).await;
+    accept_streams(Box::new(connection), &shared, idle_timeout).await;
     report_refused(&shared);
     if let Some((details, flags)) = shared.watch.fault() {
         for _ in 0..shared.watch.unseen().min(settings.max_concurrent_streams) {
@@ -121,7 +121,7 @@ fn report_refused<S: HttpService>(shared: &Shared<S>) {
 }
 
 async fn accept_streams<IO, S>(
-    mut connection: Connection<IO, Bytes>,
+    mut connection: Box<Connection<IO, Bytes>>,
     shared: &Rc<Shared<S>>,
     idle_timeout: Option<Duration>,
 ) where

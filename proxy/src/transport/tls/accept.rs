@@ -1,27 +1,33 @@
 //! A server's handshake, from the first byte on.
 
+use std::future::poll_fn;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use filters::tls::TlsInfo;
-use rustls::ServerConnection;
-use rustls::server::{Acceptor, ClientHello};
+use rustls::CommonState;
+use rustls::server::{Accepted, Acceptor, ClientHello, UnbufferedServerConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 
+use super::buffer::Buffer;
+use super::certificate::Certificate;
 use super::downstream::{Compiled, DownstreamTls};
 use super::failure::{self, Failure, Kind};
 use super::refusal::{self, Refusal};
+use super::stream::TlsStream;
 use super::{facts, group_name, suite_name, version_name};
-use crate::transport::prefixed::Prefixed;
 
 /// Where the length of a record begins to be known; less says nothing.
 const RECORD_HEADER: usize = 5;
 /// What most ClientHellos fit in.
 const FIRST_READ: usize = 2048;
+/// How much of a ClientHello is read at a time.
+const READ: usize = 4096;
 /// A fatal alert: protocol_version.
 const ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+
+/// The server's side of a connection in TLS.
+pub type ServerStream<IO> = TlsStream<IO, UnbufferedServerConnection>;
 
 /// A handshake that failed. The peer has been sent an alert, and the failure is counted.
 #[derive(Debug)]
@@ -50,7 +56,7 @@ impl DownstreamTls {
         &self,
         prefix: Bytes,
         mut io: IO,
-    ) -> Result<(TlsStream<Prefixed<IO>>, TlsInfo), HandshakeFailure>
+    ) -> Result<(ServerStream<IO>, TlsInfo), HandshakeFailure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -77,20 +83,25 @@ impl DownstreamTls {
             }
             return Err(self.failed(failure, "", None));
         }
-        let io = Prefixed::new(prefix, io);
-        let start = match LazyConfigAcceptor::new(Acceptor::default(), io).await {
+        let mut incoming = Buffer::from(&*prefix);
+        drop(prefix);
+        let start = match client_hello(&mut incoming, &mut io).await {
             Ok(start) => start,
             Err(error) => return Err(failed(&error, "", None)),
         };
         let hello = start.client_hello();
         let version = compiled.version_for(&hello);
-        let config = match compiled.config_for(&hello) {
-            Ok(config) => config,
+        let shown = compiled.shown(hello.server_name()).cloned();
+        let session = compiled.config_for(&hello);
+        drop(start);
+        let session = match session.and_then(UnbufferedServerConnection::new) {
+            Ok(session) => session,
             Err(error) => return Err(failed(&io::Error::other(error), version, None)),
         };
-        match refusal::watched(start.into_stream(config)).await {
+        let stream = TlsStream::new(io, session, incoming);
+        match refusal::watched(stream.handshake()).await {
             (Ok(stream), _) => {
-                let info = self.info(&compiled, stream.get_ref().1);
+                let info = self.info(&compiled, shown.as_deref(), stream.session());
                 Ok((stream, info))
             }
             (Err(error), refusal) => Err(failed(&error, version, refusal)),
@@ -120,7 +131,12 @@ impl DownstreamTls {
         }
     }
 
-    fn info(&self, compiled: &Compiled, connection: &ServerConnection) -> TlsInfo {
+    fn info(
+        &self,
+        compiled: &Compiled,
+        shown: Option<&Certificate>,
+        connection: &CommonState,
+    ) -> TlsInfo {
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.verifies());
         self.stats.shook_hands(connection);
@@ -128,7 +144,7 @@ impl DownstreamTls {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             group: group_name(connection.negotiated_key_exchange_group()),
-            local: compiled.shown(connection).map(|c| c.facts.clone()),
+            local: shown.map(|c| c.facts.clone()),
             peer,
         }
     }
@@ -166,6 +182,35 @@ async fn first_bytes<IO: AsyncRead + Unpin>(prefix: Bytes, io: &mut IO) -> io::R
         }
     }
     Ok(buffer.freeze())
+}
+
+/// Reads a ClientHello, and leaves its bytes, and what came with it, in `incoming`: which certificate and settings a
+/// session begins with depends on it.
+pub(super) async fn client_hello<IO>(incoming: &mut Buffer, io: &mut IO) -> io::Result<Accepted>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut acceptor = Acceptor::default();
+    let mut looked_at = 0;
+    loop {
+        while let Some(mut fresh) = incoming.filled().get(looked_at..).filter(|f| !f.is_empty()) {
+            looked_at += acceptor.read_tls(&mut fresh)?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    let mut bytes = Vec::new();
+                    alert.write_all(&mut bytes)?;
+                    // Nobody waits for it any more if it fails.
+                    let _ = io.write_all(&bytes).await;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+            }
+        }
+        if poll_fn(|cx| incoming.poll_fill(io, cx, READ)).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }
 
 #[cfg(test)]

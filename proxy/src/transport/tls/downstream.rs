@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, DownstreamTlsContext as Proto,
 };
 use prost::Message;
+use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
@@ -306,9 +306,9 @@ impl Compiled {
         versions.contains(&&rustls::version::TLS13)
     }
 
-    /// The certificate that a finished handshake has most probably shown.
-    pub(super) fn shown(&self, connection: &ServerConnection) -> Option<&Arc<Certificate>> {
-        self.parts.resolver.chosen(connection)
+    /// The certificate that a client who asks for this name is most probably shown.
+    pub(super) fn shown(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
+        self.parts.resolver.chosen(name)
     }
 }
 
@@ -332,10 +332,9 @@ struct Resolver {
 }
 
 impl Resolver {
-    /// The certificate that a finished handshake most probably used: the name's. Of several kinds of keys for one
+    /// The certificate that a handshake most probably uses: the name's. Of several kinds of keys for one
     /// name the facts that are read from it (its names) are the same.
-    fn chosen(&self, connection: &ServerConnection) -> Option<&Arc<Certificate>> {
-        let name = connection.server_name();
+    fn chosen(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
         certificate::choose(&self.certificates, name, self.scan_on_mismatch, |_| true)
     }
 }

@@ -4,6 +4,7 @@
 //! [`secrets`]; a context is compiled again when one of them changes, and connections take the newest one.
 
 pub mod accept;
+mod buffer;
 pub mod certificate;
 mod chain;
 pub mod context;
@@ -16,10 +17,13 @@ pub mod files;
 mod fuzz_tests;
 mod ocsp;
 mod parameters;
+mod records;
 mod refusal;
 pub mod secrets;
+mod session;
 mod sessions;
 pub mod stats;
+pub mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

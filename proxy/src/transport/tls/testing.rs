@@ -1,5 +1,8 @@
 //! Certificates for tests, made by rcgen.
 
+use std::io;
+
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -9,6 +12,25 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
     KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::accept::client_hello;
+use super::buffer::Buffer;
+
+/// Reads a ClientHello: the name that it asks for, and its bytes.
+pub(crate) async fn requested_name<IO>(io: &mut IO) -> io::Result<(String, Bytes)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut bytes = Buffer::default();
+    let accepted = client_hello(&mut bytes, io).await?;
+    let name = accepted
+        .client_hello()
+        .server_name()
+        .unwrap_or("-")
+        .to_owned();
+    Ok((name, Bytes::copy_from_slice(bytes.filled())))
+}
 
 /// An inline data source.
 pub(crate) fn data(text: &str) -> DataSource {
@@ -43,6 +65,10 @@ impl Authority {
             trusted_ca: Some(data(&self.issuer.pem())),
             ..Default::default()
         }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     /// The authority's own certificate, as a server may show it that signed for itself.

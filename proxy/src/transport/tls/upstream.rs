@@ -13,22 +13,22 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsC
 use filters::http::alpn::AlpnNames;
 use filters::tls::TlsInfo;
 use prost::Message;
-use rustls::client::Resumption;
+use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, CommonState};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use xds_client::error::{At, ConfigError};
 
+use super::buffer::Buffer;
 use super::certificate::Certificate;
 use super::context::{CommonContext, Ready};
 use super::failure::{Failure, Kind};
 use super::refusal;
 use super::secrets::{Dependent, SecretStore};
 use super::stats::TlsStats;
+use super::stream::TlsStream;
 use super::validation::Validation;
 use super::verifier::Verifier;
 use super::{facts, group_name, suite_name, version_name};
@@ -40,6 +40,9 @@ const MAX_SNI: usize = 255;
 
 /// How often it is looked whether secrets are there.
 const SECRETS_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The client's side of a connection in TLS.
+pub type ClientStream<IO> = TlsStream<IO, UnbufferedClientConnection>;
 
 /// A cluster's TLS.
 pub struct UpstreamTls {
@@ -336,7 +339,7 @@ impl UpstreamTls {
         &self,
         io: IO,
         connecting: Connecting<'_>,
-    ) -> io::Result<(TlsStream<IO>, TlsInfo)>
+    ) -> io::Result<(ClientStream<IO>, TlsInfo)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -359,10 +362,11 @@ impl UpstreamTls {
         };
         let variant = self.variant(&connecting, &asked);
         let config = self.config(&compiled, variant).map_err(io::Error::other)?;
-        let shaking = TlsConnector::from(config).connect(name, io);
-        match refusal::watched(shaking).await {
+        let session = UnbufferedClientConnection::new(config, name).map_err(io::Error::other)?;
+        let stream = TlsStream::new(io, session, Buffer::default());
+        match refusal::watched(stream.handshake()).await {
             (Ok(stream), _) => {
-                let info = self.info(&compiled, stream.get_ref().1);
+                let info = self.info(&compiled, stream.session());
                 Ok((stream, info))
             }
             (Err(error), refusal) => {
@@ -375,7 +379,7 @@ impl UpstreamTls {
         }
     }
 
-    fn info(&self, compiled: &Compiled, connection: &ClientConnection) -> TlsInfo {
+    fn info(&self, compiled: &Compiled, connection: &CommonState) -> TlsInfo {
         self.stats().shook_hands(connection);
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.validation.verifies());

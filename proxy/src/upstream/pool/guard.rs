@@ -76,7 +76,7 @@ impl Place {
         self.cluster.stats()
     }
 
-    fn breaker(&self) -> (&Breaker, &BreakerStats) {
+    pub(super) fn breaker(&self) -> (&Breaker, &BreakerStats) {
         (
             self.cluster.breakers.of(self.priority),
             self.stats().breakers_of(self.priority),

@@ -47,7 +47,8 @@ pub(crate) enum Missed {
     Turned,
 }
 
-/// The pools of one host and priority, for requests that ask the same of the transport.
+/// The pools of one host and priority, for requests that ask the same of the transport. They are one to the limit of
+/// pools.
 pub(super) struct HostPool {
     pub(super) place: Rc<Place>,
     pub(super) http1: Rc<http1::Pool>,
@@ -56,9 +57,8 @@ pub(super) struct HostPool {
 
 impl HostPool {
     fn new(place: Rc<Place>) -> Self {
-        // The limit of pools is no setting, so this breaker is never open.
-        let gauges = place.stats().breakers_of(place.priority);
-        gauges.cx_pool_open.add(0);
+        let (breaker, gauges) = place.breaker();
+        breaker.pools.take(&gauges.cx_pool_open);
         let http1 = http1::Pool::new(place.clone());
         let http2 = http2::Pool::new(place.clone());
         http1.set_other(&http2);
@@ -75,6 +75,7 @@ impl HostPool {
         Rc::strong_count(self) > 1 || self.http1.is_used() || self.http2.is_used()
     }
 
+    /// Closes what is idle for too long or dead, and returns whether the pool may go.
     pub(super) fn sweep(&self) -> bool {
         self.place.cluster.clean_up();
         let client = self.place.purpose().client.as_ref();
@@ -82,16 +83,82 @@ impl HostPool {
         let gone = self.place.host.is_removed() || client.is_some_and(|c| !c.is_connected());
         self.http1.sweep(gone);
         self.http2.sweep(gone);
-        self.http1.is_empty() && self.http2.is_empty()
+        self.http1.is_empty() && self.http2.is_empty() && !self.is_kept()
+    }
+
+    /// Whether it stays when it is empty: it knows what the server has chosen, and is not in the way of another.
+    fn is_kept(&self) -> bool {
+        let (breaker, _) = self.place.breaker();
+        let limited = breaker.pools.limit() < u32::MAX;
+        self.place.purpose().is_plain() && !limited && !self.place.host.is_removed()
+    }
+}
+
+impl Drop for HostPool {
+    fn drop(&mut self) {
+        let (breaker, gauges) = self.place.breaker();
+        breaker.pools.give(&gauges.cx_pool_open);
     }
 }
 
 /// A host's pools at one priority.
+#[derive(Default)]
 struct HostPools {
     /// For requests that ask for nothing: nearly all.
-    plain: Rc<HostPool>,
+    plain: Option<Rc<HostPool>>,
     /// By what is asked for. Not the fast hasher: names may be an attacker's.
     others: HashMap<Purpose, Rc<HostPool>>,
+}
+
+impl HostPools {
+    fn get(&self, key: &Purpose) -> Option<&Rc<HostPool>> {
+        match key.is_plain() {
+            true => self.plain.as_ref(),
+            false => self.others.get(key),
+        }
+    }
+
+    fn insert(&mut self, key: Purpose, pool: Rc<HostPool>) {
+        match key.is_plain() {
+            true => self.plain = Some(pool),
+            false => {
+                self.others.insert(key, pool);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Purpose) -> Option<Rc<HostPool>> {
+        match key.is_plain() {
+            true => self.plain.take(),
+            false => self.others.remove(key),
+        }
+    }
+
+    /// Takes a pool out if nobody uses it, not even by holding it.
+    fn remove_unused(&mut self, key: &Purpose) -> Option<Rc<HostPool>> {
+        let unused = self.get(key).is_some_and(|pool| !pool.is_used());
+        unused.then(|| self.remove(key)).flatten()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.plain.is_none() && self.others.is_empty()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Rc<HostPool>> {
+        self.plain.iter().chain(self.others.values())
+    }
+
+    /// Whether requests of one client ask for too many different things.
+    fn is_full_for(&self, key: &Purpose) -> bool {
+        // Clients are bounded elsewhere, by the limits of connections; what each of them asks for is bounded here.
+        let asks = !key.options.is_empty() || key.shared.is_some();
+        asks && self.others.len() >= MAX_POOLS && self.of_client(key).count() >= MAX_POOLS
+    }
+
+    fn of_client(&self, key: &Purpose) -> impl Iterator<Item = &Rc<HostPool>> {
+        let of_client = |(other, _): &(&Purpose, _)| other.client == key.client;
+        self.others.iter().filter(of_client).map(|(_, pool)| pool)
+    }
 }
 
 thread_local! {
@@ -100,42 +167,35 @@ thread_local! {
     static SWEEPING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// This worker's pools for a host; `None` if requests ask for too many different things of it.
+/// This worker's pools for a host; `None` if there may be no more.
 pub(super) fn of(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     priority: Priority,
     purpose: Purpose,
 ) -> Option<Rc<HostPool>> {
-    let new = |purpose| {
-        let place = Place::new(cluster, host, priority, purpose);
-        Rc::new(HostPool::new(place))
-    };
     // One that nobody uses makes room for another. Its connections are closed outside of the borrow.
     let mut evicted = None;
-    let pool = POOLS.with_borrow_mut(|pools| {
-        let entry = pools.entry((host.id, priority));
-        let pools = entry.or_insert_with(|| HostPools {
-            plain: new(<_>::default()),
-            others: HashMap::new(),
-        });
+    let pool = POOLS.with_borrow_mut(|all| {
+        let pools = all.entry((host.id, priority)).or_default();
         let key = purpose.on(&host.transport);
-        if key.is_plain() {
-            return Some(pools.plain.clone());
+        if let Some(pool) = pools.get(&key) {
+            return Some(pool.clone());
         }
-        // Clients are bounded elsewhere, by the limits of connections; what each of them asks for is bounded here.
-        let asks = !key.options.is_empty() || key.shared.is_some();
-        if asks && pools.others.len() >= MAX_POOLS && !pools.others.contains_key(&key) {
-            let of_client = |other: &Purpose| other.client == key.client;
-            let mine = || pools.others.iter().filter(|(other, _)| of_client(other));
-            if mine().count() >= MAX_POOLS {
-                let unused = mine().find(|(_, pool)| !pool.is_used())?;
-                let unused = unused.0.clone();
-                evicted = pools.others.remove(&unused);
-            }
+        let unused = if cluster.breakers.of(priority).pools.is_open() {
+            Some(pools.all().find(|pool| !pool.is_used())?)
+        } else if pools.is_full_for(&key) {
+            Some(pools.of_client(&key).find(|pool| !pool.is_used())?)
+        } else {
+            None
+        };
+        if let Some(unused) = unused.map(|pool| pool.place.purpose().clone()) {
+            evicted = pools.remove(&unused);
         }
-        let pool = pools.others.entry(key);
-        Some(pool.or_insert_with_key(|key| new(key.clone())).clone())
+        let place = Place::new(cluster, host, priority, key.clone());
+        let pool = Rc::new(HostPool::new(place));
+        pools.insert(key, pool.clone());
+        Some(pool)
     });
     drop(evicted);
     if !SWEEPING.replace(true) {
@@ -156,30 +216,26 @@ async fn sweep() {
     let _ended = Ended;
     loop {
         tokio::time::sleep(SWEEP).await;
-        let all: Vec<_> = POOLS.with_borrow(|pools| {
-            let pools = pools.iter();
-            let pools = pools.map(|(key, p)| (*key, p.plain.clone(), p.others.values().cloned()));
-            pools
-                .map(|(key, plain, others)| (key, plain, others.collect::<Vec<_>>()))
-                .collect()
+        let all: Vec<_> = POOLS.with_borrow(|all| {
+            let of = |(key, pools): (&_, &HostPools)| (*key, pools.all().cloned().collect());
+            all.iter().map(of).collect::<Vec<(_, Vec<_>)>>()
         });
         // Not while the map is borrowed: closing a connection may look into it.
-        for (key, plain, others) in all {
-            let empty = plain.sweep();
-            let mut unused = Vec::new();
-            for pool in &others {
+        for (key, pools) in all {
+            let mut removed = Vec::new();
+            for pool in pools {
                 if pool.sweep() {
-                    unused.push(pool.place.purpose().clone());
+                    let purpose = pool.place.purpose().clone();
+                    // What is swept is held here once.
+                    drop(pool);
+                    POOLS.with_borrow_mut(|all| {
+                        removed.extend(all.get_mut(&key).and_then(|p| p.remove_unused(&purpose)));
+                    });
                 }
             }
-            let gone = empty && unused.len() == others.len() && plain.place.host.is_removed();
-            POOLS.with_borrow_mut(|pools| {
-                if gone {
-                    pools.remove(&key);
-                } else if let Some(pools) = pools.get_mut(&key) {
-                    for key in &unused {
-                        pools.others.remove(key);
-                    }
+            POOLS.with_borrow_mut(|all| {
+                if all.get(&key).is_some_and(HostPools::is_empty) {
+                    all.remove(&key);
                 }
             });
         }

@@ -239,6 +239,7 @@ impl Client {
                 transport_failure: None,
                 request_sent: true,
                 host_tried: true,
+                no_pool: false,
             })
     }
 

@@ -12,7 +12,7 @@ use crate::transport::ByteStream;
 use crate::transport::tls::downstream::DownstreamTls;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::tls::stats::TlsStats;
-use crate::transport::tls::testing::Authority;
+use crate::transport::tls::testing::{Authority, requested_name};
 
 /// A TLS server that speaks what its ALPN says.
 struct TlsServer {
@@ -37,13 +37,15 @@ impl TlsServer {
         });
         let me = server.clone();
         spawn_local(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((mut stream, _)) = listener.accept().await {
                 let accepting = me.acceptor();
-                if let Ok((io, _)) = accepting.accept(Default::default(), stream).await {
-                    let session = io.get_ref().1;
+                let Ok((name, hello)) = requested_name(&mut stream).await else {
+                    continue;
+                };
+                if let Ok((io, _)) = accepting.accept(hello, stream).await {
+                    let session = io.session();
                     let alpn = session.alpn_protocol().unwrap_or(b"-");
                     let alpn = String::from_utf8_lossy(alpn).into_owned();
-                    let name = session.server_name().unwrap_or("-");
                     me.seen.borrow_mut().push(format!("{name} {alpn}"));
                     spawn_local(serve(io, alpn == "h2" || alpn == "istio-h2"));
                 }
@@ -279,6 +281,39 @@ fn too_many_names_are_too_many_pools() {
         assert_eq!(client.get_from("a.test").await, Ok(StatusCode::OK));
         assert_eq!(client.get_from("a.test").await, Ok(StatusCode::OK));
         assert_eq!(server.seen(), ["a.test h2"]);
+    });
+}
+
+#[test]
+fn pools_are_limited_and_one_that_nobody_uses_makes_room() {
+    run(async {
+        let server = TlsServer::start(&["h2"]).await;
+        let mut proto = server.cluster(http2(), Default::default());
+        let threshold = |max: u32| pb::circuit_breakers::Thresholds {
+            max_connection_pools: Some(wkt::UInt32Value { value: max }),
+            ..Default::default()
+        };
+        proto.circuit_breakers = Some(pb::CircuitBreakers {
+            thresholds: vec![threshold(2)],
+            ..Default::default()
+        });
+        let client = Client::new(&proto);
+        let cluster = client.cluster();
+        let host = cluster.choose_host(&Default::default()).unwrap();
+        let asking = |n: usize| crate::transport::options::TransportOptions {
+            server_name: Some(format!("n{n}.test").into()),
+            ..Default::default()
+        };
+        let of = |n| pool::of(&cluster, &host, Priority::Default, asking(n).into());
+        let open = || cluster.stats().breakers.cx_pool_open.value();
+        let (one, _two) = (of(1).unwrap(), of(2).unwrap());
+        assert_eq!(open(), 1);
+        assert!(of(3).is_none() && of(1).is_some());
+        assert!(pool::of(&cluster, &host, Priority::High, asking(3).into()).is_some());
+        drop(one);
+        let _three = of(3).unwrap();
+        assert!(of(1).is_none());
+        assert_eq!(open(), 1);
     });
 }
 

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::downstream::DownstreamTls;
 use super::secrets::SecretStore;
 use super::stats::TlsStats;
-use super::testing::Authority;
+use super::testing::{Authority, requested_name};
 use super::upstream::{Connecting, UpstreamTls};
 use crate::telemetry::stats::Stats;
 use crate::transport::options::TransportOptions;
@@ -74,15 +74,18 @@ async fn meet_with(
     hostname: &str,
     options: &TransportOptions,
 ) -> Result<(TlsInfo, TlsInfo, String), String> {
-    let (near, far) = tokio::io::duplex(1 << 16);
+    let (near, mut far) = tokio::io::duplex(1 << 16);
     let serving = async {
+        let (name, hello) = requested_name(&mut far)
+            .await
+            .map_err(|e| format!("server: {e}"))?;
         let (mut io, info) = server
-            .accept(bytes::Bytes::new(), far)
+            .accept(hello, far)
             .await
             .map_err(|e| format!("server: {e}"))?;
         io.write_all(b"hello").await.map_err(|e| e.to_string())?;
         io.flush().await.map_err(|e| e.to_string())?;
-        Ok::<_, String>((info, io))
+        Ok::<_, String>((info, io, name))
     };
     let asking = async {
         let (mut io, info) = client
@@ -105,16 +108,15 @@ async fn meet_with(
         Ok::<_, String>(info)
     };
     let (served, asked) = tokio::join!(serving, asking);
-    let ((down, io), asked) = match (served, asked) {
+    let ((down, io, name), asked) = match (served, asked) {
         (Ok(served), Ok(asked)) => (served, asked),
         (Err(a), Err(b)) => return Err(format!("{a}; {b}")),
         (Err(a), _) | (_, Err(a)) => return Err(a),
     };
-    let session = io.get_ref().1;
+    let session = io.session();
     let protocol = session.alpn_protocol().unwrap_or_default();
     let told = format!(
-        "{} {} {:?}",
-        session.server_name().unwrap_or("-"),
+        "{name} {} {:?}",
         String::from_utf8_lossy(protocol),
         session.handshake_kind().unwrap(),
     );
