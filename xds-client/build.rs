@@ -21,6 +21,7 @@ const OURS: &[&str] = &[
     "xds_typed_struct.proto",
     "ip_matcher.proto",
     "server_name_matcher.proto",
+    "cel_matcher.proto",
     "istio_alpn.proto",
     "istio_stats.proto",
 ];
@@ -36,6 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let includes = [
         PathBuf::from("proto"),
         envoy.join("proto/xds"),
+        envoy.join("proto/cel-spec/proto"),
+        envoy.join("proto/googleapis"),
         envoy.join("proto/protoc-gen-validate"),
     ];
     let mut compiled = protox::Compiler::new(includes)?
@@ -64,6 +67,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_well_known_types()
         .extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf")
         .extern_path(".xds.core.v3", "::envoy_types::pb::xds::core::v3")
+        .extern_path(".cel.expr", "::envoy_types::pb::cel::expr")
+        .extern_path(
+            ".google.api.expr.v1alpha1",
+            "::envoy_types::pb::google::api::expr::v1alpha1",
+        )
+        .extern_path(
+            ".xds.type.v3.CelExpression",
+            "::envoy_types::pb::xds::r#type::v3::CelExpression",
+        )
+        .extern_path(
+            ".xds.type.v3.CelExtractString",
+            "::envoy_types::pb::xds::r#type::v3::CelExtractString",
+        )
         .extern_path(
             ".xds.type.matcher.v3.Matcher.OnMatch",
             "::envoy_types::pb::xds::r#type::matcher::v3::matcher::OnMatch",

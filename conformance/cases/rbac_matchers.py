@@ -8,6 +8,7 @@ from harness.tls import ask as ask_tls, downstream, serving, trusting
 
 from .http_rbac import FORMAT, RBAC
 from .network_filters import REQUEST, policy, rbac as network_rbac, rules, tcp
+from .rbac_conditions import at, eq, v
 
 PATH, USER = extension(HEADER, header_name=":path"), extension(HEADER, header_name="x-user")
 IP, PORT, URI = network("SourceIPInput"), network("DestinationPortInput"), extension(SSL + "UriSanInput")
@@ -28,7 +29,18 @@ def template(text):
 
 
 PRESENT = one(URI, prefix="spiffe:")
+ALL = extension("xds.type.matcher.v3.HttpAttributesCelMatchInput")
+IS_A, ERROR = eq(at("request.path"), v("/a")), eq(at("request.nosuch"), v(1))
+
+
+def when(condition, form="cel_expr_parsed"):
+    return one(ALL, extension("xds.type.matcher.v3.CelMatcher", expr_match={form: {"expr": condition}}))
+
+
 HTTP = {
+    "condition": {"matcher": first((when(IS_A), may("a")), on_no_match=may("others", "DENY"))},
+    "condition, old form": {"matcher": first((when(IS_A, "parsed_expr"), may("a")), on_no_match=may("others", "DENY"))},
+    "condition in error": {"matcher": first((when(ERROR), may("a", "DENY")), ({"not_matcher": when(ERROR)}, may("b", "LOG")))},
     "path": {"matcher": exact(PATH, {"/a": may("a"), "/b": may("b", "DENY"), "/c": may("c", "LOG")})},
     "path else": {"matcher": exact(PATH, {"/a": may("a", "LOG")}, may("others"))},
     "prefix": {"matcher": prefix(PATH, {"/a": may("a"), "/a/b": may("a b\tc", "DENY")})},
@@ -82,7 +94,7 @@ def ask(name, where, path="/", *headers, **kw):
             t.get(path, *headers, listener=where, **kw)
 
 
-for name in ("path", "path else", "prefix", "shadow", "by-rule", "by-rule-matcher", "certificate later"):
+for name in ("condition", "condition, old form", "condition in error", "path", "path else", "prefix", "shadow", "by-rule", "by-rule-matcher", "certificate later"):
     for path in ("/a", "/b", "/c", "/a/b/c", "/a?b"):
         ask(f"{name} {path}", name, path)
 for name in ("nothing", "both forms", "shadow and rules", "source", "certificate", "metadata", "metadata as text", "by-rule-prefixes"):

@@ -21,6 +21,10 @@ def config(p):
     def listening(routes, *name, **hcm):
         return listener(p, routes, *name, route_config={"validate_clusters": False}, **hcm)
     connect = [route({"connect_matcher": {}}, "up"), route("/", "up")]
+
+    def ending(cluster, **fields):
+        return [route({"connect_matcher": {}}, {"cluster": cluster, "upgrade_configs": [
+            {"upgrade_type": "CONNECT", "connect_config": {}}], **fields}), route("/", "up")]
     return bootstrap(p, [
         listening(routes),
         listening(routes, "ws", upgrade_configs=WEBSOCKET),
@@ -29,6 +33,10 @@ def config(p):
         listening(routes, "idle", upgrade_configs=WEBSOCKET, stream_idle_timeout="0.3s"),
         listening(connect, "connect"),
         listening(connect, "connects", upgrade_configs=[{"upgrade_type": "CONNECT"}]),
+        *(listening(ending(cluster, **fields), "ends " + name, upgrade_configs=[{"upgrade_type": "CONNECT"}]) for name, cluster, fields in (
+            ("here", "up", {}), ("dead", "dead", {}), ("empty", "empty", {}), ("missing", "nowhere", {}),
+            ("after a retry", "dead", {"retry_policy": {"retry_on": "connect-failure", "retry_back_off": {"base_interval": "0.001s"}}}),
+            ("in time", "up", {"timeout": "0.3s"}))),
     ])
 
 
@@ -213,3 +221,48 @@ def _(t):
     conn.send(b"hello")
     t.record.append({"echo": conn.read(5)})
     conn.close()
+
+
+def ends(name, upstream=(), logs=1, listener=None):
+    """A CONNECT that ends at the proxy, whose bytes are a connection's to the upstream."""
+    def keep(talk):
+        @G.case("connect: ends " + name, upstream, logs)
+        def _(t):
+            conn = t.connect("ends " + (listener or name))
+            conn.send(CONNECT.encode())
+            try:
+                head = conn._until(b"\r\n\r\n").decode().split("\r\n")
+                t.note(line=head[0], headers=[h.split(": ", 1) for h in head[1:]])
+            except EOFError:
+                t.note(closed=True)
+            talk(t, conn)
+    return keep
+
+
+GET = b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n"
+
+
+@ends("here", [{}])
+def _(t, conn):
+    conn.send(GET)
+    t.note(answer=conn.response())
+    conn.sock.shutdown(1)
+    t.note(closed=conn.closed())
+
+
+@ends("in time", [{"delay": 0.6}])
+def _(t, conn):
+    conn.send(GET)
+    t.note(answer=conn.response())
+    conn.sock.shutdown(1)
+    t.note(closed=conn.closed())
+
+
+@ends("and the upstream closes", [{"close_after": True}], listener="here")
+def _(t, conn):
+    conn.send(GET)
+    t.note(answer=conn.response(), closed=conn.closed())
+
+
+for WHERE in ("dead", "empty", "missing", "after a retry"):
+    ends(WHERE)(lambda t, conn: t.note(end=conn.end()))

@@ -113,6 +113,7 @@ impl<'a> Subject<'a> {
             head: self.head,
             metadata: self.metadata,
             filter_state: self.filter_state,
+            attributes: Some(self.attributes()),
             ..MatchInput::default()
         }
     }

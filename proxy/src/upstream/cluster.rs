@@ -156,9 +156,9 @@ impl Cluster {
 
     /// Chooses a host; `None` means "no healthy upstream".
     pub fn choose_host(&self, cx: &LbContext<'_>) -> Option<Arc<Host>> {
-        if let Discovery::OriginalDst(settings) = &self.config.discovery {
+        if matches!(self.config.discovery, Discovery::OriginalDst(_)) {
             self.clean_up();
-            let (host, new) = self.original.at(cx.destination?, &self.config, settings)?;
+            let (host, new) = self.original.at(cx.destination?, &self.config)?;
             self.count_members(i64::from(new));
             return Some(host);
         }

@@ -186,23 +186,15 @@ impl Default for OriginalHosts {
 }
 
 impl OriginalHosts {
-    /// The host at `address`; `None` if there are too many, and all in use. Whether it is new comes with it.
-    pub fn at(
-        &self,
-        address: SocketAddr,
-        config: &ClusterConfig,
-        settings: &OriginalDst,
-    ) -> Option<(Arc<Host>, bool)> {
+    /// The host at `address`; `None` if there are too many. Whether it is new comes with it.
+    pub fn at(&self, address: SocketAddr, config: &ClusterConfig) -> Option<(Arc<Host>, bool)> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = known.hosts.get_mut(&address) {
             entry.used = true;
             return Some((entry.host.clone(), false));
         }
         if known.hosts.len() >= MAX_HOSTS {
-            known.sweep(settings.cleanup);
-            if known.hosts.len() >= MAX_HOSTS {
-                return None;
-            }
+            return None;
         }
         let transport = config.transport.clone();
         let at = Address::Ip(address);
@@ -385,9 +377,9 @@ mod tests {
         let config = ClusterConfig::compile(&proto(all()), &Default::default()).unwrap();
         let hosts = OriginalHosts::default();
         let address = "192.0.2.1:1".parse().unwrap();
-        let (host, new) = hosts.at(address, &config, &settings).unwrap();
+        let (host, new) = hosts.at(address, &config).unwrap();
         assert!(new);
-        let (again, new) = hosts.at(address, &config, &settings).unwrap();
+        let (again, new) = hosts.at(address, &config).unwrap();
         assert!(Arc::ptr_eq(&host, &again) && !new);
         assert_eq!(hosts.sweep(&settings), 0, "chosen since");
         assert_eq!(hosts.sweep(&settings), 1);

@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::extensions::matching::input_matchers::{
     ip::v3::Ip, metadata::v3::Metadata,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as EnvoyStringMatcher;
+use envoy_types::pb::google::api::expr::v1alpha1::Expr;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
 use envoy_types::pb::xds::r#type::matcher::v3::{
@@ -22,15 +23,17 @@ use envoy_types::pb::xds::r#type::matcher::v3::{
         on_match::OnMatch as Follows,
     },
 };
+use envoy_types::pb::xds::r#type::v3::{CelExpression, cel_expression::ExprSpecifier};
 use prost::{Message as _, Name as _};
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
-use xds_client::proto::xds::r#type::matcher::v3::{IpMatcher, ServerNameMatcher};
+use xds_client::proto::xds::r#type::matcher::v3::{CelMatcher, IpMatcher, ServerNameMatcher};
 
 use super::domains::Domains;
 use super::keys::{ExactKeys, Keyed, PrefixKeys};
 use super::ranges::Ranges;
 use super::{Branches, Input, MatcherTree, OnMatch, Place, Predicate, StringMatcher, Test};
+use crate::cel::Expression;
 use crate::matcher::{CidrRange, CidrSet, ValueMatcher};
 
 /// How deeply matchers and predicates nest. Custom matchers are messages of their own, which the decoder's limit
@@ -121,6 +124,9 @@ impl<A> Compiler<'_, A> {
 
     fn tree(&self, proto: &TreeProto, depth: usize) -> Result<Branches<A>> {
         let input = self.input(proto.input.as_ref())?;
+        if matches!(input, Input::Attributes) {
+            return Err(ConfigError::new("takes text").at("input"));
+        }
         match &proto.tree_type {
             None => Err(ConfigError::new("value is required").at("tree_type")),
             Some(TreeType::ExactMatchMap(map)) => {
@@ -248,6 +254,9 @@ impl<A> Compiler<'_, A> {
                 .and_then(|c| test(c).at("typed_config"))
                 .at("custom_match")?,
         };
+        if matches!(input, Input::Attributes) != matches!(test, Test::Condition(_)) {
+            return Err(ConfigError::new("the matcher takes another input"));
+        }
         Ok(Predicate::Single(input, test))
     }
 }
@@ -292,10 +301,39 @@ fn test(config: &Any) -> Result<Test> {
                 invert: proto.invert,
             })
         }
+        name if name == CelMatcher::full_name() => {
+            let proto: CelMatcher = any::unpack(config)?;
+            let condition = required(proto.expr_match.as_ref(), "expr_match")?;
+            self::condition(condition)
+                .at("expr_match")
+                .map(|c| Test::Condition(Box::new(c)))
+        }
         other => Err(ConfigError::new(format!(
             "matcher {other} is not supported"
         ))),
     }
+}
+
+/// The parsed form, or the older one.
+fn condition(proto: &CelExpression) -> Result<Expression> {
+    #[allow(deprecated)] // and still sent
+    let (expression, field) = match (&proto.cel_expr_parsed, &proto.expr_specifier) {
+        (Some(parsed), _) => {
+            let parsed = required(parsed.expr.as_ref(), "cel_expr_parsed.expr")?;
+            // The same message under another name.
+            let same = Expr::decode(parsed.encode_to_vec().as_slice());
+            (
+                same.map_err(|e| ConfigError::new(e.to_string()))?,
+                "cel_expr_parsed.expr",
+            )
+        }
+        (None, Some(ExprSpecifier::ParsedExpr(parsed))) => {
+            let field = "parsed_expr.expr";
+            (required(parsed.expr.as_ref(), field)?.clone(), field)
+        }
+        _ => return Err(ConfigError::new("a parsed expression is required")),
+    };
+    Expression::compile(&expression).at(field)
 }
 
 /// Whether this is a domain, `*.` and a domain, or `*`; and the first of its kind.

@@ -15,6 +15,7 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::Unknown;
+use crate::cel::Attributes;
 use crate::head::RequestHead;
 use crate::matcher::header::HeaderRef;
 use crate::matcher::metadata::lookup;
@@ -58,6 +59,8 @@ pub struct MatchInput<'a> {
     pub metadata: Option<&'a DynamicMetadata>,
     /// Filter state.
     pub filter_state: Option<&'a FilterState>,
+    /// What conditions ask about.
+    pub attributes: Option<Attributes<'a>>,
 }
 
 impl MatchInput<'_> {
@@ -94,6 +97,8 @@ pub(super) enum Input {
         namespace: Box<str>,
         path: Vec<Box<str>>,
     },
+    /// Everything, for conditions.
+    Attributes,
     /// A variable of the environment, as it was when the configuration came.
     Environment(Option<Box<[u8]>>),
 }
@@ -104,6 +109,7 @@ pub(super) enum Value<'a> {
     Text(&'a [u8]),
     Made(Made),
     Ip(IpAddr),
+    Attributes(Attributes<'a>),
     /// Of dynamic metadata; `None` if there is none at the path.
     Metadata(Option<&'a serde_json::Value>),
 }
@@ -127,7 +133,7 @@ impl<'a> Value<'a> {
     /// What `f` makes of it as text; `None` if it is missing, or no text.
     pub(super) fn with_text<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self {
-            Self::Missing | Self::Metadata(_) => None,
+            Self::Missing | Self::Metadata(_) | Self::Attributes(_) => None,
             Self::Text(text) => Some(f(text)),
             Self::Made(text) => Some(f(text)),
             Self::Ip(ip) => Some(f(&made(ip))),
@@ -210,6 +216,7 @@ impl Input {
                 let config: HttpRequestHeaderMatchInput = any::unpack(config)?;
                 Self::RequestHeader(HeaderRef::parse(&config.header_name).at("header_name")?)
             }
+            ("xds.type.matcher.v3", "HttpAttributesCelMatchInput") if request => Self::Attributes,
             _ => return Err(unsupported(&name)),
         };
         Ok(input)
@@ -281,6 +288,7 @@ impl Input {
                     .and_then(|metadata| metadata.get(&**namespace))
                     .and_then(|object| lookup(object, path)),
             ),
+            Self::Attributes => known.attributes.map_or(Value::Missing, Value::Attributes),
             Self::Environment(value) => value.as_deref().map_or(Value::Missing, Value::Text),
         })
     }

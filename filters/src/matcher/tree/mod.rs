@@ -22,6 +22,7 @@ use self::ranges::Ranges;
 use super::cidr::CidrSet;
 use super::metadata::ValueMatcher;
 use super::string::StringMatcher;
+use crate::cel::Expression;
 
 pub use self::input::{MatchInput, Place};
 
@@ -72,6 +73,7 @@ enum Test {
     Text(StringMatcher),
     Ip(CidrSet),
     Metadata { value: ValueMatcher, invert: bool },
+    Condition(Box<Expression>),
 }
 
 impl<A> MatcherTree<A> {
@@ -194,6 +196,10 @@ impl Test {
         match self {
             Self::Text(matcher) => value.with_text(|text| matcher.matches(text)) == Some(true),
             Self::Ip(set) => value.ip().is_some_and(|ip| set.contains(ip)),
+            Self::Condition(condition) => match value {
+                Value::Attributes(facts) => condition.is_true(facts),
+                _ => false,
+            },
             Self::Metadata {
                 value: matcher,
                 invert,

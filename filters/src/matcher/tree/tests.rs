@@ -1,5 +1,6 @@
 //! What each branch and input does, and what is refused.
 
+mod conditions;
 mod nesting;
 
 use envoy_types::pb::google::protobuf::StringValue;

@@ -67,8 +67,9 @@ pub(crate) async fn open(
     });
     let sent = request::send(cluster, host, head, body, options).await;
     let response = sent.map_err(Refused::Failed)?;
+    let agreed = agrees(&response.head, response.protocol) && !response.body.is_end();
     let download = match response.body {
-        Body::Stream(source) if agrees(&response.head, response.protocol) => source,
+        Body::Stream(source) if agreed => source,
         // Not a body that is at hand either: it is no tunnel.
         _ => return Err(Refused::Answered(response.head.status)),
     };
@@ -79,6 +80,7 @@ pub(crate) async fn open(
             download,
             pending: Bytes::new(),
             ended: false,
+            whole: response.protocol != Some(Protocol::Http2),
             guard: response.guard,
         },
     })
@@ -116,6 +118,9 @@ impl BodyStream for Source {
     }
 }
 
+/// How the end of a tunnel over HTTP/1 is told.
+const END: ResetReason = ResetReason::ConnectionTermination;
+
 /// A tunnel as a connection. Dropping it resets what has not come to its end.
 pub(crate) struct TunnelIo {
     /// Where the request's body takes its bytes from.
@@ -125,6 +130,8 @@ pub(crate) struct TunnelIo {
     download: Box<dyn BodyStream>,
     pending: Bytes,
     ended: bool,
+    /// Over HTTP/1, where an end of one direction is told as that of the connection.
+    whole: bool,
     guard: RequestGuard,
 }
 
@@ -154,6 +161,10 @@ impl AsyncRead for TunnelIo {
                 Some(Ok(Frame::Data(data))) => self.pending = data,
                 // A tunnel's trailers say nothing to a connection.
                 Some(Ok(Frame::Trailers(_))) | None => {
+                    self.ended = true;
+                    self.guard.ended(None);
+                }
+                Some(Err(error)) if self.whole && error.reason == END => {
                     self.ended = true;
                     self.guard.ended(None);
                 }
