@@ -277,3 +277,26 @@ def _(t):
         dumped(t, kind)
     whole = t.proxy.admin("/config_dump?include_eds")["body"]
     t.note(keys=whole.count("PRIVATE KEY"))
+
+
+def inlined(p):
+    """Keys wherever they can stand in a bootstrap."""
+    c = certificates()
+    ticket = {"keys": [{"inline_bytes": TICKET}]}
+    held = socket(DOWNSTREAM, tls_certificates=[pair("server")["tls_certificate"]])
+    held["typed_config"]["session_ticket_keys"] = ticket
+    named = serving(p, "named", socket(DOWNSTREAM, tls_certificate_sds_secret_configs=[{"name": "cert"}]))
+    named["filter_chains"][0]["transport_socket"]["typed_config"]["session_ticket_keys_sds_secret_config"] = {"name": "tickets"}
+    tls = socket(UPSTREAM, tls_certificates=[{"certificate_chain": inline(c.text("client")), "private_key": inline(c.text("client", "key"))}])
+    made = bootstrap(p, [serving(p, "main", held), named], [cluster("secured", p.up, transport_socket=tls)])
+    made["static_resources"]["secrets"] = [pair("server"), {"name": "tickets", "session_ticket_keys": ticket}]
+    return made
+
+
+TICKET = "QUFB" * 26 + "QUE="
+INLINE = Group(inlined)
+for path in ("", "?include_eds", "?resource=static_listeners", "?resource=static_clusters", "?resource=static_secrets", "?resource=bootstrap"):
+    @INLINE.case("tls secrets: inline keys in the dump" + path)
+    def _(t, path=path):
+        body = t.proxy.admin("/config_dump" + path)["body"]
+        t.note(keys=body.count("PRIVATE KEY"), tickets=body.count(TICKET), hidden=body.count("[redacted]"), hidden_bytes=body.count("W3JlZGFjdGVkXQ=="))

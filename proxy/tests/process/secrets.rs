@@ -92,7 +92,8 @@ fn packed(name: &str, message: &impl Message) -> Any {
 }
 
 /// A listener `main` with a filter chain and a secret for each of the names.
-fn main_listener(count: usize) -> Any {
+/// `wait`: how long for each secret.
+fn main_listener(count: usize, wait: &str) -> Any {
     let routes = r#""route_config": {"name": "local", "virtual_hosts": [{"name": "all", "domains": ["*"],
         "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200}}]}]}"#;
     let any = resource(&listener_with("main", 0, routes, None));
@@ -102,9 +103,11 @@ fn main_listener(count: usize) -> Any {
     let inspector = Listener::decode(resource(inspector).value.as_slice()).unwrap();
     listener.listener_filters = inspector.listener_filters;
     let chain = listener.filter_chains.remove(0);
-    let ads = r#"{"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig", "name": "x",
-        "sds_config": {"ads": {}, "resource_api_version": "V3"}}"#;
-    let ads = tls::SdsSecretConfig::decode(resource(ads).value.as_slice()).unwrap();
+    let ads = format!(
+        r#"{{"@type": "{TLS}SdsSecretConfig", "name": "x",
+        "sds_config": {{"ads": {{}}, "resource_api_version": "V3", "initial_fetch_timeout": "{wait}"}}}}"#
+    );
+    let ads = tls::SdsSecretConfig::decode(resource(&ads).value.as_slice()).unwrap();
     for n in 0..count {
         let mut chain = chain.clone();
         chain.name = format!("chain-{n}");
@@ -196,7 +199,7 @@ fn many(protocol: &str) {
         .iter()
         .map(|(n, any)| (n.as_str(), any.clone()))
         .collect();
-    all.push(("main", main_listener(count)));
+    all.push(("main", main_listener(count, "0s")));
     control.set(&all);
     let text = xds::bootstrap(&control.socket, protocol, "0s", "");
     let begun = Instant::now();
@@ -233,7 +236,7 @@ fn many(protocol: &str) {
     );
     // One chain more: the others stay, with their sessions and connections.
     let (name, more) = authority.secret(count);
-    let listener = main_listener(count + 1);
+    let listener = main_listener(count + 1, "0s");
     let begun = Instant::now();
     control.set(&[(name.as_str(), more), ("main", listener)]);
     let modified = || fairway.stat("listener_manager.listener_in_place_updated");
@@ -257,4 +260,17 @@ fn many_secrets_come_and_change_with_the_state_of_the_world() {
 #[test]
 fn many_secrets_come_and_change_with_deltas() {
     many("DELTA_GRPC");
+}
+
+#[test]
+fn many_secrets_that_never_come_hold_nobody_for_long() {
+    let (count, _) = sizes();
+    let home = Home::new();
+    let control = ControlPlane::start(&home.path("xds"));
+    control.set(&[("main", main_listener(count, "1s"))]);
+    let text = xds::bootstrap(&control.socket, "DELTA_GRPC", "0s", "");
+    let begun = Instant::now();
+    let fairway = Fairway::start(&home, &text, &[]);
+    println!("{count} secrets are given up after {:?}", begun.elapsed());
+    assert!(fairway.find_listener("main").is_some());
 }

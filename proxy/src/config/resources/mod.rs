@@ -8,6 +8,7 @@ mod subscriptions;
 mod updates;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -77,6 +78,8 @@ pub struct Resources {
     runtime: Arc<Runtime>,
     stats: ControlStats,
     state: Mutex<State>,
+    /// Progress is about to be made.
+    progress_due: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,6 +139,7 @@ impl Resources {
                 started: false,
                 stop_at_start: None,
             }),
+            progress_due: AtomicBool::new(false),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -229,7 +230,17 @@ impl Resources {
         if layers_answered {
             state.rtds_awaited.clear();
         }
-        self.progress(state);
+    }
+
+    /// Makes progress once the events of this moment have all been heard: thousands of names may be given up in one.
+    fn progress_soon(self: &Arc<Self>) {
+        if !self.progress_due.swap(true, Ordering::AcqRel) {
+            let this = self.clone();
+            tokio::spawn(async move {
+                this.progress_due.store(false, Ordering::Release);
+                this.progress(&mut lock(&this.state));
+            });
+        }
     }
 }
 
@@ -282,7 +293,12 @@ impl ResourceHandler for Subscriber {
     }
 
     fn on_event(&mut self, event: Event) {
+        let given_up = matches!(event, Event::FetchTimeout { .. });
         self.0.event(event);
+        match given_up {
+            true => self.0.progress_soon(),
+            false => self.0.progress(&mut lock(&self.0.state)),
+        }
     }
 }
 
