@@ -37,7 +37,7 @@ def counts(name, cluster, requests=1, ports=("up",), upstream=(), action=None, h
         time.sleep(0.05)  # connections end after their responses do
         # Not compared: times, bytes (header order and case differ), what Envoy counts inside.
         stats = t.proxy.admin(rf"/stats?usedonly&filter=^cluster\.{cluster}\.")["body"].splitlines()
-        t.note(stats=[line for line in stats if not re.search(r"(_ms|_time|_weight|_bytes_\w+|warming_state|total_match_count|high.cx_pool_open|http2.\w+):", line)])
+        t.note(stats=[line for line in stats if not re.search(r"(_ms|_time|_weight|_bytes_\w+|warming_state|total_match_count|high.cx_pool_open|http2.(nghttp2|outbound|pending)\w+):", line)])
         hosts = t.proxy.admin("/clusters")["body"].splitlines()
         t.note(hosts=sorted(line for line in hosts if re.match(rf"{cluster}::.*::(cx|rq)_", line)))
 

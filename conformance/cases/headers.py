@@ -122,6 +122,15 @@ get("underscore dropped", "/", "x_y: 1", listener="drop")
 get("underscore allowed", "/", "x_y: 1")
 
 
+@G.case("headers: underscores counted")
+def _(t):
+    with t.counted(r"^http1\."):
+        t.get("/", "x_y: 1", "x_z: 1", listener="drop")
+        t.get("/", "x_y: 1", "x_z: 1", listener="under")
+    with t.counted(r"^http2\.(dropped|requests_rejected)"):
+        t.h2(head=[(":method", "GET"), (":scheme", "http"), (":authority", "a.test"), (":path", "/"), ("x_y", "1"), ("x_z", "1")], listener="drop")
+
+
 @G.case("headers: h2 underscore rejected")
 def _(t):
     t.h2(headers=[("x_y", "1")], listener="under")

@@ -171,6 +171,7 @@ impl ChainCompiler {
             router,
             access_logs,
             stats: ConnectionManagerStats::new(&scope, &of_listener.scope(&prefix)),
+            http1_stats: h1::Http1Stats::new(&context.stats.scope("http1.")),
             http2_stats: Http2Stats::new(&context.stats.scope("http2.")).into(),
             reject_fragment: context.reject_fragment,
             node: context.node.clone(),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::config::update_stats::{unix_millis, version_hash};
+use crate::http::h2::LazyHttp2Stats;
 use crate::telemetry::stats::{Counter, Gauge, Histogram, Scope};
 use crate::upstream::circuit_breaker::{BreakerStats, Priority};
 use crate::upstream::code_stats::CodeStats;
@@ -23,6 +24,8 @@ macro_rules! stats {
             )*
             /// Responses by status.
             pub codes: CodeStats,
+            /// The HTTP/2 codec's.
+            pub http2: LazyHttp2Stats,
             /// The circuit breakers of priority DEFAULT.
             pub breakers: BreakerStats,
             /// The circuit breakers of priority HIGH.
@@ -36,6 +39,7 @@ macro_rules! stats {
                     $($name: scope.$make(stringify!($name)),)*
                     breakers: BreakerStats::new(&scope, Priority::Default),
                     breakers_high: BreakerStats::new(&scope, Priority::High),
+                    http2: LazyHttp2Stats::new(scope.clone()),
                     codes: CodeStats::new(scope),
                 }
             }

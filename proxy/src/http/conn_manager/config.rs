@@ -28,7 +28,7 @@ use super::path::{EscapedSlashes, PathRules};
 use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
-use crate::http::h1::{Http1Settings, UnderscoreAction};
+use crate::http::h1::{Http1Settings, Http1Stats, UnderscoreAction};
 use crate::http::h2::{Http2Settings, Http2Stats};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
@@ -111,6 +111,8 @@ pub struct HcmParts {
     pub stats: ConnectionManagerStats,
     /// The stats of its HTTP/2 codec.
     pub http2_stats: Arc<Http2Stats>,
+    /// `http1.*`.
+    pub http1_stats: Http1Stats,
     /// The runtime feature `http_reject_path_with_fragment`.
     pub reject_fragment: bool,
     /// This process as control planes know it.
@@ -143,6 +145,7 @@ impl HcmConfig {
                 max_head_bytes,
                 max_headers,
                 underscores,
+                stats: parts.http1_stats,
                 request_headers_timeout: head_timeout,
                 idle_timeout,
                 linger,

@@ -12,9 +12,12 @@ pub mod config;
 pub mod encode;
 pub mod parse;
 pub mod server;
+mod stats;
 mod wire;
 
 use std::time::Duration;
+
+pub use stats::Http1Stats;
 
 /// What to do with field names that hold an underscore (Envoy's `headers_with_underscores_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,6 +74,8 @@ pub struct Http1Settings {
     pub absolute_requests: bool,
     /// See [`UnderscoreAction`].
     pub underscores: UnderscoreAction,
+    /// What the codec counts.
+    pub stats: Http1Stats,
     /// Longest time from the first byte of a head to its last; none by default.
     pub request_headers_timeout: Option<Duration>,
     /// Longest time between requests before the connection is closed.
@@ -104,6 +109,7 @@ impl Default for Http1Settings {
             header_case: HeaderCase::Lower,
             absolute_requests: false,
             underscores: UnderscoreAction::Allow,
+            stats: Http1Stats::default(),
             request_headers_timeout: None,
             idle_timeout: Some(Duration::from_secs(3600)),
             linger: Some(Duration::from_secs(1)),

@@ -16,4 +16,4 @@ mod watch;
 
 pub use keepalive::Keepalive;
 pub use settings::{FloodLimits, Http2Settings};
-pub use stats::Http2Stats;
+pub use stats::{Http2Stats, LazyHttp2Stats};

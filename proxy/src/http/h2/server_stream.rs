@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use super::body::{Pump, RecvBody};
 use super::request::{Refusal, head_of};
 use super::server::Shared;
+use super::stats::Http2Stats;
 use super::watch::{BAD_MESSAGING, Fault, Watch};
 use crate::http::service::{ConnectionControl, EarlyResponses, HttpService, Request, Response};
 
@@ -35,7 +37,7 @@ pub(super) async fn serve<S: HttpService>(
     mut respond: SendResponse<Bytes>,
     shared: Rc<Shared<S>>,
 ) {
-    let _active = Active::new(&shared.control);
+    let _active = Active::new(&shared.control, &shared.settings.stats);
     let began = Instant::now();
     let (head, stream) = match head_of(request, &shared.settings) {
         Ok(parts) => parts,
@@ -160,18 +162,20 @@ impl BodyStream for RequestBody {
 }
 
 /// Counts a stream as active for as long as it lives.
-struct Active(ConnectionControl);
+struct Active(ConnectionControl, Arc<Http2Stats>);
 
 impl Active {
-    fn new(control: &ConnectionControl) -> Self {
+    fn new(control: &ConnectionControl, stats: &Arc<Http2Stats>) -> Self {
         control.add_active(1);
-        Self(control.clone())
+        stats.streams_active.inc();
+        Self(control.clone(), stats.clone())
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.add_active(-1);
+        self.1.streams_active.dec();
         self.0.count_panic();
     }
 }

@@ -114,6 +114,9 @@ impl RequestGuard {
         }
         stats.upstream_rq_total.inc();
         stats.upstream_rq_active.inc();
+        if connection.http2.get() {
+            stats.http2.get().streams_active.inc();
+        }
         count(&place.host.stats.rq_total);
         place.host.stats.rq_active.fetch_add(1, Ordering::Relaxed);
         connection.active.set(connection.active.get() + 1);
@@ -140,8 +143,14 @@ impl RequestGuard {
         use ResetReason as R;
         let stats = self.place.stats();
         match reason {
-            R::RemoteReset => stats.upstream_rq_rx_reset.inc(),
-            R::LocalReset | R::ProtocolError => stats.upstream_rq_tx_reset.inc(),
+            R::RemoteReset => {
+                stats.upstream_rq_rx_reset.inc();
+                stats.http2.get().rx_reset.inc();
+            }
+            R::LocalReset | R::ProtocolError => {
+                stats.upstream_rq_tx_reset.inc();
+                stats.http2.get().tx_reset.inc();
+            }
             R::ConnectionTermination => stats.upstream_rq_pending_failure_eject.inc(),
             _ => {}
         }
@@ -154,6 +163,9 @@ impl Drop for RequestGuard {
         let (breaker, gauges) = self.place.breaker();
         breaker.requests.give(&gauges.rq_open);
         self.place.stats().upstream_rq_active.dec();
+        if self.connection.http2.get() {
+            self.place.stats().http2.get().streams_active.dec();
+        }
         let stats = &self.place.host.stats;
         stats.rq_active.fetch_sub(1, Ordering::Relaxed);
         let active = &self.connection.active;

@@ -92,9 +92,12 @@ pub(super) fn collect(
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| CODEC)?;
         if underscores != UnderscoreAction::Allow && field.name.contains('_') {
+            let stats = &settings.stats;
             if underscores == UnderscoreAction::Drop {
+                stats.dropped_headers_with_underscores.inc();
                 continue;
             }
+            stats.requests_rejected_with_underscores_in_headers.inc();
             return Err(bad("http1.unexpected_underscore"));
         }
         let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value))
