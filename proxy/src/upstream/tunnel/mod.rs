@@ -4,10 +4,10 @@
 pub(crate) mod originate;
 pub(crate) mod terminate;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -18,14 +18,19 @@ const CHUNK: usize = 16 * 1024;
 thread_local! {
     /// Where a worker reads before it knows how much there is: quiet tunnels hold no buffer, and busy ones no more than
     /// they have to say.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+    static SCRATCH: Cell<Box<[u8]>> = Cell::default();
 }
 
 /// Reads what has come; empty at the end.
 fn poll_chunk(io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let mut buf = ReadBuf::new(scratch);
-        ready!(Pin::new(io).poll_read(cx, &mut buf))?;
-        Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
-    })
+    // Taken out meanwhile: a connection that is read may be a tunnel itself.
+    let mut scratch = SCRATCH.take();
+    if scratch.is_empty() {
+        scratch = vec![0; CHUNK].into();
+    }
+    let mut buf = ReadBuf::new(&mut scratch);
+    let polled = Pin::new(io).poll_read(cx, &mut buf);
+    let read = polled.map_ok(|()| Bytes::copy_from_slice(buf.filled()));
+    SCRATCH.set(scratch);
+    read
 }
