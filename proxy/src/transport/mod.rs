@@ -1,5 +1,6 @@
 //! Byte streams: raw sockets, connections inside the process, TLS and the PROXY protocol.
 
+pub(crate) mod buffer;
 pub mod downstream;
 pub mod internal_upstream;
 pub(crate) mod observed;

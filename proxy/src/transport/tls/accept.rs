@@ -9,13 +9,13 @@ use rustls::CommonState;
 use rustls::server::{Accepted, Acceptor, ClientHello, UnbufferedServerConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::buffer::Buffer;
 use super::certificate::Certificate;
 use super::downstream::{Compiled, DownstreamTls};
 use super::failure::{self, Failure, Kind};
 use super::refusal::{self, Refusal};
 use super::stream::TlsStream;
 use super::{facts, group_name, suite_name, version_name};
+use crate::transport::buffer::Buffer;
 
 /// Where the length of a record begins to be known; less says nothing.
 const RECORD_HEADER: usize = 5;

@@ -4,7 +4,6 @@
 //! [`secrets`]; a context is compiled again when one of them changes, and connections take the newest one.
 
 pub mod accept;
-mod buffer;
 pub mod certificate;
 mod chain;
 pub mod context;

@@ -3,8 +3,8 @@
 use rustls::Error;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, WriteTraffic};
 
-use super::buffer::Buffer;
 use super::session::Session;
+use crate::transport::buffer::Buffer;
 
 /// The most that is read before it has been understood: as in rustls, a handshake's message.
 const MAX_INCOMPLETE: usize = 0xffff;

@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 use rustls::CommonState;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffer::Buffer;
 use super::records::{Outbound, Records};
 use super::session::Session;
+use crate::transport::buffer::Buffer;
 
 /// The most that is asked of the connection below at a time: a record of the greatest length.
 const READ: usize = 16 * 1024 + 256 + 5;

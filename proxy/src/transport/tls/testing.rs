@@ -15,7 +15,7 @@ use rcgen::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::accept::client_hello;
-use super::buffer::Buffer;
+use crate::transport::buffer::Buffer;
 
 /// Reads a ClientHello: the name that it asks for, and its bytes.
 pub(crate) async fn requested_name<IO>(io: &mut IO) -> io::Result<(String, Bytes)>

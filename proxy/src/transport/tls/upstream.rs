@@ -21,7 +21,6 @@ use rustls::{ClientConfig, CommonState};
 use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::error::{At, ConfigError};
 
-use super::buffer::Buffer;
 use super::certificate::Certificate;
 use super::context::{CommonContext, Ready};
 use super::failure::{Failure, Kind};
@@ -33,6 +32,7 @@ use super::validation::Validation;
 use super::verifier::Verifier;
 use super::{facts, group_name, suite_name, version_name};
 use crate::telemetry::stats::Scope;
+use crate::transport::buffer::Buffer;
 use crate::transport::options::TransportOptions;
 
 /// Envoy's limit on the name that is asked for.

@@ -1,4 +1,4 @@
-//! Bytes of TLS records on their way in or out, in memory that a connection has only while there are some.
+//! Bytes on their way in or out, in memory that a connection has only while there are some.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// What a buffer has room for at least: a record of the greatest length, and a little of the next.
+/// What a buffer has room for at least: a TLS record of the greatest length, and a little of the next.
 const ROOM: usize = 20 * 1024;
 /// Larger ones are not kept.
 const KEEP_ROOM: usize = 80 * 1024;
@@ -22,7 +22,7 @@ thread_local! {
 
 /// Bytes with room for more behind them; without bytes it has no memory.
 #[derive(Default)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     /// Initialized as a whole: what is not filled has been, by somebody else.
     memory: Vec<u8>,
     start: usize,
@@ -30,21 +30,21 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
 
     /// How much memory it has.
     #[cfg(test)]
-    pub(super) fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         self.memory.capacity()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    pub(super) fn filled(&mut self) -> &mut [u8] {
+    pub(crate) fn filled(&mut self) -> &mut [u8] {
         self.memory
             .get_mut(self.start..self.end)
             .unwrap_or_default()
@@ -52,7 +52,7 @@ impl Buffer {
 
     /// Room for at least `wanted` bytes; [`grow`](Self::grow) tells how much of it was filled. [`release`](Self::release)
     /// when nothing was.
-    pub(super) fn room(&mut self, wanted: usize) -> &mut [u8] {
+    pub(crate) fn room(&mut self, wanted: usize) -> &mut [u8] {
         if self.memory.is_empty() {
             self.memory = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
@@ -68,7 +68,7 @@ impl Buffer {
     }
 
     /// Reads at most `wanted` bytes; none at the end. While there is nothing to read, there is no memory for it.
-    pub(super) fn poll_fill<IO: AsyncRead + Unpin>(
+    pub(crate) fn poll_fill<IO: AsyncRead + Unpin>(
         &mut self,
         io: &mut IO,
         cx: &mut Context<'_>,
@@ -84,18 +84,18 @@ impl Buffer {
     }
 
     /// So many bytes of [`room`](Self::room) are filled.
-    pub(super) fn grow(&mut self, n: usize) {
+    pub(crate) fn grow(&mut self, n: usize) {
         self.end = (self.end + n).min(self.memory.len());
     }
 
     /// So many bytes are done with.
-    pub(super) fn consume(&mut self, n: usize) {
+    pub(crate) fn consume(&mut self, n: usize) {
         self.start = (self.start + n).min(self.end);
         self.release();
     }
 
     /// Gives the memory back if there are no bytes in it.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         if !self.is_empty() {
             return;
         }
