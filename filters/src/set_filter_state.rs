@@ -14,7 +14,8 @@ use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
 use xds_client::error::{At, ConfigError};
 
 use crate::formatter::{FormatContext, Formatter};
-use crate::stream::{FilterObject, Sharing};
+use crate::head::RequestHead;
+use crate::stream::{FilterObject, Sharing, StreamInfo};
 
 /// What an object is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,24 @@ pub struct StateValue {
 }
 
 impl StateValue {
+    /// Makes the objects and leaves them in the filter state, one after the other: a format may tell one that was set
+    /// before.
+    pub fn set_all(values: &[Self], info: &mut StreamInfo, request: Option<&RequestHead>) {
+        for value in values {
+            let object = value.make(&FormatContext {
+                info,
+                request,
+                response: None,
+                trailers: None,
+                local_reply: None,
+            });
+            if let Some(object) = object {
+                let state = &mut info.filter_state;
+                state.set_shared(value.key.clone(), object, value.sharing);
+            }
+        }
+    }
+
     /// Compiles a list of values.
     ///
     /// # Errors

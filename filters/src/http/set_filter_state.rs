@@ -10,7 +10,6 @@ use xds_client::error::{At, ConfigError};
 
 use crate::body::Body;
 use crate::filter::{HttpFilter, SharedInfo, Slot, Step};
-use crate::formatter::FormatContext;
 use crate::head::RequestHead;
 use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::set_filter_state::StateValue;
@@ -50,20 +49,7 @@ impl HttpFilter for SetFilterState {
         info: &'a SharedInfo,
     ) -> Step<'a> {
         let mut info = info.borrow_mut();
-        // One after the other: a format may tell an object that was set before.
-        for value in &self.values {
-            let object = value.make(&FormatContext {
-                info: &info,
-                request: Some(head),
-                response: None,
-                trailers: None,
-                local_reply: None,
-            });
-            if let Some(object) = object {
-                let state = &mut info.filter_state;
-                state.set_shared(value.key.clone(), object, value.sharing);
-            }
-        }
+        StateValue::set_all(&self.values, &mut info, Some(head));
         info.route_stale |= self.clear_route_cache;
         Step::CONTINUE
     }

@@ -1,7 +1,6 @@
 //! `envoy.filters.network.set_filter_state`: leaves what is known of a connection in its filter state.
 
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3::Config;
-use filters::formatter::FormatContext;
 use filters::set_filter_state::StateValue;
 use filters::stream::{ConnectionInfo, StreamInfo};
 use xds_client::error::{At, ConfigError};
@@ -35,19 +34,7 @@ impl SetFilterState {
 
 impl NetworkFilter for SetFilterState {
     fn on_new_connection(&self, info: &mut StreamInfo) {
-        for value in &self.0 {
-            let object = value.make(&FormatContext {
-                info,
-                request: None,
-                response: None,
-                trailers: None,
-                local_reply: None,
-            });
-            if let Some(object) = object {
-                let state = &mut info.filter_state;
-                state.set_shared(value.key.clone(), object, value.sharing);
-            }
-        }
+        StateValue::set_all(&self.0, info, None);
     }
 
     fn sets_state(&self) -> bool {
