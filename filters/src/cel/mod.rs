@@ -153,27 +153,22 @@ fn unless<'a>(
 
 fn calculate<'a>(how: Arithmetic, a: &Value<'a>, b: &Value<'a>) -> Outcome<'a> {
     use Arithmetic as A;
+    // A macro: the methods of the two kinds have no trait.
+    macro_rules! whole {
+        ($a:expr, $b:expr) => {
+            match how {
+                A::Add => $a.checked_add(*$b),
+                A::Subtract => $a.checked_sub(*$b),
+                A::Multiply => $a.checked_mul(*$b),
+                A::Divide => $a.checked_div(*$b),
+                A::Remainder => $a.checked_rem(*$b),
+            }
+            .ok_or(Fault)?
+        };
+    }
     Ok(match (a, b) {
-        (Value::Int(a), Value::Int(b)) => Value::Int(
-            match how {
-                A::Add => a.checked_add(*b),
-                A::Subtract => a.checked_sub(*b),
-                A::Multiply => a.checked_mul(*b),
-                A::Divide => a.checked_div(*b),
-                A::Remainder => a.checked_rem(*b),
-            }
-            .ok_or(Fault)?,
-        ),
-        (Value::Uint(a), Value::Uint(b)) => Value::Uint(
-            match how {
-                A::Add => a.checked_add(*b),
-                A::Subtract => a.checked_sub(*b),
-                A::Multiply => a.checked_mul(*b),
-                A::Divide => a.checked_div(*b),
-                A::Remainder => a.checked_rem(*b),
-            }
-            .ok_or(Fault)?,
-        ),
+        (Value::Int(a), Value::Int(b)) => Value::Int(whole!(a, b)),
+        (Value::Uint(a), Value::Uint(b)) => Value::Uint(whole!(a, b)),
         (Value::Double(a), Value::Double(b)) => Value::Double(match how {
             A::Add => a + b,
             A::Subtract => a - b,
