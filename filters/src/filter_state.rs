@@ -1,11 +1,10 @@
 //! Filter state: objects that filters leave for each other by key, on one stream or on its whole connection, and that
 //! may go on to the next hop inside the process (Envoy: "Sharing data between filters", `StreamInfo::FilterState`).
 
-use std::any::Any;
 use std::borrow::Cow;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytestring::ByteString;
 
@@ -22,14 +21,12 @@ pub enum Sharing {
 }
 
 /// A filter-state object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FilterObject {
     /// Text, which matchers and formatters can read.
     Text(ByteString),
     /// An address with its port.
     Address(SocketAddr),
-    /// Something typed.
-    Typed(Rc<dyn Any>),
 }
 
 impl FilterObject {
@@ -38,31 +35,6 @@ impl FilterObject {
         match self {
             Self::Text(text) => Some(Cow::Borrowed(text)),
             Self::Address(address) => Some(Cow::Owned(address.to_string())),
-            Self::Typed(_) => None,
-        }
-    }
-}
-
-impl PartialEq for FilterObject {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Text(a), Self::Text(b)) => a == b,
-            (Self::Address(a), Self::Address(b)) => a == b,
-            (Self::Typed(a), Self::Typed(b)) => Rc::ptr_eq(a, b),
-            _ => false,
-        }
-    }
-}
-
-impl Eq for FilterObject {}
-
-impl Hash for FilterObject {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self {
-            Self::Text(text) => text.hash(state),
-            Self::Address(address) => address.hash(state),
-            // Equal objects are the same one; those of one place may share a hash.
-            Self::Typed(object) => Rc::as_ptr(object).cast::<()>().hash(state),
         }
     }
 }
@@ -83,9 +55,9 @@ pub struct FilterState {
     connection: Option<Rc<Self>>,
 }
 
-/// What one hop shares with the next. Cheap to clone, and equal if every object is.
+/// What one hop, which may be on another worker, shares with the next. Cheap to clone, and equal if every object is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SharedObjects(Rc<[Entry]>);
+pub struct SharedObjects(Arc<[Entry]>);
 
 impl FilterState {
     /// The state of a stream on a connection with this one.
@@ -156,7 +128,7 @@ impl FilterState {
     pub fn address(&self, key: &str) -> Option<SocketAddr> {
         match self.get(key)? {
             FilterObject::Address(address) => Some(*address),
-            FilterObject::Text(_) | FilterObject::Typed(_) => None,
+            FilterObject::Text(_) => None,
         }
     }
 

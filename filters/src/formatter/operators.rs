@@ -284,7 +284,7 @@ impl Operator {
                 FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
                 FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
                 FilterObject::Address(address) if *plain => owned(address.to_string()),
-                FilterObject::Address(_) | FilterObject::Typed(_) => None,
+                FilterObject::Address(_) => None,
             },
             Self::GrpcStatus => {
                 let name = http::HeaderName::from_static("grpc-status");
