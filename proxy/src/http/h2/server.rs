@@ -1,6 +1,6 @@
 //! The server side of an HTTP/2 connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::server_stream;
 use super::settings::Http2Settings;
 use super::watch::{INVALID_FIELD, Watch, Watched};
+use crate::http::linger::Linger;
 use crate::http::service::{ConnectionControl, HttpService};
 
 /// How long a client may take for its preface and first SETTINGS.
@@ -70,10 +71,11 @@ pub async fn serve<IO, S>(
 {
     let keep = settings.keep_connection_on_bad_message;
     let watch = Rc::new(Watch::new(settings.floods, keep, settings.stats.clone()));
-    let io = Watched::new(io, watch.clone(), settings.linger);
-    let handshake = builder(settings).handshake::<_, Bytes>(io);
+    let io = Rc::new(RefCell::new(io));
+    let watched = Watched::new(io.clone(), watch.clone());
+    let handshake = builder(settings).handshake::<_, Bytes>(watched);
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
-        return;
+        return linger(&io, settings.linger).await;
     };
     let shared = Rc::new(Shared {
         service,
@@ -89,6 +91,16 @@ pub async fn serve<IO, S>(
         for _ in 0..shared.watch.unseen().min(settings.max_concurrent_streams) {
             shared.service.refuse(details, flags, Protocol::Http2);
         }
+    }
+    linger(&io, settings.linger).await;
+}
+
+/// Reads on for `time`, so that the client gets to read the GOAWAY and what was before it, or an end that is none
+/// of a broken connection.
+async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(io: &RefCell<IO>, time: Option<Duration>) {
+    if let Some(time) = time {
+        let mut linger = Linger::new(time);
+        poll_fn(|cx| linger.poll(&mut *io.borrow_mut(), cx)).await;
     }
 }
 

@@ -4,13 +4,12 @@
 //! Only frame headers are read, and the codes of RST_STREAM and GOAWAY; nothing is kept or changed. Where
 //! Envoy closes the connection without a word, the write fails here before the library's own words go out.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use filters::flags::ResponseFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::scan::{Frame, Kind, Scanner};
 use super::settings::FloodLimits;
 use super::stats::Http2Stats;
-use crate::http::linger::Linger;
 use crate::telemetry::stats::Counter;
 
 /// Why streams end though nobody reset them: details and flags, as logs tell them.
@@ -222,26 +220,21 @@ fn bump(count: &Cell<u32>) -> u32 {
 
 /// An IO whose frames are watched.
 pub(super) struct Watched<IO> {
-    io: IO,
+    /// Shared with who ends the connection when `h2` has let go of it.
+    io: Rc<RefCell<IO>>,
     watch: Rc<Watch>,
     inbound: Scanner,
     outbound: Scanner,
     /// Bytes that were shown to `outbound` and not yet taken by the socket.
     shown: usize,
-    /// For how long the connection lingers at its end.
-    linger: Option<Duration>,
-    lingering: Option<Linger>,
 }
 
 impl<IO> Watched<IO> {
     /// Watches the server's side of a connection: the peer's preface comes first.
-    /// At its end it reads on for `linger`, so that the client gets to read the GOAWAY and what was before it.
-    pub(super) fn new(io: IO, watch: Rc<Watch>, linger: Option<Duration>) -> Self {
+    pub(super) fn new(io: Rc<RefCell<IO>>, watch: Rc<Watch>) -> Self {
         Self {
             io,
             watch,
-            linger,
-            lingering: None,
             inbound: Scanner::behind_preface(),
             outbound: Scanner::default(),
             shown: 0,
@@ -260,7 +253,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
             return Poll::Ready(Err(error));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut *this.io.borrow_mut()).poll_read(cx, buf))?;
         let new = buf.filled().get(before..).unwrap_or_default();
         let watch = &this.watch;
         this.inbound.scan(new, |frame| watch.received(frame));
@@ -298,34 +291,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         if let Some(error) = watch.broken() {
             return Poll::Ready(Err(error));
         }
-        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let written = ready!(Pin::new(&mut *this.io.borrow_mut()).poll_write_vectored(cx, bufs))?;
         this.shown = this.shown.saturating_sub(written);
         Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.borrow().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let Some(time) = this.linger else {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
-        };
-        let lingering = this.lingering.get_or_insert_with(|| Linger::new(time));
-        lingering.poll(&mut this.io, cx).map(Ok)
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
 
     fn frame(kind: Kind, stream: u32, length: usize, code: u32) -> Frame {
@@ -386,20 +371,6 @@ mod tests {
         lenient.sending(frame(Kind::Reset, 3, 4, PROTOCOL_ERROR));
         assert_eq!(lenient.take_refused(), 1);
         assert!(lenient.fault().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_connection_lingers_until_its_client_closes_too() {
-        let (mut client, server) = tokio::io::duplex(64);
-        let linger = Some(Duration::from_secs(600));
-        let mut server = Watched::new(server, Rc::new(watch(false)), linger);
-        let mut shutdown = Box::pin(server.shutdown());
-        assert!((&mut shutdown).now_or_never().is_none());
-        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the end is told");
-        client.write_all(b"late").await.unwrap();
-        assert!((&mut shutdown).now_or_never().is_none());
-        drop(client);
-        shutdown.await.unwrap();
     }
 
     #[test]
