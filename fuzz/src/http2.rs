@@ -141,6 +141,7 @@ fn inspect(head: &RequestHead) {
     assert!(!head.authority.is_empty() && validate::is_authority(head.authority.as_bytes()));
     assert!(head.method == Method::CONNECT || validate::is_target(head.path.as_bytes()));
     for (name, value) in &head.headers {
+        assert!(validate::is_token(name.as_str().as_bytes()), "{name}");
         assert!(!validate::is_hop_by_hop(name) && *name != "host", "{name}");
         let bytes = value.as_bytes();
         assert!(!bytes.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)));

@@ -36,6 +36,19 @@ const TOKENS: &[&[u8]] = &[
     b"\x08\0\x01\x04\x7f\xff\xff\xff",
 ];
 
+/// Inputs that once failed.
+const REGRESSIONS: &[&[u8]] = &[
+    // A name with a quote, which HTTP/1 cannot have.
+    b"\"\xf1\x05\x01:method=GET\xff:scheme=http\xff:authority=a\xff:path=/\xffcookie\"b=1\xfe",
+];
+
+#[test]
+fn inputs_that_once_failed() {
+    REGRESSIONS
+        .iter()
+        .for_each(|input| http2::connection(input));
+}
+
 #[test]
 fn server_connections() {
     drive("connection", http2::connection, CONNECTIONS, TOKENS, 1);

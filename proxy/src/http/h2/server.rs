@@ -7,24 +7,23 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use filters::flags::ResponseFlags;
 use filters::stream::Protocol;
+use h2::Reason;
 use h2::server::{Builder, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::server_stream;
 use super::settings::Http2Settings;
-use super::watch::{INVALID_FIELD, Watch, Watched};
+use super::watch::{PREMATURE_RESET_STREAMS, PREMATURE_RESETS, Watch, Watched};
 use crate::http::linger::Linger;
 use crate::http::service::{ConnectionControl, HttpService};
 
 /// How long a client may take for its preface and first SETTINGS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From this many streams on, a connection most of whose streams were reset by the client before their
-/// response is closed (Envoy's `overload.premature_reset_total_stream_count`).
-const PREMATURE_RESET_STREAMS: u32 = 500;
+/// How long a client without streams may take to hear that its connection ends.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the streams of one connection share.
 pub(super) struct Shared<S> {
@@ -49,10 +48,7 @@ impl<S> Shared<S> {
         self.premature.set(resets);
         // Once half of the first streams were bad, good ones cannot make up for them any more.
         if resets.saturating_mul(2) >= ended.max(PREMATURE_RESET_STREAMS) {
-            self.watch.fail((
-                "too_many_premature_resets",
-                ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
-            ));
+            self.watch.fail(PREMATURE_RESETS);
             self.control.abort();
         }
     }
@@ -87,7 +83,10 @@ pub async fn serve<IO, S>(
     });
     accept_streams(Box::new(connection), &shared, idle_timeout).await;
     report_refused(&shared);
-    if let Some((details, flags)) = shared.watch.fault() {
+    if let Some(fault @ (details, flags)) = shared.watch.fault() {
+        if fault == PREMATURE_RESETS {
+            shared.service.too_many_premature_resets();
+        }
         for _ in 0..shared.watch.unseen().min(settings.max_concurrent_streams) {
             shared.service.refuse(details, flags, Protocol::Http2);
         }
@@ -126,9 +125,10 @@ fn builder(settings: &Http2Settings) -> Builder {
 
 /// Counts and logs the streams that `h2` refused alone.
 fn report_refused<S: HttpService>(shared: &Shared<S>) {
-    for _ in 0..shared.watch.take_refused() {
-        let (details, flags) = INVALID_FIELD;
-        shared.service.refuse(details, flags, Protocol::Http2);
+    for (count, (details, flags)) in shared.watch.take_refused() {
+        for _ in 0..count {
+            shared.service.refuse(details, flags, Protocol::Http2);
+        }
     }
 }
 
@@ -150,7 +150,7 @@ async fn accept_streams<IO, S>(
             }
         });
     }
-    let mut goaway = false;
+    let (mut goaway, mut last) = (false, None);
     let mut idle = idle_timeout.map(|after| (after, Box::pin(tokio::time::sleep(after))));
     loop {
         let accepted = poll_fn(|cx| {
@@ -164,8 +164,12 @@ async fn accept_streams<IO, S>(
                 shared.settings.stats.goaway_sent.inc();
                 connection.graceful_shutdown();
             }
-            let polled = connection.poll_accept(cx);
+            let mut polled = connection.poll_accept(cx);
             report_refused(shared);
+            if shared.watch.take_excess() {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                polled = connection.poll_accept(cx);
+            }
             if let Poll::Ready(accepted) = polled {
                 return Poll::Ready(Some(accepted));
             }
@@ -175,6 +179,17 @@ async fn accept_streams<IO, S>(
                 }
                 if timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
+                }
+            }
+            // A client that reads nothing does not keep its connection by that.
+            if goaway {
+                let timer =
+                    last.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS_TIMEOUT)));
+                if control.active() > 0 {
+                    timer.as_mut().reset(Instant::now() + LAST_WORDS_TIMEOUT);
+                }
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(None));
                 }
             }
             Poll::Pending

@@ -84,3 +84,42 @@ async fn a_connection_ends_for_the_client_before_it_is_let_go_of() {
     };
     LocalSet::new().run_until(told).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_does_not_outlive_its_connections_end() {
+    let told = async {
+        let control = ConnectionControl::default();
+        // Room for our SETTINGS, and not for all that says that the connection ends.
+        let (mut client, serving) = serve(64, Http2Settings::default(), &control);
+        client.write_all(PREFACE).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!serving.is_finished());
+        control.drain();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(serving.is_finished());
+    };
+    LocalSet::new().run_until(told).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settings_frame_of_too_many_entries_ends_the_connection() {
+    let told = async {
+        for (entries, end) in [(32, false), (33, true)] {
+            let (mut client, serving) = serve(
+                4096,
+                Http2Settings::default(),
+                &ConnectionControl::default(),
+            );
+            let settings = frame(4, 0, 0, &b"\0\x04\0\0\xff\xff".repeat(entries));
+            client
+                .write_all(&[PREFACE, &settings].concat())
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(serving.is_finished(), end);
+            drop(client);
+            serving.await.unwrap();
+        }
+    };
+    LocalSet::new().run_until(told).await;
+}
