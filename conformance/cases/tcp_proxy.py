@@ -111,8 +111,8 @@ PROXIES = {
 
 SLOW = {
     "slow": {"to": "slow", "max_connect_attempts": 2},
-    "slow idle": {"to": "slower", "idle_timeout": "0.2s"},
-    "slow duration": {"to": "slower", "max_downstream_connection_duration": "0.2s"},
+    "slow idle": {"to": "slower", "idle_timeout": "0.3s"},
+    "slow duration": {"to": "slower", "max_downstream_connection_duration": "0.3s"},
 }
 
 
@@ -125,7 +125,7 @@ def config(p):
 
 def silent(p):
     """Clusters in a network where nobody answers."""
-    clusters = [cluster("slow", 80, connect_timeout="0.1s"), cluster("slower", 80, connect_timeout="5s")]
+    clusters = [cluster("slow", 80, connect_timeout="0.15s"), cluster("slower", 80, connect_timeout="5s")]
     for made in clusters:
         endpoint = made["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
         endpoint["address"]["socket_address"]["address"] = "192.0.2.1"

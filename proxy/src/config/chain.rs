@@ -380,7 +380,7 @@ impl Terminal {
         }
     }
 
-    async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    async fn serve<IO: ByteStream + 'static>(
         self,
         io: IO,
         prefix: Bytes,

@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::transport::ByteStream;
+
 /// A buffer that has grown past this is given back once it is empty: most connections are quiet most of the time.
 const KEPT: usize = 16 * 1024;
 
@@ -152,6 +154,12 @@ impl Drop for InternalStream {
         incoming.unread = true;
         incoming.buffer = BytesMut::new();
         wake(&mut incoming.writer);
+    }
+}
+
+impl ByteStream for InternalStream {
+    fn abort(&mut self) {
+        self.outgoing.borrow_mut().cut = true;
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use filters::body::ResetReason;
 use filters::flags::ResponseFlags;
 use filters::stream::{AccessLogType, ConnectionInfo, StreamInfo};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
 use super::copy::{Traffic, both_ways};
@@ -23,7 +22,7 @@ use crate::upstream::tcp;
 use crate::upstream::tunnel::originate::{self, Refused};
 
 /// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
-pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
+pub async fn serve<IO: ByteStream>(
     config: Arc<TcpProxyConfig>,
     io: IO,
     connection: Rc<ConnectionInfo>,
@@ -83,7 +82,7 @@ impl Session {
     }
 
     /// Connects, and copies to the end.
-    async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
+    async fn carry<IO: ByteStream>(&self, io: IO) {
         // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
         let Some(Upstream {
             io: upstream,

@@ -8,7 +8,6 @@ use xds_client::any::pack;
 
 use super::*;
 use crate::telemetry::stats::Stats;
-use crate::transport::ByteStream;
 use crate::transport::tls::downstream::DownstreamTls;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::tls::stats::TlsStats;
@@ -124,7 +123,7 @@ impl TlsServer {
     }
 }
 
-async fn serve(mut io: impl ByteStream + 'static, http2: bool) {
+async fn serve(mut io: impl AsyncRead + AsyncWrite + Unpin + 'static, http2: bool) {
     if http2 {
         let mut connection = h2::server::handshake(io).await.unwrap();
         while let Some(Ok((_, mut respond))) = connection.accept().await {
