@@ -95,14 +95,18 @@ impl Observer for WatchReset {
     }
 }
 
-/// Copies until both ends are done or one breaks. An end of one direction is passed on, and the other direction
+/// The client's connection, counted.
+pub(super) fn client<IO: ByteStream>(io: IO, traffic: &Rc<Traffic>) -> impl ByteStream {
+    Observed::new(io, Watch(traffic.clone()))
+}
+
+/// Copies between the [`client`] and its upstream until both ends are done or one breaks. An end of one direction is passed on, and the other direction
 /// goes on (half-close). A reset is passed on as a reset.
 pub(super) async fn both_ways(
-    client: impl ByteStream,
+    mut client: impl ByteStream,
     upstream: impl ByteStream,
-    traffic: Rc<Traffic>,
+    traffic: &Rc<Traffic>,
 ) -> io::Result<()> {
-    let mut client = Observed::new(client, Watch(traffic.clone()));
     let mut upstream = Observed::new(upstream, WatchReset(traffic.clone()));
     let copied =
         tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await;

@@ -4,6 +4,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as context;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as options;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use prost::Name;
+use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any::pack;
 
 use super::*;
