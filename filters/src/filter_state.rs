@@ -1,11 +1,10 @@
 //! Filter state: objects that filters leave for each other by key, on one stream or on its whole connection, and that
 //! may go on to the next hop inside the process (Envoy: "Sharing data between filters", `StreamInfo::FilterState`).
 
-use std::any::Any;
 use std::borrow::Cow;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytestring::ByteString;
 
@@ -40,7 +39,7 @@ pub enum Sharing {
 }
 
 /// A filter-state object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FilterObject {
     /// Text, which matchers and formatters can read.
     Text(ByteString),
@@ -54,8 +53,6 @@ pub enum FilterObject {
     Flag(bool),
     /// A number.
     Number(u64),
-    /// Something typed.
-    Typed(Rc<dyn Any>),
 }
 
 impl FilterObject {
@@ -66,37 +63,7 @@ impl FilterObject {
             Self::Address(address) => Some(Cow::Owned(address.to_string())),
             Self::Flag(flag) => Some(Cow::Borrowed(if *flag { "true" } else { "false" })),
             Self::Number(number) => Some(Cow::Owned(number.to_string())),
-            Self::Protocols(_) | Self::Typed(_) => None,
-        }
-    }
-}
-
-impl PartialEq for FilterObject {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Text(a), Self::Text(b)) | (Self::Name(a), Self::Name(b)) => a == b,
-            (Self::Protocols(a), Self::Protocols(b)) => a == b,
-            (Self::Address(a), Self::Address(b)) => a == b,
-            (Self::Flag(a), Self::Flag(b)) => a == b,
-            (Self::Number(a), Self::Number(b)) => a == b,
-            (Self::Typed(a), Self::Typed(b)) => Rc::ptr_eq(a, b),
-            _ => false,
-        }
-    }
-}
-
-impl Eq for FilterObject {}
-
-impl Hash for FilterObject {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self {
-            Self::Text(text) | Self::Name(text) => text.hash(state),
-            Self::Protocols(names) => names.hash(state),
-            Self::Address(address) => address.hash(state),
-            Self::Flag(flag) => flag.hash(state),
-            Self::Number(number) => number.hash(state),
-            // Equal objects are the same one; those of one place may share a hash.
-            Self::Typed(object) => Rc::as_ptr(object).cast::<()>().hash(state),
+            Self::Protocols(_) => None,
         }
     }
 }
@@ -117,9 +84,9 @@ pub struct FilterState {
     connection: Option<Rc<Self>>,
 }
 
-/// What one hop shares with the next. Cheap to clone, and equal if every object is.
+/// What one hop, which may be on another worker, shares with the next. Cheap to clone, and equal if every object is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SharedObjects(Rc<[Entry]>);
+pub struct SharedObjects(Arc<[Entry]>);
 
 impl FilterState {
     /// The state of a stream on a connection with this one.

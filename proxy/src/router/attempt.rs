@@ -14,7 +14,7 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::stream::Protocol;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use smallvec::SmallVec;
 
 use super::charge::{Charge, note_host, upstream_time};
@@ -284,6 +284,7 @@ async fn one(
     stream_limit: &mut AfterRequest,
 ) -> Outcome {
     let ready = Cell::new(false);
+    let bytes = request.route.ends_connect() && request.head.is_connect();
     let options = SendOptions {
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
@@ -295,12 +296,10 @@ async fn one(
                 Some(_) => request.info.borrow().filter_state.shared(),
                 None => None,
             },
+            spread: bytes,
         },
         ready: Some(&ready),
     };
-    let bytes = request.route.ends_connect()
-        && request.head.method == Method::CONNECT
-        && request.head.upgrade.is_none();
     let cluster = &request.charge.cluster;
     let mut sending = pin!(async {
         if bytes {

@@ -187,6 +187,7 @@ impl Session {
                     .client(&info)
                     .map(|client| client.with_tlvs(|own| self.config.proxy_tlvs.merge(own, &info))),
                 shared: info.filter_state.shared(),
+                spread: false,
             };
             let tunneling = self.config.tunneling(&info);
             let secure = host.transport.tls().is_some();

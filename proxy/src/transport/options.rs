@@ -49,6 +49,8 @@ pub struct Purpose {
     /// Filter state for the internal listener at the other end. Principals are among it: a connection that was made
     /// for one is never another's.
     pub shared: Option<SharedObjects>,
+    /// That it is a tunnel, which may [go on at another worker](crate::internal::spread).
+    pub spread: bool,
 }
 
 impl From<TransportOptions> for Purpose {
@@ -71,11 +73,12 @@ impl Purpose {
             },
             client: self.client,
             shared: self.shared.filter(|_| transport.internal().is_some()),
+            spread: self.spread,
         }
     }
 
     /// Whether it is like that of nearly all requests.
     pub fn is_plain(&self) -> bool {
-        self.options.is_empty() && self.client.is_none() && self.shared.is_none()
+        self.options.is_empty() && self.client.is_none() && self.shared.is_none() && !self.spread
     }
 }

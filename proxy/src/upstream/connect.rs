@@ -84,7 +84,11 @@ pub async fn connect(
             Address::Internal(name, id) => {
                 let told = host.transport.internal();
                 let told = told.map(|t| t.handover(purpose.shared.as_ref()));
-                let io = internal::registry::connect(name, id, told.unwrap_or_default());
+                let told = told.unwrap_or_default();
+                let io = match purpose.spread {
+                    true => internal::spread::connect(name, id, told).await,
+                    false => internal::registry::connect(name, id, told),
+                };
                 // What the listener refuses without having read anything, it refuses at once: nobody waits for a tunnel
                 // that has no other end.
                 tokio::task::yield_now().await;

@@ -3,6 +3,7 @@
 mod http1;
 mod http2;
 mod tls;
+mod tunnels;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
