@@ -3,6 +3,7 @@
 //! This crate knows messages, bodies and stream facts; it knows nothing of sockets, codecs, clusters
 //! or workers. The `fairway` crate drives it.
 
+pub mod authorization;
 pub mod body;
 pub mod cel;
 pub mod chain;

@@ -124,6 +124,8 @@ pub struct ConnectionNotes {
     pub dynamic_metadata: DynamicMetadata,
     /// `%CONNECTION_TERMINATION_DETAILS%`: why it was closed from this side.
     pub termination_details: Option<Cow<'static, str>>,
+    /// `%RESPONSE_CODE_DETAILS%` of the whole connection.
+    pub details: Option<Cow<'static, str>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`: why its transport failed.
     pub transport_failure: Option<ByteString>,
     /// What TLS found out, also from a handshake that failed.
@@ -331,6 +333,9 @@ impl StreamInfo {
         self.bytes_received += notes.refused_bytes + notes.proxied_bytes.0;
         self.bytes_sent += notes.proxied_bytes.1;
         self.flags.insert(notes.flags);
+        if self.details.is_none() {
+            self.details.clone_from(&notes.details);
+        }
         if let Some(upstream) = &notes.upstream {
             self.upstream.clone_from(upstream);
         }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -13,36 +12,29 @@ use envoy_types::pb::envoy::service::auth::v3 as auth;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Timestamp};
 use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
-use tonic::metadata::AsciiMetadataValue;
 use xds_client::any::unpack;
-use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
 use super::wire::{self, Unset};
+use crate::authorization::{Authorizer, peer};
 use crate::body::{Body, BodyError, BodyStream, Frame};
 use crate::chain::route_config;
 use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::flags::ResponseFlags;
-use crate::grpc::GrpcChannel;
 use crate::head::{RequestHead, ResponseHead};
 use crate::matcher::metadata::MetadataMatcher;
 use crate::registry::{FactoryContext, HttpFilterFactory};
-use crate::stream::{Address, FilterId, Protocol, RouteFilterConfig};
+use crate::stream::{FilterId, Protocol, RouteFilterConfig};
 
 /// The namespace of the metadata that the service returns.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
-/// Envoy's default for a service without `timeout`.
-const TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Compiles the filter.
 pub struct ExtAuthzFactory;
 
 struct ExtAuthzFilter {
     id: FilterId,
-    channel: GrpcChannel,
-    timeout: Duration,
-    /// The same as the service is told it.
-    timeout_header: Option<AsciiMetadataValue>,
+    service: Authorizer,
     failure_mode_allow: bool,
     failure_header: bool,
     status_on_error: StatusCode,
@@ -104,8 +96,6 @@ impl HttpFilterFactory for ExtAuthzFactory {
                 return Err(ConfigError::unsupported(field));
             }
         }
-        let timeout = duration::of_field(service.timeout.as_ref(), "grpc_service.timeout")?;
-        let timeout = timeout.unwrap_or(TIMEOUT);
         if proto
             .with_request_body
             .is_some_and(|b| b.max_request_bytes == 0)
@@ -119,9 +109,7 @@ impl HttpFilterFactory for ExtAuthzFactory {
             .transpose()?;
         Ok(Arc::new(ExtAuthzFilter {
             id: cx.id,
-            channel: cx.grpc.channel(service).at("grpc_service")?,
-            timeout,
-            timeout_header: timeout_header(timeout),
+            service: Authorizer::compile(service, &*cx.grpc)?,
             failure_mode_allow: proto.failure_mode_allow,
             failure_header: proto.failure_mode_allow_header_add,
             status_on_error: wire::status(proto.status_on_error.as_ref(), StatusCode::FORBIDDEN),
@@ -186,13 +174,6 @@ impl BodyStream for Resumed {
     }
 }
 
-/// A deadline in gRPC's form, which has eight digits at most.
-fn timeout_header(timeout: Duration) -> Option<AsciiMetadataValue> {
-    let millis = timeout.as_millis().min(99_999_999);
-    let text = (millis > 0).then(|| format!("{millis}m"))?;
-    AsciiMetadataValue::try_from(text).ok()
-}
-
 /// Changes an allowed request as Envoy does: a value is appended to what is there, on the same line and only if
 /// something is, or else takes its place. `append_action` has no say here.
 #[allow(deprecated)] // `append` is what counts
@@ -214,29 +195,6 @@ fn set_or_join(options: &[core::HeaderValueOption], head: &mut RequestHead) {
             header.raw_value = lines.join(&b","[..]);
         }
         wire::apply(&[option], Unset::Overwrite, head);
-    }
-}
-
-fn peer(address: &Address) -> auth::attribute_context::Peer {
-    let socket = |address: String, port: u32| {
-        core::address::Address::SocketAddress(core::SocketAddress {
-            address,
-            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
-            ..core::SocketAddress::default()
-        })
-    };
-    let address = match address {
-        Address::Ip(addr) => socket(addr.ip().to_string(), u32::from(addr.port())),
-        other => core::address::Address::Pipe(core::Pipe {
-            path: other.to_string(),
-            mode: 0,
-        }),
-    };
-    auth::attribute_context::Peer {
-        address: Some(core::Address {
-            address: Some(address),
-        }),
-        ..auth::attribute_context::Peer::default()
     }
 }
 
@@ -389,24 +347,10 @@ impl ExtAuthzFilter {
             }
             _ => None,
         };
-        let mut request = tonic::Request::new(self.request(head, seen, info));
-        if let Some(timeout) = &self.timeout_header {
-            request
-                .metadata_mut()
-                .insert("grpc-timeout", timeout.clone());
-        }
-        let mut client = auth::authorization_client::AuthorizationClient::new(self.channel.clone());
-        let answer = match self.timeout.is_zero() {
-            true => client.check(request).await.ok(),
-            false => tokio::time::timeout(self.timeout, client.check(request))
-                .await
-                .ok()
-                .and_then(Result::ok),
-        };
-        let Some(answer) = answer else {
+        let request = self.request(head, seen, info);
+        let Some(answer) = self.service.check(request).await else {
             return self.failed(head);
         };
-        let answer = answer.into_inner();
         if let Some(fields) = &answer.dynamic_metadata {
             wire::merge_metadata(&mut info.borrow_mut(), NAMESPACE, fields);
         }

@@ -124,7 +124,8 @@ impl ChainCompiler {
                         harmless(known);
                         Ok(None)
                     }
-                    None => match before.add(other, config, &root, &*self.0.runtime) {
+                    None => match before.add(other, config, &root, &*self.0.runtime, &*self.0.grpc)
+                    {
                         Ok(true) => Ok(None),
                         Ok(false) => Err(ConfigError::new(format!(
                             "network filter {other} is not supported"

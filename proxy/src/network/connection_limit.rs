@@ -95,7 +95,7 @@ impl NetworkFilter for ConnectionLimit {
         })
     }
 
-    fn on_data(&self, _: &ConnectionInfo, _: bool) -> OnData {
+    fn on_data(&self, _: &ConnectionInfo) -> OnData {
         OnData::Done
     }
 

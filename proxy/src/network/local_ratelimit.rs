@@ -87,7 +87,7 @@ impl NetworkFilter for LocalRateLimit {
         })
     }
 
-    fn on_data(&self, _: &ConnectionInfo, _: bool) -> OnData {
+    fn on_data(&self, _: &ConnectionInfo) -> OnData {
         OnData::Done
     }
 

@@ -4,6 +4,7 @@
 //! again when bytes come. What a connection carries is the terminal filter's business (`tcp_proxy`, `http`).
 
 mod connection_limit;
+mod ext_authz;
 mod gate;
 mod local_ratelimit;
 mod rbac;
@@ -21,8 +22,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any as AnyProto;
 use filters::flags::ResponseFlags;
+use filters::registry::GrpcConnector;
 use filters::runtime::RuntimeKeys;
 use filters::stream::{ConnectionInfo, ConnectionNotes, StreamInfo};
+use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use xds_client::any;
 use xds_client::error::ConfigError;
@@ -30,6 +33,8 @@ use xds_client::error::ConfigError;
 pub use self::gate::Gate;
 use crate::telemetry::stats::Scope;
 
+/// The most filters of a chain.
+const MAX_FILTERS: usize = 64;
 /// The most bytes that are read and thrown away while the close of a refused connection is delayed.
 const MAX_DISCARDED: usize = 1 << 20;
 
@@ -51,21 +56,22 @@ trait NetworkFilter: Send + Sync {
         false
     }
 
-    /// Bytes have come from the client, or, where that does not end the connection, its end. `first`: for the
-    /// first time. What a filter has to say of the connection it writes into its notes.
-    fn on_data(&self, connection: &ConnectionInfo, first: bool) -> OnData;
+    /// Bytes have come from the client, or, where that does not end the connection, its end. What a filter has to say
+    /// of the connection it writes into its notes.
+    fn on_data(&self, connection: &ConnectionInfo) -> OnData;
 
     /// Whether the filter looks at bytes at all.
     fn reads(&self) -> bool;
 }
 
 /// What a filter says to bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnData {
     /// They may pass, and the filter wants to see no more.
     Done,
     /// They may pass, and the filter wants to be asked again.
     Again,
+    /// They may pass if this turns out to be true, and the filter wants to see no more; or else the connection ends.
+    Ask(LocalBoxFuture<'static, bool>),
     /// They must not, and the connection ends after this time.
     Close(Duration),
 }
@@ -126,7 +132,7 @@ pub struct NetworkFiltersBuilder(Vec<Arc<dyn NetworkFilter>>);
 
 impl NetworkFiltersBuilder {
     /// Adds the filter of type `name`, and returns whether there is one. `root` is the scope of all stats, `runtime`
-    /// what the runtime may change.
+    /// what the runtime may change, `grpc` the way to services.
     ///
     /// # Errors
     /// What is wrong or not supported in its configuration, by field.
@@ -136,8 +142,16 @@ impl NetworkFiltersBuilder {
         config: &AnyProto,
         root: &Scope,
         runtime: &dyn RuntimeKeys,
+        grpc: &dyn GrpcConnector,
     ) -> Result<bool, ConfigError> {
+        if self.0.len() >= MAX_FILTERS {
+            return Err(ConfigError::new("more than 64 filters"));
+        }
         self.0.push(match name {
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+                let proto = any::unpack(config)?;
+                Arc::new(ext_authz::ExtAuthz::compile(&proto, root, grpc)?)
+            }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
                 Arc::new(rbac::Rbac::compile(&any::unpack(config)?, root)?)
             }

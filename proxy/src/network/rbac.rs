@@ -80,15 +80,12 @@ impl NetworkFilter for Rbac {
         true
     }
 
-    fn on_data(&self, connection: &ConnectionInfo, first: bool) -> OnData {
+    fn on_data(&self, connection: &ConnectionInfo) -> OnData {
         let verdict = if self.continuous {
             OnData::Again
         } else {
             OnData::Done
         };
-        if !first && !self.continuous {
-            return verdict;
-        }
         let notes = connection.notes.as_ref();
         if let Some(shadow) = &self.shadow {
             let decision = Self::decide(shadow, connection);

@@ -41,7 +41,7 @@ impl NetworkFilter for SetFilterState {
         true
     }
 
-    fn on_data(&self, _: &ConnectionInfo, _: bool) -> OnData {
+    fn on_data(&self, _: &ConnectionInfo) -> OnData {
         OnData::Done
     }
 

@@ -1,6 +1,7 @@
 //! Network filters over pipes.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as policies, permission::Rule, principal::Identifier,
@@ -11,13 +12,16 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf as wkt;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
+use futures_util::FutureExt;
 use prost::{Message, Name};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::config::runtime::Runtime;
 use crate::http::testing::connection;
 use crate::telemetry::stats::Stats;
+use crate::upstream::grpc::ClusterGrpc;
 
 fn rules(action: policies::rbac::Action) -> policies::Rbac {
     let everybody = policies::Policy {
@@ -44,6 +48,16 @@ fn rbac(action: policies::rbac::Action) -> Rbac {
     }
 }
 
+fn added(
+    builder: &mut NetworkFiltersBuilder,
+    name: &str,
+    config: &AnyProto,
+    stats: &Stats,
+) -> Result<bool, ConfigError> {
+    let grpc = ClusterGrpc::new(Arc::new(|_: &str| panic!("no cluster is asked for")));
+    builder.add(name, config, &stats.scope(""), &Runtime::default(), &grpc)
+}
+
 fn add<M: Message + Name>(
     builder: &mut NetworkFiltersBuilder,
     proto: &M,
@@ -53,12 +67,7 @@ fn add<M: Message + Name>(
         type_url: M::type_url(),
         value: proto.encode_to_vec(),
     };
-    let added = builder.add(
-        &M::full_name(),
-        &config,
-        &stats.scope(""),
-        &Runtime::default(),
-    );
+    let added = added(builder, &M::full_name(), &config, stats);
     added.map_err(|e| e.to_string())
 }
 
@@ -158,6 +167,60 @@ async fn judged_once_or_with_every_piece() {
     }
 }
 
+/// Asks elsewhere; how it ends is sent later.
+struct Asks(Mutex<Option<oneshot::Receiver<bool>>>);
+
+impl NetworkFilter for Asks {
+    fn on_data(&self, _: &ConnectionInfo) -> OnData {
+        let answer = self.0.lock().unwrap().take().unwrap();
+        OnData::Ask(Box::pin(async move { answer.await.unwrap_or(false) }))
+    }
+
+    fn reads(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn bytes_wait_for_an_answer_and_for_the_filters_behind() {
+    for (answer, denied_behind, passes) in [
+        (Some(true), false, true),
+        (Some(false), false, false),
+        // The question is dropped: nobody has agreed.
+        (None, false, false),
+        (Some(true), true, false),
+    ] {
+        let stats = Stats::new();
+        let (send, receive) = oneshot::channel();
+        let asks: Arc<dyn NetworkFilter> = Arc::new(Asks(Mutex::new(Some(receive))));
+        let action = match denied_behind {
+            true => policies::rbac::Action::Deny,
+            false => policies::rbac::Action::Allow,
+        };
+        let behind = filters(&[rbac(action)], &stats).0;
+        let all = NetworkFilters([asks].into_iter().chain(behind.iter().cloned()).collect());
+        let (mut client, mut gate, info) = gated(&all, true);
+        client.write_all(b"abcdef").await.unwrap();
+        assert!((&mut gate).read(&mut [0; 64]).now_or_never().is_none());
+        assert_eq!(counter(&stats, "a.rbac.allowed"), 0, "it is not its turn");
+        match answer {
+            Some(answer) => send.send(answer).unwrap(),
+            None => drop(send),
+        }
+        let mut small = [0; 4];
+        if passes {
+            assert_eq!(gate.read(&mut small).await.unwrap(), 4);
+            assert_eq!(gate.read(&mut small).await.unwrap(), 2);
+            client.write_all(b"more").await.unwrap();
+            assert_eq!(gate.read(&mut small).await.unwrap(), 4);
+        } else {
+            assert!(gate.read(&mut small).await.is_err());
+            let notes = info.notes.as_ref().unwrap().borrow();
+            assert_eq!(notes.refused_bytes, 6);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_end_is_judged_only_where_the_connection_goes_on() {
     for (ends_pass, times) in [(true, 1), (false, 0)] {
@@ -243,14 +306,7 @@ fn what_cannot_be_honoured_is_named() {
     );
     let unknown = AnyProto::default();
     assert_eq!(
-        builder
-            .add(
-                "other.Filter",
-                &unknown,
-                &stats.scope(""),
-                &Runtime::default()
-            )
-            .ok(),
+        added(&mut builder, "other.Filter", &unknown, &stats).ok(),
         Some(false)
     );
 }
