@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3::{
-    SubstitutionFormatString, data_source, substitution_format_string,
+    SubstitutionFormatString, substitution_format_string,
 };
 use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
     FilterStateValue,
@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
 };
 use xds_client::error::{At, ConfigError};
 
+use crate::formatter::source::{self, check_extensions};
 use crate::formatter::{FormatContext, Formatter};
 use crate::head::RequestHead;
 use crate::stream::{FilterObject, Sharing, StreamInfo};
@@ -137,16 +138,9 @@ impl StateValue {
 
 fn text_format(format: &SubstitutionFormatString) -> Result<Formatter, ConfigError> {
     use substitution_format_string::Format;
-    if !format.formatters.is_empty() {
-        return Err(ConfigError::unsupported("formatters"));
-    }
+    check_extensions(&format.formatters)?;
     match &format.format {
-        Some(Format::TextFormatSource(source)) => match &source.specifier {
-            Some(data_source::Specifier::InlineString(text)) => {
-                Formatter::compile(text).at("text_format_source.inline_string")
-            }
-            _ => Err(ConfigError::unsupported("text_format_source")),
-        },
+        Some(Format::TextFormatSource(source)) => source::text_format(source),
         #[allow(deprecated)] // control planes still send it
         Some(Format::TextFormat(text)) => Formatter::compile(text).at("text_format"),
         Some(Format::JsonFormat(_)) => Err(ConfigError::unsupported("json_format")),
@@ -156,7 +150,7 @@ fn text_format(format: &SubstitutionFormatString) -> Result<Formatter, ConfigErr
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use envoy_types::pb::envoy::config::core::v3::DataSource;
+    use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
 
     use super::*;
     use crate::chain::tests::info;

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use filters::body::ResetReason;
 use filters::flags::ResponseFlags;
-use filters::stream::{AccessLogType, ConnectionInfo, StreamInfo};
+use filters::stream::{AccessLogType, CloseType, ConnectionInfo, StreamInfo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::TcpProxyConfig;
@@ -94,9 +95,7 @@ impl Session {
             return;
         };
         {
-            let upstream = &mut self.info.borrow_mut().upstream;
-            upstream.local = facts.local;
-            upstream.tls = facts.tls;
+            facts.note(&mut self.info.borrow_mut());
         }
         if self.config.moments.connected {
             self.log(AccessLogType::TcpUpstreamConnected);
@@ -105,6 +104,7 @@ impl Session {
             let info = &mut self.info.borrow_mut();
             if self.traffic.upstream_reset.get() {
                 info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+                info.upstream.close = CloseType::RemoteReset;
             }
             tracing::debug!(remote = %info.connection.remote, %error, "connection broken");
         }
@@ -119,7 +119,7 @@ impl Session {
             self.flag(ResponseFlags::NO_CLUSTER_FOUND);
             return None;
         };
-        self.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
+        cluster.note(&mut self.info.borrow_mut());
         let mut backoff = config.backoff.clone();
         for attempt in 1..=config.connect_attempts {
             if let Some(backoff) = backoff.as_mut().filter(|_| attempt > 1) {
@@ -131,11 +131,13 @@ impl Session {
                 return None;
             };
             self.info.borrow_mut().upstream.attempts = attempt;
+            let begun = Instant::now();
             let connected = self.connect_to(&cluster, &host).await;
             let info = &mut self.info.borrow_mut();
             match connected {
                 Ok(connection) => {
-                    info.upstream.host = Some(host.address.clone());
+                    host.note(info);
+                    info.upstream.pool_ready = Some(begun.elapsed());
                     return Some(connection);
                 }
                 Err(error) if error.reason == ResetReason::Overflow => {
@@ -144,7 +146,8 @@ impl Session {
                     return None;
                 }
                 Err(error) => {
-                    info.upstream.host = Some(host.address.clone());
+                    host.note(info);
+                    info.upstream.pool_ready = Some(begun.elapsed());
                     info.upstream.transport_failure = error.transport_failure;
                     info.flags
                         .insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
