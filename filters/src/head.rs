@@ -95,6 +95,11 @@ impl RequestHead {
         self.upgrade.is_some() || self.method == Method::CONNECT
     }
 
+    /// Whether this request opens a tunnel of bytes by a CONNECT that asks for no protocol.
+    pub fn is_connect(&self) -> bool {
+        self.method == Method::CONNECT && self.upgrade.is_none()
+    }
+
     /// Whether local replies to this request must be gRPC's: `content-type: application/grpc`
     /// or `application/grpc+...`.
     pub fn is_grpc(&self) -> bool {

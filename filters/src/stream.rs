@@ -112,7 +112,7 @@ pub struct ConnectionInfo {
     pub listener_metadata: ConfiguredMetadata,
     /// The filter chain's metadata.
     pub filter_chain_metadata: ConfiguredMetadata,
-    /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
+    /// The TLVs of a PROXY header that may be passed on to upstreams, type and value; `None` without a header.
     pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
     /// Filter state of the connection, if there is any.
     pub filter_state: Option<Rc<FilterState>>,

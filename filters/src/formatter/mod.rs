@@ -9,8 +9,9 @@ mod grpc;
 mod metadata;
 mod operators;
 mod request;
-pub mod source;
+mod source;
 mod syntax;
+mod text;
 mod time;
 mod tls;
 
@@ -23,6 +24,9 @@ use crate::head::{RequestHead, ResponseHead};
 use crate::stream::StreamInfo;
 use operators::{Operator, string};
 use syntax::Written;
+
+pub use source::{check_extensions, text_format};
+pub use text::TextFormat;
 
 /// What a format string may speak of. What is not known yet prints as `-`.
 #[derive(Debug, Clone, Copy)]

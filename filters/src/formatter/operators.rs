@@ -155,7 +155,11 @@ impl Operator {
                 FilterObject::Text(object) if *plain => Some(Cow::Borrowed(object.as_bytes())),
                 FilterObject::Text(object) => serde_json::to_vec(&**object).ok().map(Cow::Owned),
                 FilterObject::Address(address) if *plain => text(address.to_string()),
-                FilterObject::Address(_) | FilterObject::Typed(_) => None,
+                FilterObject::Name(name) if *plain => Some(Cow::Borrowed(name.as_bytes())),
+                FilterObject::Flag(flag) => text(flag.to_string()),
+                FilterObject::Number(number) if *plain => text(number.to_string()),
+                FilterObject::Number(number) => text(format!("\"{number}\"")),
+                _ => None,
             },
             Self::Request(fact) => fact.value(cx),
             Self::GrpcStatus(status) => status.value(cx),
@@ -175,10 +179,11 @@ impl Operator {
                 Some(Value::String(text)) => string(&cut(Cow::Borrowed(text.as_bytes()), limit)),
                 other => other.unwrap_or_default(),
             },
-            Self::FilterState(key, false) => match cx.info.filter_state.get(key) {
-                Some(FilterObject::Text(object)) => string(object.as_bytes()),
-                _ => Value::Null,
-            },
+            Self::FilterState(_, false) => {
+                let value = self.value(cx);
+                let json = value.and_then(|value| serde_json::from_slice(&value).ok());
+                json.unwrap_or_default()
+            }
             Self::Coalesce(operators) => {
                 let values = operators
                     .iter()

@@ -3,9 +3,11 @@
 //!
 //! A cluster whose endpoint is an `envoy_internal_address` connects to the listener of that name on its own worker: the
 //! two ends of an in-memory [`stream`], with what the one side tells the other of the connection. From there on it is a
-//! connection like any other, with the listener's filters, chains, numbers, logs and drains.
+//! connection like any other, with the listener's filters, chains, numbers, logs and drains. Tunnels, many of which may
+//! come in one connection, are [`spread`] over the workers.
 
 pub mod registry;
+pub mod spread;
 pub mod stream;
 
 use std::sync::Arc;

@@ -38,10 +38,16 @@ pub fn unregister(name: &str, listener: &Weak<dyn Accept>) {
     });
 }
 
+/// This worker's listener called `name`.
+pub(super) fn find(name: &str) -> Option<Rc<dyn Accept>> {
+    LISTENERS
+        .with_borrow(|all| all.get(name).cloned())?
+        .upgrade()
+}
+
 /// Connects to the listener called `name`; `None` if this worker has none.
 pub fn connect(name: &str, endpoint_id: &str, handover: Handover) -> Option<InternalStream> {
-    let found = LISTENERS.with_borrow(|all| all.get(name).cloned())?;
-    let listener = found.upgrade()?;
+    let listener = find(name)?;
     let (ours, theirs) = InternalStream::pair(listener.buffer_size());
     listener.accept(InternalConnection {
         stream: theirs,

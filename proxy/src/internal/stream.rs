@@ -1,13 +1,17 @@
-//! Two connected ends in memory, both on one worker.
+//! Two connected ends in memory: both on one worker, or each on its own.
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::spread::Counted;
+use crate::transport::ByteStream;
 
 /// A buffer that has grown past this is given back once it is empty: most connections are quiet most of the time.
 const KEPT: usize = 16 * 1024;
@@ -17,8 +21,56 @@ const KEPT: usize = 16 * 1024;
 /// that is a reset.
 #[derive(Debug)]
 pub struct InternalStream {
-    incoming: Rc<RefCell<Direction>>,
-    outgoing: Rc<RefCell<Direction>>,
+    incoming: Shared,
+    outgoing: Shared,
+    /// That its worker has one tunnel more.
+    counted: Option<Counted>,
+}
+
+/// An end for another worker, which becomes an [`InternalStream`] there.
+#[derive(Debug)]
+pub struct FarEnd {
+    incoming: Arc<Mutex<Direction>>,
+    outgoing: Arc<Mutex<Direction>>,
+}
+
+impl From<FarEnd> for InternalStream {
+    fn from(end: FarEnd) -> Self {
+        Self {
+            incoming: Shared::Far(end.incoming),
+            outgoing: Shared::Far(end.outgoing),
+            counted: None,
+        }
+    }
+}
+
+/// A direction as both ends have it.
+#[derive(Debug, Clone)]
+enum Shared {
+    Near(Rc<RefCell<Direction>>),
+    Far(Arc<Mutex<Direction>>),
+}
+
+impl Shared {
+    fn near(limit: usize) -> Self {
+        Self::Near(Rc::new(RefCell::new(Direction::new(limit))))
+    }
+
+    /// Whoever `act` has to wake is woken when the direction is free again.
+    fn with<R>(&self, act: impl FnOnce(&mut Direction) -> R) -> R {
+        let (result, due) = match self {
+            Self::Near(direction) => direction.borrow_mut().act(act),
+            // It is whole between any two calls, so that a panic elsewhere says nothing about it.
+            Self::Far(direction) => direction
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .act(act),
+        };
+        if let Some(waker) = due {
+            waker.wake();
+        }
+        result
+    }
 }
 
 /// The bytes on their way in one direction.
@@ -34,11 +86,13 @@ struct Direction {
     unread: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// Who is to be woken for what was done last.
+    due: Option<Waker>,
 }
 
 impl Direction {
-    fn new(limit: usize) -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self {
+    fn new(limit: usize) -> Self {
+        Self {
             buffer: BytesMut::new(),
             limit: limit.max(1),
             ended: false,
@@ -46,12 +100,24 @@ impl Direction {
             unread: false,
             reader: None,
             writer: None,
-        }))
+            due: None,
+        }
+    }
+
+    fn act<R>(&mut self, act: impl FnOnce(&mut Self) -> R) -> (R, Option<Waker>) {
+        let result = act(self);
+        (result, self.due.take())
     }
 
     fn end(&mut self) {
         self.ended = true;
-        wake(&mut self.reader);
+        self.due = self.reader.take();
+    }
+
+    fn leave(&mut self) {
+        self.unread = true;
+        self.buffer = BytesMut::new();
+        self.due = self.writer.take();
     }
 
     fn poll_read(&mut self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -62,7 +128,7 @@ impl Direction {
             if self.buffer.is_empty() && self.buffer.capacity() > KEPT {
                 self.buffer = BytesMut::new();
             }
-            wake(&mut self.writer);
+            self.due = self.writer.take();
             return Poll::Ready(Ok(()));
         }
         if self.ended || buf.remaining() == 0 {
@@ -94,14 +160,8 @@ impl Direction {
             wait(&mut self.writer, cx);
             return Poll::Pending;
         }
-        wake(&mut self.reader);
+        self.due = self.reader.take();
         Poll::Ready(Ok(written))
-    }
-}
-
-fn wake(waker: &mut Option<Waker>) {
-    if let Some(waker) = waker.take() {
-        waker.wake();
     }
 }
 
@@ -115,43 +175,71 @@ fn wait(slot: &mut Option<Waker>, cx: &Context<'_>) {
 impl InternalStream {
     /// Two ends; each direction holds `limit` bytes.
     pub fn pair(limit: usize) -> (Self, Self) {
-        let (there, back) = (Direction::new(limit), Direction::new(limit));
+        let (there, back) = (Shared::near(limit), Shared::near(limit));
         let ours = Self {
             incoming: back.clone(),
             outgoing: there.clone(),
+            counted: None,
         };
         let theirs = Self {
             incoming: there,
             outgoing: back,
+            counted: None,
         };
         (ours, theirs)
     }
 
+    /// The same, with the other end for another worker.
+    pub fn across(limit: usize) -> (Self, FarEnd) {
+        let far = || Arc::new(Mutex::new(Direction::new(limit)));
+        let (there, back) = (far(), far());
+        let ours = FarEnd {
+            incoming: back.clone(),
+            outgoing: there.clone(),
+        };
+        let theirs = FarEnd {
+            incoming: there,
+            outgoing: back,
+        };
+        (ours.into(), theirs)
+    }
+
+    /// Counts the connection for as long as this end lives.
+    pub(super) fn counted(mut self, counted: Counted) -> Self {
+        self.counted = Some(counted);
+        self
+    }
+
     /// Whether the other end is gone already.
     pub fn is_refused(&self) -> bool {
-        self.outgoing.borrow().unread
+        self.outgoing.with(|outgoing| outgoing.unread)
     }
 
     /// Ready when the other end is gone, or has said that it reads no more.
     pub fn poll_unread(&mut self, cx: &Context<'_>) -> Poll<()> {
-        let mut outgoing = self.outgoing.borrow_mut();
-        if outgoing.unread {
-            return Poll::Ready(());
-        }
-        wait(&mut outgoing.writer, cx);
-        Poll::Pending
+        self.outgoing.with(|outgoing| {
+            if outgoing.unread {
+                return Poll::Ready(());
+            }
+            wait(&mut outgoing.writer, cx);
+            Poll::Pending
+        })
     }
 }
 
 impl Drop for InternalStream {
     fn drop(&mut self) {
-        let mut outgoing = self.outgoing.borrow_mut();
-        outgoing.cut |= !outgoing.ended;
-        outgoing.end();
-        let mut incoming = self.incoming.borrow_mut();
-        incoming.unread = true;
-        incoming.buffer = BytesMut::new();
-        wake(&mut incoming.writer);
+        self.outgoing.with(|outgoing| {
+            outgoing.cut |= !outgoing.ended;
+            outgoing.end();
+        });
+        self.incoming.with(Direction::leave);
+    }
+}
+
+impl ByteStream for InternalStream {
+    fn abort(&mut self) {
+        self.outgoing.with(|outgoing| outgoing.cut = true);
     }
 }
 
@@ -161,7 +249,7 @@ impl AsyncRead for InternalStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.incoming.borrow_mut().poll_read(cx, buf)
+        self.incoming.with(|incoming| incoming.poll_read(cx, buf))
     }
 }
 
@@ -171,8 +259,7 @@ impl AsyncWrite for InternalStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let bufs = [io::IoSlice::new(buf)];
-        self.outgoing.borrow_mut().poll_write(cx, &bufs)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -180,7 +267,7 @@ impl AsyncWrite for InternalStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.outgoing.borrow_mut().poll_write(cx, bufs)
+        self.outgoing.with(|outgoing| outgoing.poll_write(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -192,7 +279,7 @@ impl AsyncWrite for InternalStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.outgoing.borrow_mut().end();
+        self.outgoing.with(Direction::end);
         Poll::Ready(Ok(()))
     }
 }
@@ -203,6 +290,42 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    fn capacity(end: &InternalStream) -> usize {
+        end.incoming.with(|incoming| incoming.buffer.capacity())
+    }
+
+    #[test]
+    fn ends_on_two_threads_wake_each_other() {
+        let (mut ours, theirs) = InternalStream::across(7);
+        let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        let block_on = |work: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.unwrap().block_on(work);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let end = theirs;
+                block_on(Box::pin(async {
+                    let (mut read, mut write) = tokio::io::split(InternalStream::from(end));
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                    write.shutdown().await.unwrap();
+                }));
+            });
+            let expected = sent.clone();
+            block_on(Box::pin(async move {
+                let mut back = Vec::new();
+                let (mut read, mut write) = tokio::io::split(&mut ours);
+                let writing = async {
+                    write.write_all(&sent).await.unwrap();
+                    write.shutdown().await.unwrap();
+                };
+                let (read, ()) = tokio::join!(read.read_to_end(&mut back), writing);
+                read.unwrap();
+                assert!(back == expected);
+            }));
+        });
+    }
 
     #[tokio::test]
     async fn bytes_go_both_ways_and_each_way_ends_alone() {
@@ -261,8 +384,8 @@ mod tests {
     async fn a_large_buffer_is_given_back_when_it_is_empty() {
         let (mut a, mut b) = InternalStream::pair(1 << 20);
         a.write_all(&vec![7; 1 << 18]).await.unwrap();
-        assert!(b.incoming.borrow().buffer.capacity() >= 1 << 18);
+        assert!(capacity(&b) >= 1 << 18);
         b.read_exact(&mut vec![0; 1 << 18]).await.unwrap();
-        assert_eq!(b.incoming.borrow().buffer.capacity(), 0);
+        assert_eq!(capacity(&b), 0);
     }
 }

@@ -14,7 +14,7 @@ use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
 use filters::moments::Moment;
 use filters::stream::Protocol;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use smallvec::SmallVec;
 
 use super::charge::{Charge, upstream_time};
@@ -30,7 +30,6 @@ use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::{Purpose, TransportOptions};
-use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, Ready, SendOptions, UpstreamError, UpstreamResponse};
@@ -286,26 +285,22 @@ async fn one(
 ) -> Outcome {
     let begun = Instant::now();
     let ready = Ready::default();
+    let bytes = request.route.ends_connect() && request.head.is_connect();
     let options = SendOptions {
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
         priority: request.route.priority(),
         early: request.early.clone(),
         purpose: Purpose {
             options: request.transport.clone(),
-            client: match host.transport.tells_client() {
-                true => Client::of(&request.info.borrow().connection),
-                false => None,
-            },
+            client: host.transport.client(&request.info.borrow()),
             shared: match host.transport.internal() {
                 Some(_) => request.info.borrow().filter_state.shared(),
                 None => None,
             },
+            spread: bytes,
         },
         ready: Some(&ready),
     };
-    let bytes = request.route.ends_connect()
-        && request.head.method == Method::CONNECT
-        && request.head.upgrade.is_none();
     let cluster = &request.charge.cluster;
     let mut sending = pin!(async {
         if bytes {

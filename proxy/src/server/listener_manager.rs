@@ -15,6 +15,7 @@ use super::listener::{ListenerContext, ListenerShared};
 use super::listener_stats::{Count, ListenerStats};
 use super::socket::{self, BindAddress};
 use super::worker::{Command, WorkerHandle};
+use crate::internal::spread;
 
 /// Reads a whole-number runtime key, such as a listener's connection limit.
 pub type RuntimeLookup = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
@@ -115,9 +116,13 @@ impl ListenerManager {
     /// # Errors
     /// A thread or runtime cannot be made.
     pub fn start_workers(&mut self) -> io::Result<()> {
+        let workers = spread::Workers::new(self.concurrency);
         for index in self.workers.len()..self.concurrency {
-            self.workers
-                .push(WorkerHandle::start(index, self.context.clone())?);
+            self.workers.push(WorkerHandle::start(
+                index,
+                self.context.clone(),
+                workers.clone(),
+            )?);
         }
         for active in self.listeners.values_mut() {
             if let Some(sockets) = active.waiting.take() {

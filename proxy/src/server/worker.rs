@@ -14,6 +14,7 @@ use super::drain::{DrainEnd, DrainPlan};
 use super::hand_over::Owners;
 use super::listener::{ListenerContext, ListenerShared, WorkerListener};
 use super::socket::BindAddress;
+use crate::internal::spread;
 
 /// What a worker is told.
 pub(super) enum Command {
@@ -63,7 +64,11 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// The thread or its runtime cannot be made.
-    pub fn start(index: usize, context: Arc<ListenerContext>) -> io::Result<Self> {
+    pub fn start(
+        index: usize,
+        context: Arc<ListenerContext>,
+        workers: Arc<spread::Workers>,
+    ) -> io::Result<Self> {
         // Unbounded: only configuration updates go through it, one message each.
         let (commands, receiver) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -72,7 +77,11 @@ impl WorkerHandle {
         let thread = std::thread::Builder::new()
             .name(format!("wrk:worker_{index}"))
             .spawn(move || {
-                LocalSet::new().block_on(&runtime, run(index, context, receiver));
+                let serving = async {
+                    spread::take_seat(&workers, index);
+                    run(index, context, receiver).await;
+                };
+                LocalSet::new().block_on(&runtime, serving);
             })?;
         Ok(Self {
             index,

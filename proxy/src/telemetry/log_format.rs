@@ -7,8 +7,7 @@ use envoy_types::pb::envoy::config::core::v3::{
 };
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
-use filters::formatter::source::{check_extensions, text_format};
-use filters::formatter::{FormatContext, Formatter};
+use filters::formatter::{FormatContext, Formatter, check_extensions, text_format};
 use filters::matcher::metadata::value_to_json;
 use xds_client::error::{At, ConfigError};
 

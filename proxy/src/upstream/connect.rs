@@ -9,12 +9,12 @@ use filters::body::ResetReason;
 use filters::moments::Moment;
 use filters::stream::{Address, StreamInfo};
 use filters::tls::TlsInfo;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use tokio::net::{TcpSocket, UnixStream};
 
 use crate::internal;
 use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
+use crate::transport::socket::Socket;
 use crate::transport::tls::upstream::Connecting;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
@@ -86,7 +86,7 @@ pub async fn connect(
     }
     let begun = Instant::now();
     let whole = async {
-        let (io, local): (L4Stream, _) = match &host.address {
+        let (io, local) = match &host.address {
             Address::Ip(address) => {
                 let socket = match address {
                     std::net::SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -100,16 +100,20 @@ pub async fn connect(
                 // Small writes must not wait for acknowledgements; failure only costs latency.
                 let _ = tcp.set_nodelay(true);
                 let bound = tcp.local_addr().ok().map(Address::Ip);
-                (tcp.into(), bound)
+                (Socket::Tcp(tcp), bound)
             }
             Address::Pipe(path) => {
                 let unix = UnixStream::connect(&**path).await;
-                (unix.map_err(|e| refused(&e))?.into(), None)
+                (Socket::Unix(unix.map_err(|e| refused(&e))?), None)
             }
             Address::Internal(name, id) => {
                 let told = host.transport.internal();
                 let told = told.map(|t| t.handover(purpose.shared.as_ref()));
-                let io = internal::registry::connect(name, id, told.unwrap_or_default());
+                let told = told.unwrap_or_default();
+                let io = match purpose.spread {
+                    true => internal::spread::connect(name, id, told).await,
+                    false => internal::registry::connect(name, id, told),
+                };
                 // What the listener refuses without having read anything, it refuses at once: nobody waits for a tunnel
                 // that has no other end.
                 tokio::task::yield_now().await;

@@ -286,7 +286,7 @@ impl Sending<'_> {
         let mut tries = 0;
         let (pooled, mut guard, opened) = loop {
             tries += 1;
-            let pooled = pool.http2.checkout(pending).await?;
+            let pooled = pool.http2.checkout(head.is_connect(), pending).await?;
             let freed = Some(pool.http2.freed());
             let Some(mut guard) = RequestGuard::take(&pool.place, &pooled.state, freed) else {
                 return Err(Stopped::Failed(OVERFLOW));

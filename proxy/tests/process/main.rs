@@ -16,5 +16,6 @@ mod lifecycle;
 mod reading;
 mod secrets;
 mod tls;
+mod tunnels;
 mod upstream;
 mod xds;

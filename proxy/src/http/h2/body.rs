@@ -105,6 +105,11 @@ impl Pump {
         }
     }
 
+    /// Whether there are bytes to send that the peer has no window for.
+    pub(super) fn waits_for_window(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Goes on until the body has been sent, its source fails, or the peer resets the stream.
     ///
     /// # Errors

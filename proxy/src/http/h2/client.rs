@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Keepalive;
 use super::body::{Pump, RecvBody, reset_reason};
+use super::windows::{Tunnel, TunnelWindows};
 use crate::http::service::EarlyResponses;
 
 /// Settings that we announce.
@@ -36,16 +38,40 @@ pub struct ClientSettings {
 pub struct ClientConnection {
     requests: SendRequest<Bytes>,
     state: Rc<State>,
+    windows: Rc<TunnelWindows>,
     max_streams: u32,
     /// The authority of the last request: most requests of a connection have the same, and parsing it is a hundredth
     /// of what one costs. A copy, so that no head's buffer lives on.
     authority: RefCell<Option<Authority>>,
 }
 
+/// For how long a stream has to wait for the peer's window until its connection is thought to be congested: far longer
+/// than windows take to come back from a peer that reads.
+const CONGESTED: Duration = Duration::from_millis(20);
+
 #[derive(Default)]
 struct State {
     closed: Cell<bool>,
     active: Cell<u32>,
+    /// Streams that wait for the peer's window, and since when there are some.
+    stalled: Cell<u32>,
+    stalled_since: Cell<Option<Instant>>,
+}
+
+impl State {
+    fn stalls(&self) {
+        if self.stalled.get() == 0 {
+            self.stalled_since.set(Some(Instant::now()));
+        }
+        self.stalled.set(self.stalled.get() + 1);
+    }
+
+    fn goes_on(&self) {
+        self.stalled.set(self.stalled.get().saturating_sub(1));
+        if self.stalled.get() == 0 {
+            self.stalled_since.set(None);
+        }
+    }
 }
 
 impl ClientConnection {
@@ -66,6 +92,8 @@ impl ClientConnection {
             .map_err(|error| reset_reason(&error))?;
         let state = Rc::new(State::default());
         let driven = state.clone();
+        let windows = TunnelWindows::new(settings.stream_window, settings.connection_window);
+        let announced = windows.clone();
         let pings = settings.keepalive.zip(connection.ping_pong());
         tokio::task::spawn_local(async move {
             let lost = async {
@@ -77,9 +105,13 @@ impl ClientConnection {
                     std::future::pending::<()>().await;
                 }
             };
+            let ended = poll_fn(|cx| {
+                announced.announce(&mut connection);
+                Pin::new(&mut connection).poll(cx)
+            });
             tokio::select! {
                 // Its error reaches every stream; there is nobody else to tell.
-                _ = connection => {}
+                _ = ended => {}
                 () = lost => {}
             }
             driven.closed.set(true);
@@ -87,6 +119,7 @@ impl ClientConnection {
         Ok(Self {
             requests,
             state,
+            windows,
             max_streams: settings.max_streams,
             authority: RefCell::default(),
         })
@@ -113,6 +146,13 @@ impl ClientConnection {
         self.state.closed.get()
     }
 
+    /// Whether streams have been waiting for the peer's window for a while. It may be that of one stream whose reader is
+    /// slow, or that of the connection, which would hold up every other.
+    pub fn is_congested(&self) -> bool {
+        let since = self.state.stalled_since.get();
+        since.is_some_and(|since| since.elapsed() >= CONGESTED)
+    }
+
     /// Exchanges in flight.
     pub fn active(&self) -> u32 {
         self.state.active.get()
@@ -129,7 +169,7 @@ impl ClientConnection {
     /// # Errors
     /// Why not. Nothing of the request has left; except after a protocol error, another connection may have it.
     pub async fn open(&self, head: &RequestHead, end: bool) -> Result<OpenStream, ResetReason> {
-        let active = ActiveStream::new(&self.state);
+        let active = ActiveStream::new(&self.state, head.is_connect().then(|| self.windows.open()));
         let request =
             request_of(head, self.authority_of(head)).ok_or(ResetReason::ProtocolError)?;
         // GOAWAY shows here.
@@ -174,6 +214,8 @@ impl OpenStream {
         let mut sending = stream.map(|stream| Sending {
             pump: Pump::new(body),
             stream,
+            state: active.state.clone(),
+            stalled: false,
         });
         let response = poll_fn(|cx| {
             // A server may answer, or refuse, before it has read everything.
@@ -208,16 +250,42 @@ impl OpenStream {
 struct Sending {
     pump: Pump,
     stream: SendStream<Bytes>,
+    state: Rc<State>,
+    /// Whether it is among those that wait for the peer's window.
+    stalled: bool,
+}
+
+impl Sending {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let polled = self.pump.poll(&mut self.stream, cx);
+        let stalled = polled.is_pending() && self.pump.waits_for_window();
+        if stalled != self.stalled {
+            self.stalled = stalled;
+            match stalled {
+                true => self.state.stalls(),
+                false => self.state.goes_on(),
+            }
+        }
+        polled
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.stalled {
+            self.state.goes_on();
+        }
+    }
 }
 
 fn poll_sending(
     sending: &mut Option<Sending>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), BodyError>> {
-    let Some(Sending { pump, stream }) = sending else {
+    let Some(sent) = sending else {
         return Poll::Ready(Ok(()));
     };
-    let polled = pump.poll(stream, cx);
+    let polled = sent.poll(cx);
     if polled.is_ready() {
         *sending = None;
     }
@@ -265,18 +333,25 @@ impl BodyStream for ClientBody {
 }
 
 /// Counts an exchange for as long as it lives.
-struct ActiveStream(Rc<State>);
+struct ActiveStream {
+    state: Rc<State>,
+    _tunnel: Option<Tunnel>,
+}
 
 impl ActiveStream {
-    fn new(state: &Rc<State>) -> Self {
+    fn new(state: &Rc<State>, tunnel: Option<Tunnel>) -> Self {
         state.active.set(state.active.get() + 1);
-        Self(state.clone())
+        Self {
+            state: state.clone(),
+            _tunnel: tunnel,
+        }
     }
 }
 
 impl Drop for ActiveStream {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get().saturating_sub(1));
+        let active = &self.state.active;
+        active.set(active.get().saturating_sub(1));
     }
 }
 
@@ -286,8 +361,7 @@ fn request_of(head: &RequestHead, authority: Option<Authority>) -> Option<http::
     if !head.authority.is_empty() {
         uri.authority = Some(authority?);
     }
-    let plain_connect = head.method == Method::CONNECT && head.upgrade.is_none();
-    if !plain_connect {
+    if !head.is_connect() {
         uri.scheme = Some(if &*head.scheme == "https" {
             Scheme::HTTPS
         } else {

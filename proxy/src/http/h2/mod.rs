@@ -13,6 +13,7 @@ mod server_stream;
 mod settings;
 mod stats;
 mod watch;
+mod windows;
 
 pub use keepalive::Keepalive;
 pub use settings::{FloodLimits, Http2Settings};

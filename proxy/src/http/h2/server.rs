@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::server_stream;
 use super::settings::Http2Settings;
 use super::watch::{INVALID_FIELD, Watch, Watched};
+use super::windows::TunnelWindows;
 use crate::http::service::{ConnectionControl, HttpService};
 
 /// How long a client may take for its preface and first SETTINGS.
@@ -138,6 +139,11 @@ async fn accept_streams<IO, S>(
             }
         });
     }
+    let settings = &shared.settings;
+    let windows = TunnelWindows::new(
+        settings.initial_stream_window,
+        settings.initial_connection_window,
+    );
     let mut goaway = false;
     let mut idle = idle_timeout.map(|after| (after, Box::pin(tokio::time::sleep(after))));
     loop {
@@ -152,6 +158,7 @@ async fn accept_streams<IO, S>(
                 shared.settings.stats.goaway_sent.inc();
                 connection.graceful_shutdown();
             }
+            windows.announce(&mut *connection);
             let polled = connection.poll_accept(cx);
             report_refused(shared);
             if let Poll::Ready(accepted) = polled {
@@ -171,9 +178,12 @@ async fn accept_streams<IO, S>(
         match accepted {
             Some(Some(Ok((request, respond)))) => {
                 shared.watch.accepted(respond.stream_id().as_u32());
+                let upgrade = request.extensions().get::<h2::ext::Protocol>().is_some();
+                let tunnel = request.method() == http::Method::CONNECT && !upgrade;
+                let tunnel = tunnel.then(|| windows.open());
+                let serving = server_stream::serve(request, respond, shared.clone(), tunnel);
                 // Boxed, because the runtime moves a task's future five times from its start to its end.
-                let stream = Box::pin(server_stream::serve(request, respond, shared.clone()));
-                tokio::task::spawn_local(stream);
+                tokio::task::spawn_local(Box::pin(serving));
             }
             Some(None | Some(Err(_))) => return,
             None => {

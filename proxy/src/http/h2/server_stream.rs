@@ -20,6 +20,7 @@ use super::request::{Refusal, head_of};
 use super::server::Shared;
 use super::stats::Http2Stats;
 use super::watch::{BAD_MESSAGING, Fault, Watch};
+use super::windows::Tunnel;
 use crate::http::service::{ConnectionControl, EarlyResponses, HttpService, Request, Response};
 
 const REMOTE_RESET: Fault = ("http2.remote_reset", ResponseFlags::DOWNSTREAM_REMOTE_RESET);
@@ -36,6 +37,7 @@ pub(super) async fn serve<S: HttpService>(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     shared: Rc<Shared<S>>,
+    _tunnel: Option<Tunnel>,
 ) {
     let _active = Active::new(&shared.control, &shared.settings.stats);
     let began = Instant::now();

@@ -10,6 +10,9 @@ use super::{ConnectionGuard, Missed, PooledIo, Speaks, http1, protocols};
 use crate::http::h2::client::{ClientConnection, ClientSettings};
 use crate::upstream::connect::{ConnectError, Connected};
 
+/// The most connections that are made because others are congested.
+const MOST_TUNNELS: u32 = 8;
+
 /// A pooled connection.
 pub(crate) struct Pooled {
     pub(crate) connection: ClientConnection,
@@ -50,12 +53,16 @@ impl Pool {
     }
 
     /// A connection with room for a stream. Those who come while one is being made share it. `pending` is as for
-    /// the other pool.
+    /// the other pool. A `tunnel` gets one that is not congested, if there may be another.
     pub(crate) async fn checkout(
         &self,
+        tunnel: bool,
         pending: &mut Option<PendingGuard>,
     ) -> Result<Rc<Pooled>, Missed> {
-        if let Some(pooled) = self.take() {
+        let evade = tunnel && self.is_congested() && self.open.get() < MOST_TUNNELS;
+        if !(evade && self.make_another())
+            && let Some(pooled) = self.take()
+        {
             PendingGuard::finish(pending, false);
             return Ok(pooled);
         }
@@ -74,8 +81,9 @@ impl Pool {
         let mut connections = self.connections.borrow_mut();
         // Those that are too old take no more streams and end with their last one.
         connections.retain(|c| !c.connection.is_closed() && !is_worn(&self.place, c.began));
-        let pooled = connections.iter().find(|c| c.connection.has_room())?;
-        let pooled = pooled.clone();
+        let with_room = || connections.iter().filter(|c| c.connection.has_room());
+        let pooled = with_room().find(|c| !c.connection.is_congested());
+        let pooled = pooled.or_else(|| with_room().next())?.clone();
         pooled.used.set(Instant::now());
         pooled.requests.set(pooled.requests.get() + 1);
         if pooled.requests.get() >= max {
@@ -97,16 +105,31 @@ impl Pool {
         }
     }
 
+    /// Whether there are connections with room, all of them congested.
+    fn is_congested(&self) -> bool {
+        let connections = self.connections.borrow();
+        let with_room = connections.iter().filter(|c| c.connection.has_room());
+        let mut with_room = with_room.peekable();
+        with_room.peek().is_some() && with_room.all(|c| c.connection.is_congested())
+    }
+
     /// Makes a connection for those who wait, one at a time.
     fn grow(&self) {
-        if self.connecting.get() || self.waiting.is_empty() {
-            return;
+        if !self.waiting.is_empty() {
+            self.make_another();
+        }
+    }
+
+    /// Makes a connection if none is being made; false if there may be no other.
+    fn make_another(&self) -> bool {
+        if self.connecting.get() {
+            return true;
         }
         let first = self.open.get() == 0;
         let (Some(mut guard), Some(me)) =
             (ConnectionGuard::take(&self.place, first), self.me.upgrade())
         else {
-            return;
+            return false;
         };
         if !self.place.server_chooses() {
             guard.speaks(Speaks::Http2);
@@ -115,6 +138,7 @@ impl Pool {
         self.connecting.set(true);
         // A task of its own: it goes on when the request that needed it first gives up.
         tokio::task::spawn_local(me.make(guard));
+        true
     }
 
     /// Counts a connection among this pool's until it is gone.
@@ -136,6 +160,8 @@ impl Pool {
             Err(error) => {
                 guard.failed(&error);
                 self.connecting.set(false);
+                // A congested connection is better than none.
+                self.serve();
                 return self.waiting.miss(&Missed::Failed(error));
             }
         };

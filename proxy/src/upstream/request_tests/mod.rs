@@ -3,6 +3,7 @@
 mod http1;
 mod http2;
 mod tls;
+mod tunnels;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -224,7 +225,7 @@ impl Client {
             early: EarlyResponses::default(),
             purpose: cluster
                 .config
-                .transport_options(head, Protocol::Http11, None)
+                .transport_options(head, Protocol::Http11, None, Default::default())
                 .into(),
             ready: None,
         };
