@@ -1,5 +1,6 @@
 //! Formats as the API carries them: `SubstitutionFormatString`.
 
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, TypedExtensionConfig};
 use xds_client::any::inner_type_name;
 use xds_client::data_source;
@@ -35,9 +36,12 @@ pub fn check_extensions(extensions: &[TypedExtensionConfig]) -> Result<(), Confi
 /// # Errors
 /// It cannot be read, is not UTF-8, or is no format.
 pub fn text_format(source: &DataSource) -> Result<Formatter, ConfigError> {
-    let compile = || {
-        let text = String::from_utf8(data_source::read(source)?);
-        Formatter::compile(&text.map_err(|_| ConfigError::new("not UTF-8"))?)
+    let compile = || match &source.specifier {
+        Some(Specifier::InlineString(text)) => Formatter::compile(text).at("inline_string"),
+        _ => {
+            let text = String::from_utf8(data_source::read(source)?);
+            Formatter::compile(&text.map_err(|_| ConfigError::new("not UTF-8"))?)
+        }
     };
     compile().at("text_format_source")
 }

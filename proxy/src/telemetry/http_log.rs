@@ -168,7 +168,7 @@ mod tests {
                 access_log_format: format,
             })
         };
-        let path = "log_format.text_format_source".to_owned();
+        let path = "log_format.text_format_source.inline_string".to_owned();
         assert_eq!(compile(out("%DURATION%"), "/dev/stdout"), Ok(()));
         assert_eq!(compile(out("%NO%"), "/dev/stdout"), Err(path.clone()));
         assert_eq!(compile(err("%NO%"), "/dev/stderr"), Err(path));
