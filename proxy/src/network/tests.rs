@@ -201,7 +201,7 @@ async fn bytes_wait_for_an_answer_and_for_the_filters_behind() {
         let all = NetworkFilters([asks].into_iter().chain(behind.iter().cloned()).collect());
         let (mut client, mut gate, info) = gated(&all, true);
         client.write_all(b"abcdef").await.unwrap();
-        assert!((&mut gate).read(&mut [0; 64]).now_or_never().is_none());
+        assert!(gate.read(&mut [0; 64]).now_or_never().is_none());
         assert_eq!(counter(&stats, "a.rbac.allowed"), 0, "it is not its turn");
         match answer {
             Some(answer) => send.send(answer).unwrap(),
