@@ -50,7 +50,9 @@ fn accepted_responses_are_of_the_grammar() {
 
 /// Every byte, a seventh of all pairs, and longer strings of the bytes that matter.
 fn strings() -> impl Iterator<Item = Vec<u8>> {
-    let pairs = (0..=u16::MAX).step_by(7).map(|pair| pair.to_be_bytes().to_vec());
+    let pairs = (0..=u16::MAX)
+        .step_by(7)
+        .map(|pair| pair.to_be_bytes().to_vec());
     let single = (0..=u8::MAX).map(|byte| vec![byte]);
     let mut random = fastrand::Rng::with_seed(9110);
     let longer = std::iter::repeat_with(move || {
