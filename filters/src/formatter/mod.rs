@@ -2,6 +2,7 @@
 //! The operators are in [`operators`]; this module knows the syntax.
 
 mod operators;
+mod state;
 mod text;
 mod time;
 mod tls;

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use xds_client::error::{At, ConfigError};
 
 use super::FormatContext;
+use super::state::Form;
 use super::time::{DEFAULT, TimeFormat};
 use super::tls::TlsFact;
 use crate::matcher::header::HeaderRef;
-use crate::stream::{Address, FilterObject};
+use crate::stream::Address;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Side {
@@ -72,7 +73,7 @@ pub(super) enum Operator {
     Text(Option<Box<str>>),
     Dynamic(Box<str>, Vec<Box<str>>),
     RouteMetadata(Box<str>, Vec<Box<str>>),
-    FilterState(Box<str>, bool),
+    FilterState(Box<str>, Form),
     GrpcStatus,
     Tls(Box<TlsFact>),
 }
@@ -153,14 +154,8 @@ impl Operator {
                         }
                     },
                     "FILTER_STATE" => match need()?.split_once(':') {
-                        Some((key, "PLAIN")) => Self::FilterState(key.into(), true),
-                        Some((key, "TYPED")) => Self::FilterState(key.into(), false),
-                        None => Self::FilterState(need()?.into(), false),
-                        _ => {
-                            return Err(ConfigError::new(
-                                "%FILTER_STATE% knows PLAIN and TYPED only",
-                            ));
-                        }
+                        Some((key, form)) => Self::FilterState(key.into(), Form::compile(form)?),
+                        None => Self::FilterState(need()?.into(), Form::Typed),
                     },
                     "ENVIRONMENT" => Self::Text(std::env::var(need()?).ok().map(Into::into)),
                     "HOSTNAME" => Self::Text(
@@ -280,16 +275,7 @@ impl Operator {
                 let object = cx.info.route.as_ref()?.metadata(ns)?;
                 json(keys.iter().try_fold(object, |v, k| v.get(&**k))?)
             }
-            Self::FilterState(key, plain) => match cx.info.filter_state.get(key)? {
-                FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
-                FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
-                FilterObject::Address(address) if *plain => owned(address.to_string()),
-                FilterObject::Name(name) if *plain => Some(Cow::Borrowed(name.as_bytes())),
-                FilterObject::Flag(flag) => owned(flag.to_string()),
-                FilterObject::Number(number) if *plain => owned(number.to_string()),
-                FilterObject::Number(number) => owned(format!("\"{number}\"")),
-                _ => None,
-            },
+            Self::FilterState(key, form) => form.of(cx.info.filter_state.get(key)?),
             Self::GrpcStatus => {
                 let name = http::HeaderName::from_static("grpc-status");
                 let value = cx.trailers.and_then(|t| t.get(&name));
