@@ -121,6 +121,6 @@ impl Default for Http1Settings {
 mod fuzz_tests;
 #[cfg(test)]
 #[path = "../../../../fuzz/src/properties.rs"]
-mod properties;
+pub(in crate::http) mod properties;
 #[cfg(test)]
 mod tests;
