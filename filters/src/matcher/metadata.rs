@@ -140,6 +140,11 @@ impl MetadataMatcher {
         &self.filter
     }
 
+    /// Whether there is anything in that namespace at the path.
+    pub fn finds(&self, object: Option<&Map<String, Value>>) -> bool {
+        object.and_then(|o| lookup(o, &self.path)).is_some()
+    }
+
     /// Whether the metadata in that namespace matches.
     pub fn matches_object(&self, object: Option<&Map<String, Value>>) -> bool {
         let value = object.and_then(|o| lookup(o, &self.path));
@@ -221,7 +226,8 @@ fn fields(object: &wkt::Struct, depth: usize) -> Map<String, Value> {
     object.fields.iter().map(each).collect()
 }
 
-fn value_to_json(value: &wkt::Value, depth: usize) -> Value {
+/// A value as JSON, without what is deeper than 16 levels.
+pub fn value_to_json(value: &wkt::Value, depth: usize) -> Value {
     use wkt::value::Kind;
     match &value.kind {
         _ if depth > MAX_DEPTH => Value::Null,

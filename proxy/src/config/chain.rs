@@ -144,7 +144,7 @@ impl ChainCompiler {
 
     fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
         let compile = |(i, log)| {
-            AccessLog::compile(log, |path| self.0.access_logs.open(path))
+            AccessLog::compile(log, &*self.0.runtime, |path| self.0.access_logs.open(path))
                 .at(format!("access_log[{i}]"))
         };
         protos.iter().enumerate().map(compile).collect()
@@ -182,6 +182,7 @@ impl ChainCompiler {
             http2_stats: Http2Stats::new(&context.stats.scope("http2.")).into(),
             reject_fragment: context.reject_fragment,
             node: context.node.clone(),
+            runtime: context.runtime.clone(),
         };
         HcmConfig::compile(proto, parts)
     }

@@ -2,4 +2,6 @@
 
 pub mod access_log;
 pub mod http_log;
+pub(crate) mod log_filter;
+pub(crate) mod log_format;
 pub mod stats;
