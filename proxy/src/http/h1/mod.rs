@@ -120,6 +120,8 @@ impl Default for Http1Settings {
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]
+mod grammar_tests;
+#[cfg(test)]
 #[path = "../../../../fuzz/src/properties.rs"]
 pub(in crate::http) mod properties;
 #[cfg(test)]
