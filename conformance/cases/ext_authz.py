@@ -24,6 +24,16 @@ def config(p):
         route({"prefix": "/", "headers": [{"name": "x-tenant", "string_match": {"exact": "a"}}]}, "up", name="tenant"),
         route("/", "up", name="rest")])]
     body = {"max_request_bytes": 8, "allow_partial_message": True}
+
+    def custom(invert=False):
+        """As istiod sends AuthorizationPolicy CUSTOM: shadow rules say which requests the service is asked about."""
+        rules = {"action": "DENY", "policies": {"istio-ext-authz-ns[shop]-policy[p]-rule[0]": {
+            "permissions": [{"header": {"name": "x-ask", "present_match": True}}], "principals": [{"any": True}]}}}
+        return [{"name": "envoy.filters.http.rbac", "typed_config": {
+            "@type": TYPE + "envoy.extensions.filters.http.rbac.v3.RBAC", "shadow_rules": rules,
+            "shadow_rules_stat_prefix": "istio_ext_authz_"}}] + authz(filter_enabled_metadata={
+                "filter": "envoy.filters.http.rbac", "path": [{"key": "istio_ext_authz_shadow_effective_policy_id"}],
+                "value": {"string_match": {"prefix": "istio-ext-authz"}}, "invert": invert})
     return bootstrap(p, [
         listener(p, routes, filters=authz()),
         listener(p, routes, "named", filters=authz(
@@ -36,6 +46,8 @@ def config(p):
         listener(p, routes, "body", filters=authz(with_request_body=body)),
         listener(p, routes, "raw-body", filters=authz(with_request_body={**body, "pack_as_bytes": True})),
         listener(p, routes, "whole-body", filters=authz(with_request_body={"max_request_bytes": 8})),
+        listener(p, routes, "custom", filters=custom()),
+        listener(p, routes, "custom-inverted", filters=custom(True)),
         listener(p, routes, "reroute", filters=authz(clear_route_cache=True)),
     ])
 
@@ -106,5 +118,8 @@ case("body not wanted on the route", said(ALLOW), "/no-body", listener="body", m
 case("no body where one is wanted", said(ALLOW), "/", listener="body")
 case("route chosen again", said(ok([option("x-tenant", "a")])), "/", listener="reroute")
 case("route not chosen again", said(ok([option("x-tenant", "a")])), "/")
+for only in "custom", "custom-inverted":
+    case(f"{only}: the shadow rules name a policy", said(denied(401)), "/", "x-ask: 1", listener=only)
+    case(f"{only}: they name none", said(denied(401)), listener=only)
 for verdict, answer in {"allowed": said(ALLOW), "denied": said(denied(403, "no"))}.items():
     G.case("ext_authz: h2 " + verdict, [answer, {}])(lambda t: t.h2("/", [("x-a", "1")], b"body", method="POST"))

@@ -10,7 +10,7 @@ TCP = TYPE + "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 FORMAT = ("%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% %BYTES_RECEIVED% %BYTES_SENT% "
           "%UPSTREAM_CLUSTER% %UPSTREAM_HOST% %UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_TRANSPORT_FAILURE_REASON% %PROTOCOL% "
           "%UPSTREAM_PROTOCOL%\n")
-COUNTED = (r"^tcp\.(?!.*upstream_flush)|^cluster\.\w+\.upstream_(cx_total|cx_destroy|cx_connect_(fail|attempts|timeout)\w*|cx_none_healthy|cx_overflow"
+COUNTED = (r"^tcp\.\w+\.(downstream_cx_(total|no_route|.x_bytes_total)|idle_timeout|max_downstream_connection_duration)$|^cluster\.\w+\.upstream_(cx_total|cx_destroy|cx_connect_(fail|attempts|timeout)\w*|cx_none_healthy|cx_overflow"
            r"|cx_rx_bytes_total|cx_tx_bytes_total|rq_total|rq_pending\w*)$")
 
 
@@ -107,12 +107,24 @@ PROXIES = {
         "flush_access_log_on_start": True, "flush_access_log_on_connected": True, "access_log_flush_interval": "0.3s"}},
     "interval, old": {"to": "echoes", "format": TYPED, "access_log_flush_interval": "0.3s"},
 }
+ON_DATA, ON_HANDSHAKE = ({"upstream_connect_mode": mode} for mode in ("ON_DOWNSTREAM_DATA", "ON_DOWNSTREAM_TLS_HANDSHAKE"))
+WAITING = {
+    "on data": {**ON_DATA, "max_early_data_bytes": 1024},
+    "on data, no buffer": {**ON_DATA, "max_early_data_bytes": 0},
+    "on handshake": {**ON_HANDSHAKE, "max_early_data_bytes": 0},
+    "early data": {"max_early_data_bytes": 1024},
+    "little early data": {"max_early_data_bytes": 4},
+}
+PROXIES.update({f"{name}, {to}": {"to": to, **fields} for name, fields in WAITING.items() for to in ("collects", "echoes", "ends", "dead")})
+PROXIES["on data, idle"] = {"to": "echoes", "idle_timeout": "0.3s", **WAITING["on data"]}
+PROXIES["on data, connected"] = {"to": "echoes", "format": TYPED, "access_log_options": {
+    "flush_access_log_on_start": True, "flush_access_log_on_connected": True}, **WAITING["on data"]}
 
 
 SLOW = {
     "slow": {"to": "slow", "max_connect_attempts": 2},
-    "slow idle": {"to": "slower", "idle_timeout": "0.2s"},
-    "slow duration": {"to": "slower", "max_downstream_connection_duration": "0.2s"},
+    "slow idle": {"to": "slower", "idle_timeout": "0.3s"},
+    "slow duration": {"to": "slower", "max_downstream_connection_duration": "0.3s"},
 }
 
 
@@ -125,7 +137,7 @@ def config(p):
 
 def silent(p):
     """Clusters in a network where nobody answers."""
-    clusters = [cluster("slow", 80, connect_timeout="0.1s"), cluster("slower", 80, connect_timeout="5s")]
+    clusters = [cluster("slow", 80, connect_timeout="0.15s"), cluster("slower", 80, connect_timeout="5s")]
     for made in clusters:
         endpoint = made["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
         endpoint["address"]["socket_address"]["address"] = "192.0.2.1"
@@ -230,3 +242,15 @@ def talks(t, conn):
 
 case("log on start, connected and at times", "all", logs=5)(talks)
 case("log at times, by the old field", "interval, old", logs=3)(talks)
+
+for one in WAITING:
+    case(f"{one}, collects")(says(b"a" * 100))
+    case(f"{one}, much", f"{one}, echoes")(says(b"x" * 300000))
+    case(f"{one}, two words", f"{one}, echoes")(lambda t, conn: (conn.send(b"one "), time.sleep(0.1), says(b"two")(t, conn)))
+    case(f"{one}, without a word", f"{one}, collects")(says(b"", wait=0.5))
+    case(f"{one}, silent", f"{one}, ends")(says(b"", end=False, wait=0.3))
+    case(f"{one}, server ends", f"{one}, ends")(says(b"thanks"))
+    case(f"{one}, refused", f"{one}, dead")(says(b"", end=False, wait=0.3))
+case("on data, idle")(says(b"", end=False))
+case("on data, connected", logs=4)(says(b"question"))
+case("on data, refused after a word", "on data, dead")(lambda t, conn: (conn.send(b"word"), time.sleep(0.1), t.note(ended="connection" in conn.end(1.0))))

@@ -8,6 +8,24 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
+use crate::http::alpn::AlpnNames;
+
+/// The keys of objects that say where something goes, and what it asks of TLS there.
+pub mod keys {
+    /// A name: the one that is asked for (SNI).
+    pub const UPSTREAM_SERVER_NAME: &str = "envoy.network.upstream_server_name";
+    /// Protocols: those that are offered (ALPN).
+    pub const APPLICATION_PROTOCOLS: &str = "envoy.network.application_protocols";
+    /// Names with commas between them: the server's certificate must cover one.
+    pub const SUBJECT_ALT_NAMES: &str = "envoy.network.upstream_subject_alt_names";
+    /// A name: the cluster of a connection.
+    pub const TCP_CLUSTER: &str = "envoy.tcp_proxy.cluster";
+    /// A flag: no tunnel for this connection.
+    pub const DISABLE_TUNNELING: &str = "envoy.tcp_proxy.disable_tunneling";
+    /// A number: how many milliseconds a connection may be quiet.
+    pub const TCP_IDLE_TIMEOUT: &str = "envoy.tcp_proxy.per_connection_idle_timeout_ms";
+}
+
 /// How far an object goes: to the upstream connection, and from there to the internal listener at its other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Sharing {
@@ -25,16 +43,27 @@ pub enum Sharing {
 pub enum FilterObject {
     /// Text, which matchers and formatters can read.
     Text(ByteString),
+    /// Text of a kind of its own, which is only written as it is: a name or a list of names.
+    Name(ByteString),
+    /// Protocols, best first, which have no written form.
+    Protocols(AlpnNames),
     /// An address with its port.
     Address(SocketAddr),
+    /// Yes or no.
+    Flag(bool),
+    /// A number.
+    Number(u64),
 }
 
 impl FilterObject {
     /// The object as text, if it has such a form.
     pub fn text(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Text(text) | Self::Name(text) => Some(Cow::Borrowed(text)),
             Self::Address(address) => Some(Cow::Owned(address.to_string())),
+            Self::Flag(flag) => Some(Cow::Borrowed(if *flag { "true" } else { "false" })),
+            Self::Number(number) => Some(Cow::Owned(number.to_string())),
+            Self::Protocols(_) => None,
         }
     }
 }
@@ -128,7 +157,39 @@ impl FilterState {
     pub fn address(&self, key: &str) -> Option<SocketAddr> {
         match self.get(key)? {
             FilterObject::Address(address) => Some(*address),
-            FilterObject::Text(_) => None,
+            _ => None,
+        }
+    }
+
+    /// The name under `key`.
+    pub fn name(&self, key: &str) -> Option<&ByteString> {
+        match self.get(key)? {
+            FilterObject::Name(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The protocols under `key`.
+    pub fn protocols(&self, key: &str) -> Option<&AlpnNames> {
+        match self.get(key)? {
+            FilterObject::Protocols(names) => Some(names),
+            _ => None,
+        }
+    }
+
+    /// The flag under `key`.
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        match self.get(key)? {
+            FilterObject::Flag(flag) => Some(*flag),
+            _ => None,
+        }
+    }
+
+    /// The number under `key`.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        match self.get(key)? {
+            FilterObject::Number(number) => Some(*number),
+            _ => None,
         }
     }
 

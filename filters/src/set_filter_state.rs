@@ -4,16 +4,14 @@
 use std::net::SocketAddr;
 
 use bytestring::ByteString;
-use envoy_types::pb::envoy::config::core::v3::{
-    SubstitutionFormatString, data_source, substitution_format_string,
-};
 use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
     FilterStateValue,
     filter_state_value::{Key, SharedWithUpstream, Value},
 };
 use xds_client::error::{At, ConfigError};
 
-use crate::formatter::{FormatContext, Formatter};
+use crate::filter_state::keys;
+use crate::formatter::{FormatContext, TextFormat};
 use crate::head::RequestHead;
 use crate::stream::{FilterObject, Sharing, StreamInfo};
 
@@ -21,6 +19,10 @@ use crate::stream::{FilterObject, Sharing, StreamInfo};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Factory {
     Text,
+    Name,
+    Protocols,
+    Flag,
+    Number,
     Address,
 }
 
@@ -30,6 +32,12 @@ impl Factory {
     fn named(name: &str) -> Option<Self> {
         match name {
             "envoy.string" | "envoy.hashable_string" | "istio.hashable_string" => Some(Self::Text),
+            keys::UPSTREAM_SERVER_NAME | keys::SUBJECT_ALT_NAMES | keys::TCP_CLUSTER => {
+                Some(Self::Name)
+            }
+            keys::APPLICATION_PROTOCOLS => Some(Self::Protocols),
+            keys::DISABLE_TUNNELING => Some(Self::Flag),
+            keys::TCP_IDLE_TIMEOUT => Some(Self::Number),
             "envoy.filters.listener.original_dst.local_ip"
             | "envoy.filters.listener.original_dst.remote_ip"
             | "envoy.network.transport_socket.original_dst_address" => Some(Self::Address),
@@ -46,6 +54,16 @@ impl Factory {
         };
         match self {
             Self::Text => Some(FilterObject::Text(text.into())),
+            Self::Name => Some(FilterObject::Name(text.into())),
+            Self::Protocols => {
+                let names = text
+                    .split(',')
+                    .filter(|name| (1..=255).contains(&name.len()));
+                Some(FilterObject::Protocols(names.map(Into::into).collect()))
+            }
+            // Anything else is no, as in Envoy.
+            Self::Flag => Some(FilterObject::Flag(text == "true")),
+            Self::Number => text.parse().ok().map(FilterObject::Number),
             Self::Address => text.parse::<SocketAddr>().ok().map(FilterObject::Address),
         }
     }
@@ -59,8 +77,7 @@ pub struct StateValue {
     /// How far it goes.
     pub sharing: Sharing,
     factory: Factory,
-    format: Formatter,
-    omit_empty: bool,
+    format: TextFormat,
     skip_if_empty: bool,
 }
 
@@ -117,17 +134,14 @@ impl StateValue {
                 SharedWithUpstream::Transitive => Sharing::Transitive,
             },
             factory,
-            format: text_format(format).at("format_string")?,
-            omit_empty: format.omit_empty_values,
+            format: TextFormat::compile(format).at("format_string")?,
             skip_if_empty: proto.skip_if_empty,
         })
     }
 
     /// The object for these facts, if there is to be one.
     pub fn make(&self, context: &FormatContext<'_>) -> Option<FilterObject> {
-        let mut bytes = Vec::new();
-        let missing: &[u8] = if self.omit_empty { b"" } else { b"-" };
-        self.format.write_or(context, &mut bytes, missing);
+        let bytes = self.format.bytes(context);
         if bytes.is_empty() && self.skip_if_empty {
             return None;
         }
@@ -135,28 +149,11 @@ impl StateValue {
     }
 }
 
-fn text_format(format: &SubstitutionFormatString) -> Result<Formatter, ConfigError> {
-    use substitution_format_string::Format;
-    if !format.formatters.is_empty() {
-        return Err(ConfigError::unsupported("formatters"));
-    }
-    match &format.format {
-        Some(Format::TextFormatSource(source)) => match &source.specifier {
-            Some(data_source::Specifier::InlineString(text)) => {
-                Formatter::compile(text).at("text_format_source.inline_string")
-            }
-            _ => Err(ConfigError::unsupported("text_format_source")),
-        },
-        #[allow(deprecated)] // control planes still send it
-        Some(Format::TextFormat(text)) => Formatter::compile(text).at("text_format"),
-        Some(Format::JsonFormat(_)) => Err(ConfigError::unsupported("json_format")),
-        None => Err(ConfigError::new("value is required").at("format")),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use envoy_types::pb::envoy::config::core::v3::DataSource;
+    use envoy_types::pb::envoy::config::core::v3::{
+        DataSource, SubstitutionFormatString, data_source, substitution_format_string,
+    };
 
     use super::*;
     use crate::chain::tests::info;
@@ -205,6 +202,20 @@ pub(crate) mod tests {
         );
         assert_eq!(made(value(LOCAL, "", "[::1]:80")), address("[::1]:80"));
         assert_eq!(made(value("k", LOCAL, "1.2.3.4:5")), address("1.2.3.4:5"));
+        let name = made(value("k", keys::UPSTREAM_SERVER_NAME, "a,b"));
+        assert_eq!(name, Some(FilterObject::Name("a,b".into())));
+        let long = "x".repeat(256);
+        let protocols = format!("istio,,{long},h2");
+        let protocols = made(value(keys::APPLICATION_PROTOCOLS, "", &protocols));
+        let usable = ["istio", "h2"].map(Into::into).into();
+        assert_eq!(protocols, Some(FilterObject::Protocols(usable)));
+        for (said, flag) in [("true", true), ("false", false), ("TRUE", false)] {
+            let made = made(value(keys::DISABLE_TUNNELING, "", said));
+            assert_eq!(made, Some(FilterObject::Flag(flag)), "{said}");
+        }
+        let number = |said| made(value(keys::TCP_IDLE_TIMEOUT, "", said));
+        assert_eq!(number("300"), Some(FilterObject::Number(300)));
+        assert_eq!((number("soon"), number("-1")), (None, None));
         for bad in ["a.test:80", "10.0.0.1", "-", "10.0.0.1:99999", "::1"] {
             assert_eq!(made(value(LOCAL, "", bad)), None, "{bad}");
         }

@@ -106,7 +106,7 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
-    /// The TLVs of a PROXY header that may be passed on to upstreams: type and value.
+    /// The TLVs of a PROXY header that may be passed on to upstreams, type and value; `None` without a header.
     pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
     /// Filter state of the connection, if there is any.
     pub filter_state: Option<Rc<FilterState>>,

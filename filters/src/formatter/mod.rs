@@ -2,6 +2,7 @@
 //! The operators are in [`operators`]; this module knows the syntax.
 
 mod operators;
+mod text;
 mod time;
 mod tls;
 
@@ -13,6 +14,8 @@ use xds_client::error::ConfigError;
 use crate::head::{RequestHead, ResponseHead};
 use crate::stream::StreamInfo;
 use operators::Operator;
+
+pub use text::TextFormat;
 
 /// What a format string may speak of. What is not known yet prints as `-`.
 #[derive(Debug, Clone, Copy)]

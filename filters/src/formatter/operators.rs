@@ -284,7 +284,11 @@ impl Operator {
                 FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
                 FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
                 FilterObject::Address(address) if *plain => owned(address.to_string()),
-                FilterObject::Address(_) => None,
+                FilterObject::Name(name) if *plain => Some(Cow::Borrowed(name.as_bytes())),
+                FilterObject::Flag(flag) => owned(flag.to_string()),
+                FilterObject::Number(number) if *plain => owned(number.to_string()),
+                FilterObject::Number(number) => owned(format!("\"{number}\"")),
+                _ => None,
             },
             Self::GrpcStatus => {
                 let name = http::HeaderName::from_static("grpc-status");

@@ -25,6 +25,7 @@ use crate::filter::{Flow, HttpFilter, LocalReply, SharedInfo, Slot, Step};
 use crate::flags::ResponseFlags;
 use crate::grpc::GrpcChannel;
 use crate::head::{RequestHead, ResponseHead};
+use crate::matcher::metadata::MetadataMatcher;
 use crate::registry::{FactoryContext, HttpFilterFactory};
 use crate::stream::{Address, FilterId, Protocol, RouteFilterConfig};
 
@@ -47,6 +48,8 @@ struct ExtAuthzFilter {
     status_on_error: StatusCode,
     clear_route_cache: bool,
     body: Option<BufferSettings>,
+    /// Which requests the service is asked about: all, or those whose metadata is so.
+    only: Option<MetadataMatcher>,
 }
 
 /// A route's settings.
@@ -68,10 +71,6 @@ impl HttpFilterFactory for ExtAuthzFactory {
         // Each of these would change who is let in.
         for (set, field) in [
             (proto.filter_enabled.is_some(), "filter_enabled"),
-            (
-                proto.filter_enabled_metadata.is_some(),
-                "filter_enabled_metadata",
-            ),
             (proto.deny_at_disable.is_some(), "deny_at_disable"),
             (proto.validate_mutations, "validate_mutations"),
             (
@@ -114,6 +113,10 @@ impl HttpFilterFactory for ExtAuthzFactory {
             let error = ConfigError::new("must be greater than 0");
             return Err(error.at("with_request_body.max_request_bytes"));
         }
+        let only = proto.filter_enabled_metadata.as_ref();
+        let only = only
+            .map(|m| MetadataMatcher::compile(m).at("filter_enabled_metadata"))
+            .transpose()?;
         Ok(Arc::new(ExtAuthzFilter {
             id: cx.id,
             channel: cx.grpc.channel(service).at("grpc_service")?,
@@ -124,6 +127,7 @@ impl HttpFilterFactory for ExtAuthzFactory {
             status_on_error: wire::status(proto.status_on_error.as_ref(), StatusCode::FORBIDDEN),
             clear_route_cache: proto.clear_route_cache,
             body: proto.with_request_body,
+            only,
         }))
     }
 
@@ -462,6 +466,11 @@ impl HttpFilter for ExtAuthzFilter {
         slot: &'a mut Slot,
         info: &'a SharedInfo,
     ) -> Step<'a> {
+        if let Some(only) = &self.only
+            && !only.matches(&info.borrow())
+        {
+            return Step::CONTINUE;
+        }
         Step::Wait(self.check(head, body, slot, info).boxed_local())
     }
 

@@ -152,7 +152,14 @@ impl ChainCompiler {
 
     fn compile_tcp_proxy(&self, proto: &TcpProxy) -> Result<TcpProxyConfig, ConfigError> {
         let logs = self.logs(&proto.access_log)?;
-        TcpProxyConfig::compile(proto, &*self.0.clusters, logs, &self.0.stats.scope(""))
+        let context = &self.0;
+        TcpProxyConfig::compile(
+            proto,
+            &*context.clusters,
+            &context.directory,
+            logs,
+            &context.stats.scope(""),
+        )
     }
 
     fn compile_hcm(
@@ -380,7 +387,7 @@ impl Terminal {
         }
     }
 
-    async fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    async fn serve<IO: ByteStream + 'static>(
         self,
         io: IO,
         prefix: Bytes,
@@ -397,7 +404,7 @@ impl Terminal {
                 }
             },
             Self::Tcp(config) => {
-                Box::pin(tcp_proxy::serve(config, Prefixed::new(prefix, io), info)).await;
+                Box::pin(tcp_proxy::serve(config, io, prefix, info)).await;
             }
         }
     }

@@ -89,7 +89,7 @@ impl Ways {
             UpstreamTransport::Tls(tls) => Ok(Transport::Secure(Arc::new(Secure {
                 to: way.to.clone(),
                 hostname: way.hostname.clone(),
-                options: config.transport_options(&head, Protocol::Http2, None),
+                options: config.transport_options(&head, Protocol::Http2, None, Default::default()),
                 tls: tls.clone(),
             }))),
             UpstreamTransport::Unavailable(text) => Err(ConfigError::new(&**text)),

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::spread::Counted;
+use crate::transport::ByteStream;
 
 /// A buffer that has grown past this is given back once it is empty: most connections are quiet most of the time.
 const KEPT: usize = 16 * 1024;
@@ -233,6 +234,12 @@ impl Drop for InternalStream {
             outgoing.end();
         });
         self.incoming.with(Direction::leave);
+    }
+}
+
+impl ByteStream for InternalStream {
+    fn abort(&mut self) {
+        self.outgoing.with(|outgoing| outgoing.cut = true);
     }
 }
 

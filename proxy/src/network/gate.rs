@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::{NetworkFilter, OnData};
+use crate::transport::ByteStream;
 use crate::transport::prefixed::Prefixed;
 
 /// A connection whose bytes pass only as long as the filters agree. Once one does not, nothing more comes from the
@@ -78,6 +79,12 @@ fn refused() -> io::Error {
         io::ErrorKind::PermissionDenied,
         "refused by a network filter",
     )
+}
+
+impl<IO: ByteStream> ByteStream for Gate<IO> {
+    fn abort(&mut self) {
+        self.io.abort();
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {

@@ -30,7 +30,6 @@ use super::upgrade::failed_handshake;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
 use crate::transport::options::{Purpose, TransportOptions};
-use crate::transport::proxy_protocol::Client;
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
 use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
@@ -292,10 +291,7 @@ async fn one(
         early: request.early.clone(),
         purpose: Purpose {
             options: request.transport.clone(),
-            client: match host.transport.tells_client() {
-                true => Client::of(&request.info.borrow().connection),
-                false => None,
-            },
+            client: host.transport.client(&request.info.borrow()),
             shared: match host.transport.internal() {
                 Some(_) => request.info.borrow().filter_state.shared(),
                 None => None,

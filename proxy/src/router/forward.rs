@@ -24,6 +24,7 @@ use super::table::RouteOutcome;
 use super::timeout::Timeouts;
 use crate::http::conn_manager::names;
 use crate::http::service::EarlyResponses;
+use crate::transport::options::TransportOptions;
 use crate::upstream::balance::LbPolicy;
 use std::sync::Arc;
 
@@ -129,7 +130,10 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
         let info = info.borrow();
         let downstream = info.protocol.unwrap_or(Protocol::Http11);
         let alpn = info.upstream_alpn.as_deref();
-        cluster.config.transport_options(head, downstream, alpn)
+        let asked = TransportOptions::of_state(&info.filter_state);
+        cluster
+            .config
+            .transport_options(head, downstream, alpn, asked)
     };
     let buffer_limit = route.buffer_limit().unwrap_or(cluster.config.buffer_limit);
     let tell_attempts = route.include_attempt_count_in_response();

@@ -149,7 +149,10 @@ async fn send(
             priority: Priority::Default,
             early: EarlyResponses::default(),
             purpose: {
-                let options = cluster.config.transport_options(&head, protocol, None);
+                let options =
+                    cluster
+                        .config
+                        .transport_options(&head, protocol, None, Default::default());
                 options.into()
             },
             ready: None,

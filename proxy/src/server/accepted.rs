@@ -3,17 +3,16 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use filters::stream::Address;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::internal::{self, InternalConnection};
 use crate::transport::Incoming;
+use crate::transport::socket::{Socket, reset_on_close};
 
 /// An accepted connection.
 pub(super) enum Accepted {
@@ -77,8 +76,8 @@ impl Accepted {
 
     pub(super) fn into_incoming(self) -> Incoming {
         match self {
-            Self::Tcp(s) => Incoming::Socket(Box::new(L4Stream::from(s))),
-            Self::Unix(s, _) => Incoming::Socket(Box::new(L4Stream::from(s))),
+            Self::Tcp(s) => Incoming::Socket(Socket::Tcp(s)),
+            Self::Unix(s, _) => Incoming::Socket(Socket::Unix(s)),
             Self::Internal(c) => Incoming::Internal(c.stream),
         }
     }
@@ -87,8 +86,7 @@ impl Accepted {
     /// look at in the kernel, which answers the close of a socket with unread data by a reset.
     pub(super) fn abandon(self, unread: bool) {
         if let (Self::Tcp(stream), true) = (&self, unread) {
-            // A failure only makes the end a polite one.
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            reset_on_close(stream);
         }
     }
 }

@@ -4,30 +4,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::BackoffStrategy;
-use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, UpstreamConnectMode,
+};
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use envoy_types::pb::google::protobuf as wkt;
+use filters::filter_state::keys;
+use filters::stream::StreamInfo;
 use xds_client::backoff::Backoff;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
+use super::proxy_tlvs::ProxyTlvs;
 use super::stats::TcpProxyStats;
 use super::tunneling::Tunneling;
 use crate::telemetry::http_log::AccessLog;
 use crate::telemetry::stats::Scope;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::slot::ClusterSlot;
+use crate::upstream::slot::{ClusterDirectory, ClusterSlot};
 
 /// How long a connection may be quiet if nothing else is said.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// A compiled TCP proxy.
 pub struct TcpProxyConfig {
-    /// Clusters with the running sum of their weights.
+    /// Clusters with the running sum of their weights, or the one.
     pub(super) clusters: Vec<(u64, Arc<ClusterSlot<Cluster>>)>,
+    /// Clusters have weights, over which filter state has no say.
+    weighted: bool,
+    /// The clusters that filter state may name.
+    directory: ClusterDirectory<Cluster>,
     /// `None` is for ever.
-    pub(super) idle_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
     max_duration: Option<Duration>,
     /// By how much of itself `max_duration` may be longer, at random.
     jitter: f64,
@@ -37,7 +46,10 @@ pub struct TcpProxyConfig {
     /// Choose hosts by the hash of the client's address.
     pub(super) hash_source_ip: bool,
     /// Connections go on in a request.
-    pub(super) tunneling: Option<Tunneling>,
+    tunneling: Option<Tunneling>,
+    /// Nothing is done before the client has said something.
+    pub(super) on_data: bool,
+    pub(super) proxy_tlvs: ProxyTlvs,
     pub(super) access_logs: Vec<AccessLog>,
     pub(super) moments: Moments,
     pub(super) stats: TcpProxyStats,
@@ -101,13 +113,15 @@ fn backoff(proto: &BackoffStrategy) -> Result<Backoff, ConfigError> {
 }
 
 impl TcpProxyConfig {
-    /// Compiles the filter. `cluster` finds slots; `root` is the scope without a prefix.
+    /// Compiles the filter. `cluster` finds slots, `directory` those of clusters that filter state names; `root` is the
+    /// scope without a prefix.
     ///
     /// # Errors
     /// What is wrong or not supported, by field.
     pub fn compile(
         proto: &TcpProxy,
         cluster: &dyn Fn(&str) -> Arc<ClusterSlot<Cluster>>,
+        directory: &ClusterDirectory<Cluster>,
         access_logs: Vec<AccessLog>,
         root: &Scope,
     ) -> Result<Self, ConfigError> {
@@ -162,6 +176,11 @@ impl TcpProxyConfig {
         }
         Ok(Self {
             clusters,
+            weighted: matches!(
+                proto.cluster_specifier,
+                Some(ClusterSpecifier::WeightedClusters(_))
+            ),
+            directory: directory.clone(),
             idle_timeout: match &proto.idle_timeout {
                 None => Some(IDLE),
                 Some(d) => Some(duration::read(d).at("idle_timeout")?).filter(|d| !d.is_zero()),
@@ -182,6 +201,8 @@ impl TcpProxyConfig {
                 Some(tunneling) => Some(Tunneling::compile(tunneling).at("tunneling_config")?),
                 None => None,
             },
+            on_data: waits_for_data(proto)?,
+            proxy_tlvs: ProxyTlvs::compile(proto)?,
             access_logs,
             stats: TcpProxyStats::new(&root.scope(&format!("tcp.{}.", proto.stat_prefix))),
         })
@@ -193,13 +214,49 @@ impl TcpProxyConfig {
         self.max_duration.map(|most| most.mul_f64(longer))
     }
 
-    /// The cluster that a connection with this random number goes to.
-    pub(super) fn cluster(&self, random: u64) -> Option<&Arc<ClusterSlot<Cluster>>> {
+    /// How long a connection may be quiet.
+    pub(super) fn idle_timeout(&self, info: &StreamInfo) -> Option<Duration> {
+        let own = info.filter_state.number(keys::TCP_IDLE_TIMEOUT);
+        own.map(Duration::from_millis).or(self.idle_timeout)
+    }
+
+    /// The tunnel that a connection takes.
+    pub(super) fn tunneling(&self, info: &StreamInfo) -> Option<&Tunneling> {
+        let disabled = info.filter_state.flag(keys::DISABLE_TUNNELING);
+        self.tunneling.as_ref().filter(|_| disabled != Some(true))
+    }
+
+    /// The cluster that a connection goes to; `random` decides between those with weights.
+    pub(super) fn cluster(
+        &self,
+        info: &StreamInfo,
+        random: u64,
+    ) -> Option<Arc<ClusterSlot<Cluster>>> {
+        match info.filter_state.name(keys::TCP_CLUSTER) {
+            Some(name) if !self.weighted => self.directory.find(name),
+            _ => self.configured_cluster(random).cloned(),
+        }
+    }
+
+    fn configured_cluster(&self, random: u64) -> Option<&Arc<ClusterSlot<Cluster>>> {
         let (total, _) = self.clusters.last()?;
         let turn = random % (*total).max(1);
         let found = self.clusters.iter().find(|(sum, _)| turn < *sum);
         found.map(|(_, slot)| slot)
     }
+}
+
+/// Whether the upstream is only connected to once the client has said something. After the handshake it is anyway:
+/// nothing is done before.
+fn waits_for_data(proto: &TcpProxy) -> Result<bool, ConfigError> {
+    let field = "upstream_connect_mode";
+    let mode = UpstreamConnectMode::try_from(proto.upstream_connect_mode)
+        .map_err(|_| ConfigError::new("unknown value").at(field))?;
+    if mode != UpstreamConnectMode::Immediate && proto.max_early_data_bytes.is_none() {
+        let reason = "must be set when upstream_connect_mode is not IMMEDIATE";
+        return Err(ConfigError::new(reason).at("max_early_data_bytes"));
+    }
+    Ok(mode == UpstreamConnectMode::OnDownstreamData)
 }
 
 /// Fields that would change where bytes go, or when a connection ends, and that nothing here implements.
@@ -211,9 +268,6 @@ fn refuse_unsupported(p: &TcpProxy) -> Result<(), ConfigError> {
             "downstream_idle_timeout",
         ),
         (p.upstream_idle_timeout.is_some(), "upstream_idle_timeout"),
-        (!p.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs"),
-        (p.upstream_connect_mode != 0, "upstream_connect_mode"),
-        (p.max_early_data_bytes.is_some(), "max_early_data_bytes"),
         (p.check_drain_close.is_some(), "check_drain_close"),
     ];
     match refused.iter().find(|(set, _)| *set) {

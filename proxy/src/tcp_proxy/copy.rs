@@ -5,9 +5,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use crate::transport::ByteStream;
 use crate::transport::observed::{Observed, Observer};
 
 /// The most bytes that wait in each direction. A side that does not read stops the other: nothing more is read
@@ -21,6 +21,7 @@ pub(super) struct Traffic {
     /// Bytes to the client.
     pub(super) sent: Cell<u64>,
     last: Cell<Instant>,
+    client_reset: Cell<bool>,
     /// Whether the upstream has reset its connection.
     pub(super) upstream_reset: Cell<bool>,
 }
@@ -31,6 +32,7 @@ impl Traffic {
             received: Cell::new(0),
             sent: Cell::new(0),
             last: Cell::new(Instant::now()),
+            client_reset: Cell::new(false),
             upstream_reset: Cell::new(false),
         })
     }
@@ -39,6 +41,13 @@ impl Traffic {
         if let Ok(n @ 1..) = outcome {
             counter.set(counter.get() + *n as u64);
             self.last.set(Instant::now());
+        }
+    }
+
+    /// Notes in `reset` that a connection broke so.
+    fn broke(reset: &Cell<bool>, outcome: &io::Result<usize>) {
+        if matches!(outcome, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
+            reset.set(true);
         }
     }
 
@@ -64,10 +73,12 @@ struct Watch(Rc<Traffic>);
 impl Observer for Watch {
     fn received(&self, outcome: &io::Result<usize>) {
         self.0.moved(&self.0.received, outcome);
+        Traffic::broke(&self.0.client_reset, outcome);
     }
 
     fn sent(&self, outcome: &io::Result<usize>) {
         self.0.moved(&self.0.sent, outcome);
+        Traffic::broke(&self.0.client_reset, outcome);
     }
 }
 
@@ -76,9 +87,7 @@ struct WatchReset(Rc<Traffic>);
 
 impl Observer for WatchReset {
     fn received(&self, outcome: &io::Result<usize>) {
-        if matches!(outcome, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
-            self.0.upstream_reset.set(true);
-        }
+        Traffic::broke(&self.0.upstream_reset, outcome);
     }
 
     fn sent(&self, outcome: &io::Result<usize>) {
@@ -86,16 +95,26 @@ impl Observer for WatchReset {
     }
 }
 
-/// Copies until both ends are done or one breaks. An end of one direction is passed on, and the other direction
-/// goes on (half-close).
+/// The client's connection, counted.
+pub(super) fn client<IO: ByteStream>(io: IO, traffic: &Rc<Traffic>) -> impl ByteStream {
+    Observed::new(io, Watch(traffic.clone()))
+}
+
+/// Copies between the [`client`] and its upstream until both ends are done or one breaks. An end of one direction is passed on, and the other direction
+/// goes on (half-close). A reset is passed on as a reset.
 pub(super) async fn both_ways(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    upstream: impl AsyncRead + AsyncWrite + Unpin,
-    traffic: Rc<Traffic>,
+    mut client: impl ByteStream,
+    upstream: impl ByteStream,
+    traffic: &Rc<Traffic>,
 ) -> io::Result<()> {
-    let mut client = Observed::new(client, Watch(traffic.clone()));
-    let mut upstream = Observed::new(upstream, WatchReset(traffic));
-    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
-        .await
-        .map(|_| ())
+    let mut upstream = Observed::new(upstream, WatchReset(traffic.clone()));
+    let copied =
+        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await;
+    if traffic.upstream_reset.get() {
+        client.abort();
+    }
+    if traffic.client_reset.get() {
+        upstream.abort();
+    }
+    copied.map(|_| ())
 }

@@ -4,6 +4,7 @@
 
 pub mod config;
 mod copy;
+mod proxy_tlvs;
 mod serve;
 mod stats;
 #[cfg(test)]

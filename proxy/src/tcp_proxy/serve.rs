@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use filters::body::ResetReason;
 use filters::flags::ResponseFlags;
 use filters::stream::{AccessLogType, ConnectionInfo, StreamInfo};
-use tokio::io::{AsyncRead, AsyncWrite};
+
+use tokio::io::AsyncReadExt;
 
 use super::config::TcpProxyConfig;
-use super::copy::{Traffic, both_ways};
+use super::copy::{self, Traffic, both_ways};
 use crate::transport::ByteStream;
-use crate::transport::options::Purpose;
-use crate::transport::proxy_protocol::Client;
+use crate::transport::options::{Purpose, TransportOptions};
+use crate::transport::prefixed::Prefixed;
 use crate::upstream::balance::LbContext;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectError, ConnectionFacts};
@@ -22,10 +24,11 @@ use crate::upstream::request::RequestGuard;
 use crate::upstream::tcp;
 use crate::upstream::tunnel::originate::{self, Refused};
 
-/// Serves a connection. It is closed when this ends, with its access log written, also if it is dropped.
-pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
+/// Serves a connection of which `prefix` has been read. It is closed when this ends, with its access log written, also if it is dropped.
+pub async fn serve<IO: ByteStream>(
     config: Arc<TcpProxyConfig>,
     io: IO,
+    prefix: Bytes,
     connection: Rc<ConnectionInfo>,
 ) {
     let session = Session::new(config, connection);
@@ -33,6 +36,7 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     if config.moments.start {
         session.log(AccessLogType::TcpConnectionStart);
     }
+    let idle_timeout = config.idle_timeout(&session.info.borrow());
     let longest = async {
         match config.lifetime() {
             Some(most) => tokio::time::sleep(most).await,
@@ -40,8 +44,10 @@ pub async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     tokio::select! {
-        () = session.carry(io) => {}
-        () = session.traffic.quiet(config.idle_timeout) => config.stats.idle_timeout.inc(),
+        // In this order, so that a connection that may not be quiet at all is still taken somewhere, as in Envoy.
+        biased;
+        () = session.carry(copy::client(Prefixed::new(prefix, io), &session.traffic)) => {}
+        () = session.traffic.quiet(idle_timeout) => config.stats.idle_timeout.inc(),
         () = longest => {
             config.stats.max_downstream_connection_duration.inc();
             session.flag(ResponseFlags::DURATION_TIMEOUT);
@@ -83,7 +89,17 @@ impl Session {
     }
 
     /// Connects, and copies to the end.
-    async fn carry<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO) {
+    async fn carry<IO: ByteStream>(&self, mut io: IO) {
+        let mut first = BytesMut::new();
+        if self.config.on_data {
+            match io.read_buf(&mut first).await {
+                // Half a connection without a word goes nowhere, as in Envoy.
+                Ok(0) => return std::future::pending().await,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        let client = Prefixed::new(first.freeze(), io);
         // Boxed, to be gone when it is done: a connection that is copied must not hold what connecting took.
         let Some(Upstream {
             io: upstream,
@@ -101,7 +117,7 @@ impl Session {
         if self.config.moments.connected {
             self.log(AccessLogType::TcpUpstreamConnected);
         }
-        if let Err(error) = both_ways(io, upstream, self.traffic.clone()).await {
+        if let Err(error) = both_ways(client, upstream, &self.traffic).await {
             let info = &mut self.info.borrow_mut();
             if self.traffic.upstream_reset.get() {
                 info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
@@ -113,8 +129,8 @@ impl Session {
     /// Connects to a host of the chosen cluster, with as many tries as are configured.
     async fn connect(&self) -> Option<Upstream> {
         let config = &self.config;
-        let slot = config.cluster(fastrand::u64(..))?;
-        let Some(cluster) = slot.get() else {
+        let slot = config.cluster(&self.info.borrow(), fastrand::u64(..));
+        let Some((slot, cluster)) = slot.and_then(|slot| Some((slot.clone(), slot.get()?))) else {
             config.stats.downstream_cx_no_route.inc();
             self.flag(ResponseFlags::NO_CLUSTER_FOUND);
             return None;
@@ -165,14 +181,15 @@ impl Session {
         let (purpose, head) = {
             let info = self.info.borrow();
             let purpose = Purpose {
-                client: match host.transport.tells_client() {
-                    true => Client::of(&info.connection),
-                    false => None,
-                },
+                options: TransportOptions::of_state(&info.filter_state),
+                client: host
+                    .transport
+                    .client(&info)
+                    .map(|client| client.with_tlvs(|own| self.config.proxy_tlvs.merge(own, &info))),
                 shared: info.filter_state.shared(),
-                ..Purpose::default()
+                spread: false,
             };
-            let tunneling = self.config.tunneling.as_ref();
+            let tunneling = self.config.tunneling(&info);
             let secure = host.transport.tls().is_some();
             (purpose, tunneling.map(|t| t.head(&info, secure)))
         };

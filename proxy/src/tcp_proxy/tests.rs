@@ -8,13 +8,17 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3 as cds;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
-use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, TcpAccessLogOptions, TunnelingConfig, WeightedCluster,
     weighted_cluster::ClusterWeight,
 };
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, UpstreamConnectMode,
+};
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf as wkt;
+use filters::filter_state::keys;
+use filters::stream::{FilterObject, StreamInfo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
@@ -89,7 +93,9 @@ impl World {
     fn compile(&mut self, proto: &TcpProxy) -> Result<Arc<TcpProxyConfig>, String> {
         let clusters = std::cell::RefCell::new(&mut self.clusters);
         let find = |name: &str| clusters.borrow_mut().slot(name);
-        TcpProxyConfig::compile(proto, &find, Vec::new(), &self.stats.scope(""))
+        let directory = clusters.borrow().directory();
+        let scope = self.stats.scope("");
+        TcpProxyConfig::compile(proto, &find, &directory, Vec::new(), &scope)
             .map(Arc::new)
             .map_err(|e| e.to_string())
     }
@@ -101,6 +107,7 @@ impl World {
         spawn_local(serve(
             config,
             far,
+            Default::default(),
             Rc::new(connection("127.0.0.1:1", "127.0.0.1:1")),
         ));
         near
@@ -196,6 +203,71 @@ async fn quiet_connections_end_and_busy_ones_do_not_until_their_time_is_over() {
         .await;
 }
 
+/// A connection with this filter state.
+fn info(state: &[(&'static str, FilterObject)]) -> StreamInfo {
+    let mut info = StreamInfo::for_connection(Rc::new(connection("127.0.0.1:1", "127.0.0.1:1")));
+    for (key, object) in state {
+        info.filter_state.set((*key).into(), object.clone());
+    }
+    info
+}
+
+#[test]
+fn filter_state_has_a_say_in_where_a_connection_goes_and_for_how_long() {
+    let mut world = World::new("127.0.0.1:1".parse().unwrap());
+    let config = world.compile(&TcpProxy {
+        idle_timeout: seconds(9),
+        tunneling_config: Some(TunnelingConfig {
+            hostname: "h:1".into(),
+            ..Default::default()
+        }),
+        ..proxy(ClusterSpecifier::Cluster("other".into()))
+    });
+    let config = config.unwrap();
+    let named = |name: &'static str| info(&[(keys::TCP_CLUSTER, FilterObject::Name(name.into()))]);
+    let cluster = |info: &StreamInfo| config.cluster(info, 0).map(|slot| slot.name().to_string());
+    assert_eq!(cluster(&info(&[])).as_deref(), Some("other"));
+    assert_eq!(cluster(&named("up")).as_deref(), Some("up"));
+    assert_eq!(cluster(&named("nowhere")), None);
+    let text = FilterObject::Text("up".into());
+    let text = info(&[(keys::TCP_CLUSTER, text)]);
+    assert_eq!(cluster(&text).as_deref(), Some("other"));
+    let flag = |flag| info(&[(keys::DISABLE_TUNNELING, FilterObject::Flag(flag))]);
+    assert!(config.tunneling(&flag(true)).is_none());
+    assert!(config.tunneling(&flag(false)).is_some());
+    let idle = |ms| info(&[(keys::TCP_IDLE_TIMEOUT, FilterObject::Number(ms))]);
+    let timeout = |info: &StreamInfo| config.idle_timeout(info).map(|d| d.as_millis());
+    assert_eq!(timeout(&info(&[])), Some(9000));
+    assert_eq!(timeout(&idle(300)), Some(300));
+    // The longest that can be said overflows nothing.
+    assert!(
+        tokio::time::Instant::now() + config.idle_timeout(&idle(u64::MAX)).unwrap()
+            > tokio::time::Instant::now()
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_is_waited_for_is_connected_with_its_first_bytes() {
+    LocalSet::new()
+        .run_until(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut world = World::new(listener.local_addr().unwrap());
+            let mut client = world.start(&TcpProxy {
+                upstream_connect_mode: UpstreamConnectMode::OnDownstreamData as i32,
+                max_early_data_bytes: Some(wkt::UInt32Value { value: 0 }),
+                ..proxy(ClusterSpecifier::Cluster("up".into()))
+            });
+            let early = tokio::time::timeout(Duration::from_millis(50), listener.accept());
+            assert!(early.await.is_err());
+            client.write_all(b"hello").await.unwrap();
+            let (mut server, _) = listener.accept().await.unwrap();
+            let mut got = [0; 5];
+            server.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"hello");
+        })
+        .await;
+}
+
 #[test]
 fn weights_divide_and_what_cannot_be_honoured_is_named() {
     let mut world = World::new("127.0.0.1:1".parse().unwrap());
@@ -212,7 +284,7 @@ fn weights_divide_and_what_cannot_be_honoured_is_named() {
     let config = world.compile(&weighted(&[3, 1])).unwrap();
     let hits = |name: &str| {
         (0..400)
-            .filter(|turn| config.cluster(*turn).unwrap().name() == name)
+            .filter(|turn| config.cluster(&info(&[]), *turn).unwrap().name() == name)
             .count()
     };
     assert_eq!((hits("c0"), hits("c1")), (300, 100));
@@ -248,6 +320,13 @@ fn weights_divide_and_what_cannot_be_honoured_is_named() {
                 ..weighted(&[1])
             },
             "max_downstream_connection_duration_jitter_percentage",
+        ),
+        (
+            TcpProxy {
+                upstream_connect_mode: UpstreamConnectMode::OnDownstreamData as i32,
+                ..weighted(&[1])
+            },
+            "max_early_data_bytes",
         ),
         (
             TcpProxy {

@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::ByteStream;
+
 /// Learns what passes through an [`Observed`] connection.
 pub(crate) trait Observer {
     /// So many bytes came; none at the end.
@@ -35,6 +37,12 @@ impl<IO, O: Observer> Observed<IO, O> {
             self.observer.sent(outcome);
         }
         polled
+    }
+}
+
+impl<IO: ByteStream, O: Observer + Unpin> ByteStream for Observed<IO, O> {
+    fn abort(&mut self) {
+        self.io.abort();
     }
 }
 

@@ -1,6 +1,7 @@
 //! What one request asks of the transport to its upstream.
 
 use bytestring::ByteString;
+use filters::filter_state::{FilterState, keys};
 use filters::http::alpn::AlpnNames;
 use filters::stream::SharedObjects;
 
@@ -11,10 +12,10 @@ use super::upstream::UpstreamTransport;
 /// Connections are shared only by requests that ask for the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TransportOptions {
-    /// The name that is asked for (SNI), lower case; an empty one asks for none.
+    /// The name that is asked for (SNI); an empty one for what the context says.
     pub server_name: Option<ByteString>,
-    /// What the server's certificate must cover, beside what the context demands.
-    pub subject: Option<ByteString>,
+    /// Of these the server's certificate must cover one, beside what the context demands; none demand nothing.
+    pub subjects: Vec<ByteString>,
     /// The protocols that are offered (ALPN).
     pub alpn: Option<AlpnNames>,
 }
@@ -22,7 +23,19 @@ pub struct TransportOptions {
 impl TransportOptions {
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
-        self.server_name.is_none() && self.subject.is_none() && self.alpn.is_none()
+        self.server_name.is_none() && self.subjects.is_empty() && self.alpn.is_none()
+    }
+
+    /// What a connection's or a stream's filter state asks for.
+    pub fn of_state(state: &FilterState) -> Self {
+        let subjects = state.name(keys::SUBJECT_ALT_NAMES);
+        let subjects = subjects.map(|names| names.split(',').map(Into::into).collect());
+        let alpn = state.protocols(keys::APPLICATION_PROTOCOLS);
+        Self {
+            server_name: state.name(keys::UPSTREAM_SERVER_NAME).cloned(),
+            subjects: subjects.unwrap_or_default(),
+            alpn: alpn.filter(|names| !names.is_empty()).cloned(),
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::ByteStream;
+
 /// Yields `prefix`, then what `io` has.
 pub struct Prefixed<IO> {
     prefix: Bytes,
@@ -17,6 +19,12 @@ impl<IO> Prefixed<IO> {
     /// Puts `prefix` in front of `io`.
     pub fn new(prefix: Bytes, io: IO) -> Self {
         Self { prefix, io }
+    }
+}
+
+impl<IO: ByteStream> ByteStream for Prefixed<IO> {
+    fn abort(&mut self) {
+        self.io.abort();
     }
 }
 

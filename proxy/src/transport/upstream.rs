@@ -8,10 +8,12 @@ use envoy_types::pb::envoy::config::core::v3::{Metadata, TransportSocket};
 use envoy_types::pb::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use filters::stream::StreamInfo;
 use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::internal_upstream::InternalTransport;
+use super::proxy_protocol::Client;
 use super::proxy_protocol::upstream::ProxiedTransport;
 use super::tls::secrets::SecretStore;
 use super::tls::upstream::UpstreamTls;
@@ -79,9 +81,9 @@ impl UpstreamTransport {
         }
     }
 
-    /// Whether upstreams are told who the client is.
-    pub fn tells_client(&self) -> bool {
-        self.layers().0.is_some()
+    /// The client that upstreams are told of, if they are.
+    pub fn client(&self, info: &StreamInfo) -> Option<Client> {
+        Client::of(info, self.layers().0?.added())
     }
 
     /// What internal listeners are told, if anything.

@@ -7,12 +7,12 @@ use bytestring::ByteString;
 use filters::body::ResetReason;
 use filters::stream::Address;
 use filters::tls::TlsInfo;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use tokio::net::{TcpSocket, UnixStream};
 
 use crate::internal;
 use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
+use crate::transport::socket::Socket;
 use crate::transport::tls::upstream::Connecting;
 use crate::transport::upstream::UpstreamTransport;
 use crate::upstream::cluster::ClusterConfig;
@@ -61,7 +61,7 @@ pub async fn connect(
         return Err(local(text.as_ref()));
     }
     let whole = async {
-        let (io, local): (L4Stream, _) = match &host.address {
+        let (io, local) = match &host.address {
             Address::Ip(address) => {
                 let socket = match address {
                     std::net::SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -75,11 +75,11 @@ pub async fn connect(
                 // Small writes must not wait for acknowledgements; failure only costs latency.
                 let _ = tcp.set_nodelay(true);
                 let bound = tcp.local_addr().ok().map(Address::Ip);
-                (tcp.into(), bound)
+                (Socket::Tcp(tcp), bound)
             }
             Address::Pipe(path) => {
                 let unix = UnixStream::connect(&**path).await;
-                (unix.map_err(|e| refused(&e))?.into(), None)
+                (Socket::Unix(unix.map_err(|e| refused(&e))?), None)
             }
             Address::Internal(name, id) => {
                 let told = host.transport.internal();

@@ -190,7 +190,7 @@ async fn begin(
         early: EarlyResponses::default(),
         purpose: cluster
             .config
-            .transport_options(&head, Protocol::Http2, None)
+            .transport_options(&head, Protocol::Http2, None, Default::default())
             .into(),
         ready: None,
     };

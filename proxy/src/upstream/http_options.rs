@@ -113,24 +113,29 @@ pub struct AutoNames {
 }
 
 impl ClusterConfig {
-    /// What a request to this cluster asks of the transport, its head as it will be sent.
+    /// What a request to this cluster asks of the transport, its head as it will be sent, beside what is `asked`
+    /// already.
     pub fn transport_options(
         &self,
         head: &RequestHead,
         downstream: Protocol,
         alpn: Option<&AlpnOverride>,
+        asked: TransportOptions,
     ) -> TransportOptions {
-        let mut options = TransportOptions::default();
+        let mut options = asked;
         self.auto.apply(head, &mut options);
         let http2 = match self.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Downstream => downstream == Protocol::Http2,
             UpstreamProtocol::Http2 | UpstreamProtocol::Auto => true,
         };
-        options.alpn = alpn.filter(|_| !self.keeps_alpn).and_then(|asked| {
+        let alpn = alpn.filter(|_| !self.keeps_alpn).and_then(|asked| {
             let names = if http2 { &asked.http2 } else { &asked.http1 };
             names.clone()
         });
+        if alpn.is_some() {
+            options.alpn = alpn;
+        }
         options
     }
 }
@@ -148,7 +153,7 @@ impl AutoNames {
         })
     }
 
-    /// Adds the names for a request. As in Envoy an address is not asked for, but the certificate must cover it.
+    /// Adds the names for a request where none are asked for yet. As in Envoy an address is not asked for, but the certificate must cover it.
     fn apply(&self, head: &RequestHead, options: &mut TransportOptions) {
         if !(self.sni || self.san) {
             return;
@@ -162,10 +167,10 @@ impl AutoNames {
             Err(_) => ("", true),
         };
         let name = ByteString::from(name.to_ascii_lowercase());
-        if self.san {
-            options.subject = Some(name.clone());
+        if self.san && options.subjects.is_empty() {
+            options.subjects.push(name.clone());
         }
-        if self.sni && !address {
+        if self.sni && !address && options.server_name.is_none() {
             options.server_name = Some(name);
         }
     }
@@ -321,6 +326,7 @@ fn http1_settings(options: &http::HttpProtocolOptions) -> Result<Http1Settings, 
 #[cfg(test)]
 mod tests {
     use ::http::Method;
+    use filters::filter_state::keys;
 
     use super::*;
 
@@ -337,7 +343,8 @@ mod tests {
         let mut options = TransportOptions::default();
         names.apply(head, &mut options);
         let text = |name: Option<ByteString>| name.map(|n| n.to_string());
-        (text(options.server_name), text(options.subject))
+        assert!(options.subjects.len() < 2);
+        (text(options.server_name), text(options.subjects.pop()))
     }
 
     fn asked(names: &AutoNames, host: &str) -> (Option<String>, Option<String>) {
@@ -356,6 +363,23 @@ mod tests {
         assert_eq!(asked(&both, "10.0.0.1:443"), address("10.0.0.1"));
         assert_eq!(asked(&both, "[::1]:443"), address("::1"));
         assert_eq!(asked(&AutoNames::default(), "a.example"), (None, None));
+    }
+
+    #[test]
+    fn what_filter_state_asks_for_stays() {
+        let mut state = filters::filter_state::FilterState::default();
+        let mut set = |key: &'static str, name: &'static str| {
+            let object = filters::stream::FilterObject::Name(name.into());
+            state.set(key.into(), object);
+        };
+        set(keys::UPSTREAM_SERVER_NAME, "");
+        set(keys::SUBJECT_ALT_NAMES, "b.example,c.example");
+        let mut options = TransportOptions::of_state(&state);
+        let mut head = RequestHead::new(Method::GET, "/");
+        head.authority = "a.example".into();
+        names(true, true).apply(&head, &mut options);
+        assert_eq!(options.server_name.as_deref(), Some(""));
+        assert_eq!(options.subjects, ["b.example", "c.example"]);
     }
 
     #[test]

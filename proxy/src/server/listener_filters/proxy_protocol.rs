@@ -16,6 +16,7 @@ use crate::server::accepted::Accepted;
 use crate::server::listener_stats::stats;
 use crate::telemetry::stats::{Counter, Scope};
 use crate::transport::proxy_protocol::parse::{self, Header, Parsed, Version};
+use crate::transport::proxy_protocol::tlvs::Tlv;
 use crate::transport::proxy_protocol::{HEAD_V2, PassThrough, tlv_type};
 
 /// Where TLVs go in the dynamic metadata if nothing else is said.
@@ -138,7 +139,7 @@ impl ProxyProtocolFilter {
                             found.restore(target);
                         }
                     }
-                    found.tlvs = tlvs;
+                    found.tlvs = Some(tlvs);
                     found.prefix.advance(length);
                     return Ok(());
                 }
@@ -205,12 +206,10 @@ impl ProxyProtocolFilter {
         }
     }
 
-    fn passed(&self, header: &Header<'_>) -> Option<Rc<[(u8, Bytes)]>> {
+    fn passed(&self, header: &Header<'_>) -> Rc<[Tlv]> {
         let all = parse::tlvs(header.extensions).filter(|(kind, _)| self.pass.wants(*kind));
-        let kept: Rc<[_]> = all
-            .map(|(kind, value)| (kind, Bytes::copy_from_slice(value)))
-            .collect();
-        (!kept.is_empty()).then_some(kept)
+        all.map(|(kind, value)| (kind, Bytes::copy_from_slice(value)))
+            .collect()
     }
 }
 

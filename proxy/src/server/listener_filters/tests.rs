@@ -129,7 +129,7 @@ async fn rules_choose_tlvs_for_metadata_and_for_upstreams() {
         "h2"
     );
     assert_eq!(found.metadata["own"]["k2"], "a!");
-    assert!(found.tlvs.is_none());
+    assert_eq!(found.tlvs.as_deref(), Some(&[][..]));
     proto.rules = vec![rule(2, "own", true)];
     proto.pass_through_tlvs = Some(Default::default());
     let filters = compile(vec![filter(&proto)], &stats).unwrap();

@@ -6,17 +6,19 @@ pub mod encode;
 #[cfg(test)]
 mod fuzz_tests;
 pub mod parse;
+pub mod tlvs;
 pub mod upstream;
 
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
-use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::ProxyProtocolPassThroughTlVs;
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType;
-use filters::stream::ConnectionInfo;
+use filters::stream::{ConnectionInfo, StreamInfo};
 use xds_client::error::{At, ConfigError};
+
+use self::tlvs::{AddedTlvs, Tlv};
 
 /// What a header of version 2 begins with.
 pub const SIGNATURE_V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -75,19 +77,33 @@ pub fn tlv_type(kind: u32) -> Result<u8, ConfigError> {
 pub struct Client {
     source: SocketAddr,
     target: SocketAddr,
-    tlvs: Option<Rc<[(u8, Bytes)]>>,
+    /// Those of its PROXY header, with what the TCP proxy adds to them.
+    tlvs: Option<Rc<[Tlv]>>,
+    /// Those that the transport makes for it.
+    made: Option<Rc<[Tlv]>>,
     connection: Weak<ConnectionInfo>,
 }
 
 impl Client {
-    /// The client of a connection, if it has addresses that a header can tell.
-    pub fn of(connection: &Rc<ConnectionInfo>) -> Option<Self> {
+    /// The client of a stream's connection, if it has addresses that a header can tell; `added` to the header by the
+    /// transport.
+    pub fn of(info: &StreamInfo, added: &AddedTlvs) -> Option<Self> {
+        let connection = &info.connection;
         Some(Self {
+            made: added.format(info),
             source: connection.remote.ip()?,
             target: connection.local.ip()?,
             tlvs: connection.proxy_tlvs.clone(),
             connection: Rc::downgrade(connection),
         })
+    }
+
+    /// The same with other TLVs in place of those of its PROXY header, of which there are none where it has none.
+    pub fn with_tlvs(self, tlvs: impl FnOnce(Option<Rc<[Tlv]>>) -> Option<Rc<[Tlv]>>) -> Self {
+        Self {
+            tlvs: tlvs(self.tlvs),
+            ..self
+        }
     }
 
     /// Whether it is still connected.
@@ -98,7 +114,8 @@ impl Client {
 
 impl PartialEq for Client {
     fn eq(&self, other: &Self) -> bool {
-        (self.source, self.target, &self.tlvs) == (other.source, other.target, &other.tlvs)
+        (self.source, self.target, &self.tlvs, &self.made)
+            == (other.source, other.target, &other.tlvs, &other.made)
     }
 }
 
@@ -106,6 +123,6 @@ impl Eq for Client {}
 
 impl Hash for Client {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.source, self.target, &self.tlvs).hash(state);
+        (self.source, self.target, &self.tlvs, &self.made).hash(state);
     }
 }

@@ -3,9 +3,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version as ProtoVersion;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
@@ -14,14 +14,13 @@ use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::parse::Version;
-use super::{Client, PassThrough, encode, tlv_type};
+use super::tlvs::{AddedTlvs, Tlv};
+use super::{Client, PassThrough, encode};
 use crate::telemetry::stats::{Counter, Scope};
 use crate::transport::upstream::{UpstreamContext, UpstreamTransport};
 
 /// Whose metadata of an endpoint adds TLVs.
 const NAMESPACE: &str = "envoy.transport_sockets.proxy_protocol";
-
-type Tlv = (u8, Bytes);
 
 /// A transport with a header before it, compiled.
 #[derive(Debug, Clone)]
@@ -29,7 +28,7 @@ pub struct ProxiedTransport {
     version: Version,
     pass: PassThrough,
     /// Before those that pass; of a type that is here, none passes.
-    added: Vec<Tlv>,
+    added: AddedTlvs,
     inner: UpstreamTransport,
     scope: Option<Scope>,
     too_long: Arc<OnceLock<Counter>>,
@@ -44,18 +43,6 @@ impl PartialEq for ProxiedTransport {
 }
 
 impl Eq for ProxiedTransport {}
-
-fn added(protos: &[core::TlvEntry]) -> Result<Vec<Tlv>, ConfigError> {
-    let each = |(i, entry): (usize, &core::TlvEntry)| {
-        let at = format!("added_tlvs[{i}]");
-        if entry.format_string.is_some() {
-            return Err(ConfigError::unsupported("format_string").at(at));
-        }
-        let kind = tlv_type(entry.r#type).at("type").at(at)?;
-        Ok((kind, Bytes::copy_from_slice(&entry.value)))
-    };
-    protos.iter().enumerate().map(each).collect()
-}
 
 impl ProxiedTransport {
     /// Compiles the transport socket.
@@ -82,12 +69,6 @@ impl ProxiedTransport {
             return Err(ConfigError::new(nested).at("transport_socket"));
         }
         let config = proto.config.clone().unwrap_or_default();
-        // Only those of endpoints may be empty, as in Envoy.
-        let is_empty = |t: &core::TlvEntry| t.value.is_empty() && t.format_string.is_none();
-        if let Some(i) = config.added_tlvs.iter().position(is_empty) {
-            let error = ConfigError::new("one of 'value' or 'format_string' must be set");
-            return Err(error.at(format!("config.added_tlvs[{i}]")));
-        }
         let pass = PassThrough::compile(config.pass_through_tlvs.as_ref());
         Ok(Self {
             version: match ProtoVersion::try_from(config.version) {
@@ -96,11 +77,16 @@ impl ProxiedTransport {
                 Err(_) => return Err(ConfigError::new("unknown value").at("config.version")),
             },
             pass: pass.at("pass_through_tlvs").at("config")?,
-            added: added(&config.added_tlvs).at("config")?,
+            added: AddedTlvs::compile(&config.added_tlvs).at("config.added_tlvs")?,
             inner,
             scope: context.scope.clone(),
             too_long: Arc::default(),
         })
+    }
+
+    /// What is added to what clients' headers have told.
+    pub fn added(&self) -> &AddedTlvs {
+        &self.added
     }
 
     /// What comes after the header.
@@ -122,13 +108,9 @@ impl ProxiedTransport {
         };
         let at = |e: ConfigError| e.at(format!("metadata.typed_filter_metadata[{NAMESPACE}]"));
         let own: core::PerHostConfig = any::unpack(own).map_err(at)?;
-        let mut tlvs = added(&own.added_tlvs).map_err(at)?;
-        let rest = self.added.iter();
-        let rest = rest.filter(|(kind, _)| tlvs.iter().all(|(own, _)| own != kind));
-        let rest: Vec<Tlv> = rest.cloned().collect();
-        tlvs.extend(rest);
+        let added = self.added.with_own(&own.added_tlvs);
         Ok(Some(Self {
-            added: tlvs,
+            added: added.at("added_tlvs").map_err(at)?,
             ..self.clone()
         }))
     }
@@ -155,15 +137,18 @@ impl ProxiedTransport {
                 None => b"PROXY UNKNOWN\r\n".to_vec(),
             };
         }
-        let passed = client
-            .and_then(|client| client.tlvs.as_deref())
-            .unwrap_or_default();
+        let of_client = |tlvs: fn(&Client) -> &Option<Rc<[Tlv]>>| {
+            let tlvs = client.and_then(|client| tlvs(client).as_deref());
+            tlvs.unwrap_or_default()
+        };
+        let (passed, made) = (of_client(|c| &c.tlvs), of_client(|c| &c.made));
+        let added = self.added.fixed.iter().chain(made);
         // What is added takes the place of what would pass.
-        let is_added = |kind: u8| self.added.iter().any(|(other, _)| *other == kind);
+        let is_added = |kind: u8| added.clone().any(|(other, _)| *other == kind);
         let passed = passed
             .iter()
             .filter(|(kind, _)| self.pass.wants(*kind) && !is_added(*kind));
-        let tlvs = self.added.iter().chain(passed);
+        let tlvs = added.clone().chain(passed);
         let tlvs = tlvs.map(|(kind, value)| (*kind, &**value));
         let (header, complete) = encode::v2(pair, tlvs);
         if !complete {
@@ -185,6 +170,8 @@ impl ProxiedTransport {
 mod tests {
     use std::rc::Rc;
 
+    use bytes::Bytes;
+    use filters::stream::{ConnectionInfo, StreamInfo};
     use prost::{Message, Name};
 
     use super::*;
@@ -231,6 +218,13 @@ mod tests {
         .unwrap()
     }
 
+    fn client_of(info: &Rc<ConnectionInfo>) -> Option<Client> {
+        Client::of(
+            &StreamInfo::for_connection(info.clone()),
+            &AddedTlvs::default(),
+        )
+    }
+
     fn told(transport: &ProxiedTransport, client: Option<&Client>) -> Vec<(u8, Vec<u8>)> {
         let header = transport.header(client, None);
         let Parsed::Header(header) = parse::header(&header) else {
@@ -245,7 +239,7 @@ mod tests {
     fn lines_tell_of_the_client_or_of_the_connection_itself() {
         let one = compile(&proto(core::ProxyProtocolConfig::default())).unwrap();
         let info = Rc::new(connection("192.0.2.1:1", "192.0.2.2:2"));
-        let client = Client::of(&info);
+        let client = client_of(&info);
         let line = |client, ends| String::from_utf8(one.header(client, ends)).unwrap();
         let expected = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n";
         assert_eq!(line(client.as_ref(), None), expected);
@@ -263,7 +257,7 @@ mod tests {
         let passed = [(1, "a"), (2, "b"), (2, "c")];
         info.proxy_tlvs = Some(passed.map(|(kind, v)| (kind, Bytes::from(v))).into());
         let info = Rc::new(info);
-        let client = Client::of(&info);
+        let client = client_of(&info);
         let all = |tlvs: &[(u8, &str)]| -> Vec<(u8, Vec<u8>)> {
             tlvs.iter()
                 .map(|(kind, v)| (*kind, v.as_bytes().to_vec()))
@@ -296,17 +290,8 @@ mod tests {
             told(&host, client.as_ref()),
             all(&[(7, "host"), (1, "x"), (2, "b"), (2, "c")])
         );
-        assert!(
-            host != both
-                && both
-                    == two(
-                        both.added
-                            .iter()
-                            .map(|(k, v)| entry((*k).into(), v))
-                            .collect(),
-                        true
-                    )
-        );
+        let source = vec![entry(1, b"x"), entry(7, b"y")];
+        assert!(host != both && both == two(source, true));
         assert!(both.with_metadata(None).unwrap().is_none());
     }
 
@@ -318,7 +303,7 @@ mod tests {
         );
         let long = two([&[one][..], &two_and_three].concat(), false);
         let info = Rc::new(connection("192.0.2.1:1", "192.0.2.2:2"));
-        let kinds = told(&long, Client::of(&info).as_ref());
+        let kinds = told(&long, client_of(&info).as_ref());
         assert_eq!(
             kinds.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
             [1, 3]
@@ -330,7 +315,7 @@ mod tests {
     fn clients_differ_by_their_connections() {
         let client = |from: &str| {
             let info = Rc::new(connection(from, "192.0.2.2:2"));
-            let client = Client::of(&info).unwrap();
+            let client = client_of(&info).unwrap();
             (info, client)
         };
         let (_first, a) = client("192.0.2.1:1");
@@ -354,14 +339,41 @@ mod tests {
         assert!(error.contains("allow_unspecified_address"), "{error}");
         let error = refused(&|p| p.config.as_mut().unwrap().added_tlvs = vec![entry(256, b"x")]);
         assert!(error.contains("config.added_tlvs[0].type"), "{error}");
-        let error = refused(&|p| {
-            let mut dynamic = entry(1, b"");
-            dynamic.format_string = Some(Default::default());
-            p.config.as_mut().unwrap().added_tlvs = vec![dynamic];
+        let both = |value: &[u8]| {
+            let mut both = entry(1, value);
+            both.format_string = Some(Default::default());
+            refused(&|p| p.config.as_mut().unwrap().added_tlvs = vec![both.clone()])
+        };
+        let path = "config.added_tlvs[0]";
+        assert!(both(b"x").starts_with(&format!("{path}: only one of")));
+        assert!(both(b"").starts_with(&format!("{path}.format_string.format: ")));
+        let error = refused(&|p| p.config.as_mut().unwrap().added_tlvs = vec![entry(1, b"")]);
+        assert!(error.starts_with(&format!("{path}: one of")), "{error}");
+    }
+
+    #[test]
+    fn formats_tell_of_the_clients_connection() {
+        let mut dynamic = entry(9, b"");
+        dynamic.format_string = Some(core::SubstitutionFormatString {
+            format: Some(core::substitution_format_string::Format::TextFormatSource(
+                core::DataSource {
+                    specifier: Some(core::data_source::Specifier::InlineString(
+                        "%DOWNSTREAM_REMOTE_ADDRESS%".into(),
+                    )),
+                    ..Default::default()
+                },
+            )),
+            ..Default::default()
         });
-        assert!(
-            error.contains("config.added_tlvs[0].format_string"),
-            "{error}"
-        );
+        let transport = two(vec![dynamic, entry(1, b"x")], false);
+        let client = |from: &str| {
+            let info = Rc::new(connection(from, "192.0.2.2:2"));
+            let info = StreamInfo::for_connection(info);
+            Client::of(&info, transport.added()).unwrap()
+        };
+        let one = client("192.0.2.1:1");
+        let all = [(1, b"x".to_vec()), (9, b"192.0.2.1:1".to_vec())];
+        assert_eq!(told(&transport, Some(&one)), all);
+        assert!(one != client("192.0.2.1:2"));
     }
 }

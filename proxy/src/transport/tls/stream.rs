@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::records::{Outbound, Records};
 use super::session::Session;
+use crate::transport::ByteStream;
 use crate::transport::buffer::Buffer;
 
 /// The most that is asked of the connection below at a time: a record of the greatest length.
@@ -165,6 +166,12 @@ where
             self.read = 0;
         }
         true
+    }
+}
+
+impl<IO: ByteStream, S: Session> ByteStream for TlsStream<IO, S> {
+    fn abort(&mut self) {
+        self.io.abort();
     }
 }
 

@@ -113,8 +113,8 @@ enum Alpn {
 /// What the server's certificate must cover beside the validation context's demands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Rules {
-    /// The request's name (`auto_san_validation`).
-    pub(super) subject: Option<ByteString>,
+    /// One of these (`auto_san_validation`, filter state), if there are any.
+    pub(super) subjects: Vec<ByteString>,
     /// The name that was asked for, in place of the context's list (`auto_sni_san_validation`).
     pub(super) server_name: Option<ByteString>,
 }
@@ -286,9 +286,9 @@ impl UpstreamTls {
     /// The name that a connection asks for; empty for none.
     fn server_name(&self, connecting: &Connecting<'_>) -> ByteString {
         match &connecting.options.server_name {
-            Some(name) => name.clone(),
-            None if self.host_sni && !connecting.hostname.is_empty() => connecting.hostname.into(),
-            None => self.sni.clone(),
+            Some(name) if !name.is_empty() => name.clone(),
+            _ if self.host_sni && !connecting.hostname.is_empty() => connecting.hostname.into(),
+            _ => self.sni.clone(),
         }
     }
 
@@ -300,7 +300,7 @@ impl UpstreamTls {
                 None => Alpn::Fallback(connecting.protocols),
             },
             rules: Rules {
-                subject: connecting.options.subject.clone(),
+                subjects: connecting.options.subjects.clone(),
                 // Without a name to ask for, no certificate fits.
                 server_name: self.validate_sni.then(|| server_name.clone()),
             },

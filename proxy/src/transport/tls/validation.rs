@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytestring::ByteString;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
 use filters::matcher::san::{self, SanMatcher};
@@ -297,17 +298,24 @@ impl Validation {
         }
         let asked = rules.server_name.as_deref().map(SanMatcher::dns);
         let names = asked.as_ref().map_or(&*self.names, std::slice::from_ref);
-        if names.is_empty() && rules.subject.is_none() {
+        if names.is_empty() && rules.subjects.is_empty() {
             return Ok(());
         }
-        let accepted = facts::read(leaf).is_some_and(|f| {
-            san::accepted(names, &f) && rules.subject.as_deref().is_none_or(|s| san::names(&f, s))
-        });
-        if accepted {
+        let facts = facts::read(leaf);
+        let facts = facts.as_ref();
+        let covers = |subject: &ByteString| facts.is_some_and(|f| san::names(f, subject));
+        let shown = || facts::sans(leaf).join(", ");
+        if !rules.subjects.is_empty() && !rules.subjects.iter().any(covers) {
+            let (expected, shown) = (rules.subjects.join(", "), shown());
+            let what = format!(
+                "verify SAN list, expected SANs: [{expected}], certificate SANs: [{shown}]"
+            );
+            return Err(refuse(Step::Name, &what));
+        }
+        if facts.is_some_and(|f| san::accepted(names, f)) {
             return Ok(());
         }
-        let shown = facts::sans(leaf).join(", ");
-        let what = format!("SAN matcher, certificate SANs are [{shown}]");
+        let what = format!("SAN matcher, certificate SANs are [{}]", shown());
         Err(refuse(Step::Name, &what))
     }
 

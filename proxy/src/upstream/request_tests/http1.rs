@@ -286,6 +286,8 @@ fn a_request_in_flight_outlives_its_host_and_its_cluster() {
 fn a_clients_connections_are_its_own_and_go_with_it() {
     use crate::http::testing::connection;
     use crate::transport::proxy_protocol::Client as Told;
+    use crate::transport::proxy_protocol::tlvs::AddedTlvs;
+    use filters::stream::StreamInfo;
 
     run(async {
         let server = Server::start(&[Act::Say(OK)]).await;
@@ -293,7 +295,8 @@ fn a_clients_connections_are_its_own_and_go_with_it() {
         let cluster = client.cluster();
         let host = cluster.choose_host(&LbContext::default()).unwrap();
         let pool = |of: Option<&Rc<_>>| {
-            let told = of.and_then(Told::of);
+            let info = of.map(|of| StreamInfo::for_connection(Rc::clone(of)));
+            let told = info.and_then(|info| Told::of(&info, &AddedTlvs::default()));
             let purpose = crate::transport::options::Purpose {
                 client: told,
                 ..Default::default()

@@ -225,7 +225,7 @@ impl Client {
             early: EarlyResponses::default(),
             purpose: cluster
                 .config
-                .transport_options(head, Protocol::Http11, None)
+                .transport_options(head, Protocol::Http11, None, Default::default())
                 .into(),
             ready: None,
         };

@@ -4,11 +4,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as context;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as options;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use prost::Name;
+use tokio::io::{AsyncRead, AsyncWrite};
 use xds_client::any::pack;
 
 use super::*;
 use crate::telemetry::stats::Stats;
-use crate::transport::ByteStream;
 use crate::transport::tls::downstream::DownstreamTls;
 use crate::transport::tls::secrets::SecretStore;
 use crate::transport::tls::stats::TlsStats;
@@ -124,7 +124,7 @@ impl TlsServer {
     }
 }
 
-async fn serve(mut io: impl ByteStream + 'static, http2: bool) {
+async fn serve(mut io: impl AsyncRead + AsyncWrite + Unpin + 'static, http2: bool) {
     if http2 {
         let mut connection = h2::server::handshake(io).await.unwrap();
         while let Some(Ok((_, mut respond))) = connection.accept().await {

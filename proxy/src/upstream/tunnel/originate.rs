@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{CHUNK, poll_chunk};
 use crate::http::service::EarlyResponses;
 use crate::internal::stream::InternalStream;
+use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::upstream::circuit_breaker::Priority;
 use crate::upstream::cluster::Cluster;
@@ -147,6 +148,12 @@ impl TunnelIo {
     fn broke(&mut self, error: &BodyError) -> io::Error {
         self.guard.ended(Some(error.reason));
         io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
+    }
+}
+
+impl ByteStream for TunnelIo {
+    fn abort(&mut self) {
+        self.upload.abort();
     }
 }
 
