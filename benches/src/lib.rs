@@ -25,6 +25,8 @@ pub fn stream() -> StreamInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        listener_metadata: Default::default(),
+        filter_chain_metadata: Default::default(),
         proxy_tlvs: None,
         filter_state: None,
         local_restored: false,

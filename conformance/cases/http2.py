@@ -34,6 +34,7 @@ for name, head in {
     "unknown pseudo-header": BASE + [(":nothing", "1")], "pseudo-header after a header": without(":path") + [("x-a", "1"), (":path", "/")],
     "repeated path": BASE + [(":path", "/2")], "status in a request": BASE + [(":status", "200")],
     "upper-case name": BASE + [("X-A", "1")], "name with a space": BASE + [("x a", "1")],
+    "name with a quote": BASE + [('x"a', "1")],
     "connection header": BASE + [("connection", "close")], "transfer-encoding": BASE + [("transfer-encoding", "chunked")],
     "keep-alive header": BASE + [("keep-alive", "1")], "proxy-connection": BASE + [("proxy-connection", "1")],
     "upgrade header": BASE + [("upgrade", "websocket")], "te other than trailers": BASE + [("te", "gzip")],

@@ -1,4 +1,4 @@
-//! gRPC calls of filters, over whatever way the proxy has to a service.
+//! gRPC: calls of filters, over whatever way the proxy has to a service, and how a call that was proxied has ended.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -7,6 +7,23 @@ use futures_util::future::LocalBoxFuture;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
+
+use crate::head::ResponseHead;
+use crate::local_reply::grpc_status;
+
+/// The status of a call as it is known at its end: from the trailers, the head, or the HTTP status.
+pub fn status_of(
+    trailers: Option<&http::HeaderMap>,
+    response: Option<&ResponseHead>,
+    http_status: Option<u16>,
+) -> Option<u32> {
+    let read = |headers: &http::HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse().ok();
+    let told = trailers.and_then(read);
+    told.or_else(|| read(&response?.headers)).or_else(|| {
+        let status = http::StatusCode::from_u16(http_status?).ok()?;
+        Some(grpc_status(status).into())
+    })
+}
 
 /// The future of one call, up to the response's head.
 pub type Calling = LocalBoxFuture<'static, Result<http::Response<Body>, Status>>;

@@ -76,6 +76,20 @@ impl RequestHead {
         path.get(at + 1..)
     }
 
+    /// The bytes of all names and values, `%REQUEST_HEADERS_BYTES%`.
+    pub fn byte_size(&self) -> usize {
+        let pseudo = [
+            (":method", self.method.as_str()),
+            (":scheme", &*self.scheme),
+            (":authority", &*self.authority),
+            (":path", &*self.path),
+            (":protocol", self.upgrade.as_deref().unwrap_or_default()),
+        ];
+        let there = pseudo.iter().filter(|(_, value)| !value.is_empty());
+        let pseudo: usize = there.map(|(name, value)| name.len() + value.len()).sum();
+        pseudo + byte_size(&self.headers)
+    }
+
     /// Whether this request opens a tunnel of bytes: CONNECT or an upgrade.
     pub fn is_tunnel(&self) -> bool {
         self.upgrade.is_some() || self.method == Method::CONNECT
@@ -110,7 +124,19 @@ pub struct ResponseHead {
     pub spelling: Option<Rc<Spelling>>,
 }
 
+/// The bytes of all names and values.
+pub fn byte_size(headers: &HeaderMap) -> usize {
+    let line =
+        |(name, value): (&http::HeaderName, &http::HeaderValue)| name.as_str().len() + value.len();
+    headers.iter().map(line).sum()
+}
+
 impl ResponseHead {
+    /// The bytes of all names and values, `%RESPONSE_HEADERS_BYTES%`.
+    pub fn byte_size(&self) -> usize {
+        ":status".len() + self.status.as_str().len() + byte_size(&self.headers)
+    }
+
     /// A head with this status and no headers.
     pub fn new(status: StatusCode) -> Self {
         Self::with_headers(status, HeaderMap::new())

@@ -16,6 +16,8 @@ pub mod header_mutation;
 pub mod http;
 pub mod local_reply;
 pub mod matcher;
+pub mod metadata;
+pub mod moments;
 pub mod rbac;
 pub mod registry;
 pub mod runtime;

@@ -2,21 +2,27 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::envoy_internal_address::AddressNameSpecifier;
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 
 use crate::body::BodyError;
 use crate::filter::LocalReply;
 pub use crate::filter_state::{FilterObject, FilterState, SharedObjects, Sharing};
 use crate::flags::ResponseFlags;
+use crate::head::RequestHead;
 use crate::http::alpn::AlpnOverride;
+use crate::metadata::ConfiguredMetadata;
+use crate::moments::{Moment, Moments};
 use crate::tls::TlsInfo;
 
 /// The HTTP version of a message exchange.
@@ -58,6 +64,31 @@ pub fn is_loopback(ip: IpAddr) -> bool {
 }
 
 impl Address {
+    /// As Envoy's messages have it.
+    pub fn to_proto(&self) -> core::Address {
+        use core::address::Address as Kind;
+        let address = match self {
+            Self::Ip(address) => Kind::SocketAddress(core::SocketAddress {
+                address: address.ip().to_string(),
+                port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+                ..core::SocketAddress::default()
+            }),
+            Self::Pipe(path) => Kind::Pipe(core::Pipe {
+                path: path.to_string(),
+                mode: 0,
+            }),
+            Self::Internal(name, id) => Kind::EnvoyInternalAddress(core::EnvoyInternalAddress {
+                endpoint_id: id.to_string(),
+                address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(
+                    name.to_string(),
+                )),
+            }),
+        };
+        core::Address {
+            address: Some(address),
+        }
+    }
+
     /// The IP and port, if this is an IP address.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
@@ -106,6 +137,10 @@ pub struct ConnectionInfo {
     pub listener: ByteString,
     /// The filter chain's name.
     pub filter_chain: ByteString,
+    /// The listener's metadata.
+    pub listener_metadata: ConfiguredMetadata,
+    /// The filter chain's metadata.
+    pub filter_chain_metadata: ConfiguredMetadata,
     /// The TLVs of a PROXY header that may be passed on to upstreams, type and value; `None` without a header.
     pub proxy_tlvs: Option<Rc<[(u8, Bytes)]>>,
     /// Filter state of the connection, if there is any.
@@ -181,6 +216,10 @@ pub trait RouteView: std::fmt::Debug + Send + Sync {
     fn filter_config(&self, filter: FilterId) -> Option<&RouteFilterConfig>;
     /// The route's metadata under a filter's name.
     fn metadata(&self, namespace: &str) -> Option<&serde_json::Value>;
+    /// The virtual host's metadata under a filter's name.
+    fn virtual_host_metadata(&self, _namespace: &str) -> Option<&serde_json::Value> {
+        None
+    }
 }
 
 /// At which moment a line is written into an access log.
@@ -215,17 +254,79 @@ impl AccessLogType {
     }
 }
 
+impl AccessLogType {
+    /// Whether nothing comes after it.
+    pub fn is_end(self) -> bool {
+        matches!(
+            self,
+            Self::TcpConnectionEnd | Self::DownstreamEnd | Self::NotSet
+        )
+    }
+}
+
+/// How a connection was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CloseType {
+    /// In order, or not at all yet.
+    #[default]
+    Normal,
+    /// The peer reset it.
+    RemoteReset,
+}
+
+impl CloseType {
+    /// Envoy's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::RemoteReset => "RemoteReset",
+        }
+    }
+}
+
+/// A new UUID.
+pub(crate) fn unique_id() -> String {
+    uuid::Uuid::new_v4().hyphenated().to_string()
+}
+
+/// A host that a request had a connection to, before another one was chosen.
+#[derive(Debug, Clone)]
+pub struct Attempted {
+    /// Where it is.
+    pub host: Address,
+    /// Its name; may be empty.
+    pub host_name: ByteString,
+    /// The connection's number.
+    pub connection: u64,
+}
+
 /// What the router noted about the upstream.
 #[derive(Debug, Clone, Default)]
 pub struct UpstreamInfo {
     /// The chosen host.
     pub host: Option<Address>,
+    /// Its name; may be empty.
+    pub host_name: ByteString,
+    /// Its metadata.
+    pub host_metadata: ConfiguredMetadata,
+    /// The hosts that there were connections to before.
+    pub earlier: Vec<Attempted>,
+    /// The number of the connection to the host, once there is one.
+    pub connection: Option<u64>,
+    /// What it took to get it, or to learn that there is none.
+    pub pool_ready: Option<Duration>,
+    /// How it was closed.
+    pub close: CloseType,
     /// The local end of the upstream connection.
     pub local: Option<Address>,
     /// What TLS found out of the upstream connection.
     pub tls: Option<Rc<TlsInfo>>,
     /// The cluster's name.
     pub cluster: Option<ByteString>,
+    /// The name under which it is observed, if it is another one (`alt_stat_name`).
+    pub cluster_stat_name: Option<ByteString>,
+    /// The cluster's metadata.
+    pub cluster_metadata: ConfiguredMetadata,
     /// The upstream protocol.
     pub protocol: Option<Protocol>,
     /// Attempts so far; 1 for the first.
@@ -247,6 +348,12 @@ pub struct StreamInfo {
     pub start_time: SystemTime,
     /// The client's address as far as it can be trusted (XFF), which `remote` matchers use.
     pub remote: Address,
+    /// When what happened, as far as anybody wants to know.
+    pub moments: Moments,
+    /// Of a connection, once it was asked for.
+    stream_id: OnceCell<String>,
+    /// How the connection was closed.
+    pub close: CloseType,
     /// The moment of the line that is written now.
     pub log_type: AccessLogType,
     /// Response flags.
@@ -303,6 +410,9 @@ impl StreamInfo {
             protocol: None,
             start,
             start_time: SystemTime::now(),
+            moments: Moments::default(),
+            stream_id: OnceCell::new(),
+            close: CloseType::Normal,
             log_type: AccessLogType::NotSet,
             flags: ResponseFlags::default(),
             details: None,
@@ -337,6 +447,56 @@ impl StreamInfo {
         if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
             Rc::make_mut(&mut self.connection).tls = Some(tls.clone());
         }
+    }
+
+    /// `%STREAM_ID%`: a request's id, or one that a connection is given when it is first asked for.
+    pub fn id<'a>(&'a self, request: Option<&'a RequestHead>) -> Option<&'a [u8]> {
+        match self.protocol {
+            Some(_) => Some(request?.headers.get("x-request-id")?.as_bytes()),
+            None => Some(self.stream_id.get_or_init(unique_id).as_bytes()),
+        }
+    }
+
+    /// Another attempt goes to this host.
+    pub fn begin_attempt(
+        &mut self,
+        host: &Address,
+        name: &ByteString,
+        metadata: ConfiguredMetadata,
+    ) {
+        let upstream = &mut self.upstream;
+        if let Some((host, connection)) = upstream.host.take().zip(upstream.connection.take()) {
+            upstream.earlier.push(Attempted {
+                host,
+                host_name: upstream.host_name.clone(),
+                connection,
+            });
+        }
+        upstream.host = Some(host.clone());
+        upstream.host_name.clone_from(name);
+        upstream.host_metadata = metadata;
+        upstream.transport_failure = None;
+        upstream.local = None;
+        upstream.tls = None;
+        upstream.pool_ready = None;
+        self.moments.forget_attempt();
+    }
+
+    /// The response's last byte has come from the upstream; `body`: after a body.
+    pub fn received_upstream(&mut self, body: bool) {
+        if body {
+            self.moments.mark_first(Moment::UpstreamBodyBegin);
+        }
+        self.moments.mark(Moment::UpstreamReceiveEnd);
+    }
+
+    /// The request's last byte has gone to the upstream, or goes as soon as there is one.
+    pub fn sent_upstream(&mut self) {
+        let begun = self.moments.get(Moment::UpstreamSendBegin);
+        let end = begun
+            .zip(self.request_end)
+            .map(|(begun, end)| begun.max(end));
+        self.moments.set(Moment::UpstreamSendEnd, end);
     }
 
     /// Whether the whole request has been received.

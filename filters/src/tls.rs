@@ -4,6 +4,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use bytestring::ByteString;
+
 /// A certificate's facts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateFacts {
@@ -101,6 +103,8 @@ pub struct TlsInfo {
     pub cipher: &'static str,
     /// The group of the key exchange, by OpenSSL's name; empty if it was resumed without one.
     pub group: &'static str,
+    /// The name that we asked for, of an upstream; may be empty.
+    pub server_name: ByteString,
     /// The certificate shown to the peer.
     pub local: Option<Arc<CertificateFacts>>,
     /// The certificate that the peer has shown.

@@ -1,5 +1,8 @@
-//! What must hold of the HTTP/1 codec whatever bytes it is given. The libFuzzer targets call these, and so do
-//! the codec's own tests with mutated messages.
+//! What must hold of the HTTP codecs whatever bytes they are given: here HTTP/1, HTTP/2 below. The libFuzzer targets
+//! call these, and so do the codecs' own tests with mutated messages.
+
+#[path = "http2.rs"]
+pub mod http2;
 
 use std::pin::Pin;
 use std::rc::Rc;

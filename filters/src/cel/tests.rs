@@ -47,6 +47,7 @@ fn connection() -> ConnectionInfo {
     let mut connection = ConnectionInfo::clone(&info.borrow().connection);
     connection.tls = Some(Rc::new(TlsInfo {
         version: "TLSv1.3",
+        server_name: Default::default(),
         local: Some(Arc::new(names("spiffe://local"))),
         peer: Some(PeerCertificate::new(
             names("spiffe://peer"),

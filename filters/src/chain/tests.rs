@@ -24,6 +24,8 @@ pub(crate) fn info() -> SharedInfo {
         tls: None,
         listener: ByteString::new(),
         filter_chain: ByteString::new(),
+        listener_metadata: Default::default(),
+        filter_chain_metadata: Default::default(),
         proxy_tlvs: None,
         filter_state: None,
         local_restored: false,

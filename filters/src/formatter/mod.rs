@@ -1,7 +1,17 @@
 //! Envoy's substitution format strings, compiled once: header values, access logs, response bodies.
 //! The operators are in [`operators`]; this module knows the syntax.
 
+mod address;
+mod coalesce;
+mod durations;
+mod facts;
+mod grpc;
+mod metadata;
 mod operators;
+mod request;
+mod source;
+mod state;
+mod syntax;
 mod text;
 mod time;
 mod tls;
@@ -13,8 +23,10 @@ use xds_client::error::ConfigError;
 
 use crate::head::{RequestHead, ResponseHead};
 use crate::stream::StreamInfo;
-use operators::Operator;
+use operators::{Operator, string};
+use syntax::Written;
 
+pub use source::{check_extensions, text_format};
 pub use text::TextFormat;
 
 /// What a format string may speak of. What is not known yet prints as `-`.
@@ -60,13 +72,14 @@ impl Formatter {
                 rest = after;
                 continue;
             }
-            let (part, after) = operator(after)?;
+            let (written, after) = Written::parse(after)?;
+            let operator = Operator::compile(written.name, written.argument)?;
             if !literal.is_empty() {
                 parts.push(Part::Literal(
                     std::mem::take(&mut literal).into_bytes().into(),
                 ));
             }
-            parts.push(part);
+            parts.push(Part::Operator(operator, written.limit));
             rest = after;
         }
         literal.push_str(rest);
@@ -98,63 +111,36 @@ impl Formatter {
             match part {
                 Part::Literal(text) => out.extend_from_slice(text),
                 Part::Operator(operator, limit) => {
-                    let value = operator.value(context);
-                    let value = value.as_deref().unwrap_or(missing);
-                    let limit = limit.unwrap_or(usize::MAX).min(value.len());
-                    out.extend_from_slice(value.get(..limit).unwrap_or(value));
+                    let value = operator.value(context).map(|value| cut(value, *limit));
+                    out.extend_from_slice(value.as_deref().unwrap_or(missing));
                 }
             }
         }
     }
 
-    /// The value for JSON logs: a number or null where one operator is all there is and says so, else a
-    /// string (with U+FFFD for what is not UTF-8).
-    pub fn json(&self, context: &FormatContext<'_>) -> serde_json::Value {
+    /// The value for JSON logs: what it is (a number, an object, null) where one operator is all there is, else a
+    /// string with `missing` for values that are not there.
+    pub fn json(&self, context: &FormatContext<'_>, missing: &[u8]) -> serde_json::Value {
         if let [Part::Operator(operator, limit)] = &*self.parts {
-            let Some(value) = operator.value(context) else {
-                return serde_json::Value::Null;
-            };
-            if operator.is_number()
-                && let Some(n) = std::str::from_utf8(&value)
-                    .ok()
-                    .and_then(|s| s.parse::<u64>().ok())
-            {
-                return n.into();
-            }
-            let limit = limit.unwrap_or(usize::MAX).min(value.len());
-            return String::from_utf8_lossy(value.get(..limit).unwrap_or(&value)).into();
+            return operator.json(context, *limit);
         }
         let mut out = Vec::new();
-        self.write(context, &mut out);
-        Cow::into_owned(String::from_utf8_lossy(&out)).into()
+        self.write_or(context, &mut out, missing);
+        string(&out)
     }
 }
 
-/// Parses `NAME(ARGUMENT):LENGTH%` and returns what follows.
-fn operator(text: &str) -> Result<(Part, &str), ConfigError> {
-    let bad = || ConfigError::new(format!("incorrect format operator: %{text}"));
-    let end = text
-        .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
-        .ok_or_else(bad)?;
-    let (name, mut rest) = text.split_at(end);
-    let mut argument = None;
-    if let Some(inner) = rest.strip_prefix('(') {
-        // A time format has `%` but no `)`.
-        let (inside, after) = inner.split_once(')').ok_or_else(bad)?;
-        argument = Some(inside);
-        rest = after;
+/// At most so many bytes.
+fn cut(value: Cow<'_, [u8]>, limit: Option<usize>) -> Cow<'_, [u8]> {
+    let limit = limit.filter(|limit| *limit < value.len());
+    match (value, limit) {
+        (value, None) => value,
+        (Cow::Borrowed(bytes), Some(limit)) => Cow::Borrowed(bytes.get(..limit).unwrap_or(bytes)),
+        (Cow::Owned(mut bytes), Some(limit)) => {
+            bytes.truncate(limit);
+            Cow::Owned(bytes)
+        }
     }
-    let mut limit = None;
-    if let Some(after) = rest.strip_prefix(':') {
-        let (digits, _) = after.split_once('%').ok_or_else(bad)?;
-        limit = Some(digits.parse().map_err(|_| bad())?);
-        rest = after.get(digits.len()..).ok_or_else(bad)?;
-    }
-    let rest = rest.strip_prefix('%').ok_or_else(bad)?;
-    Ok((
-        Part::Operator(Operator::compile(name, argument)?, limit),
-        rest,
-    ))
 }
 
 #[cfg(test)]

@@ -1,14 +1,22 @@
-//! The operators of format strings.
+//! The operators of format strings: which module knows one by its name.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
+use serde_json::Value;
 use xds_client::error::{At, ConfigError};
 
-use super::FormatContext;
-use super::time::{DEFAULT, TimeFormat};
+use super::address::AddressFact;
+use super::durations::Span;
+use super::facts::{Fact, without_spaces};
+use super::grpc::GrpcStatus;
+use super::metadata::MetadataPath;
+use super::request::RequestFact;
+use super::state::Form;
+use super::time::TimeFormat;
 use super::tls::TlsFact;
+use super::{FormatContext, cut};
 use crate::matcher::header::HeaderRef;
-use crate::stream::{Address, FilterObject};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Side {
@@ -17,344 +25,217 @@ pub(super) enum Side {
     Trailers,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
-    Whole,
-    WithoutPort,
-    Port,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Which {
-    DownstreamRemote,
-    DownstreamDirectRemote,
-    DownstreamLocal,
-    DownstreamDirectLocal,
-    UpstreamHost,
-    UpstreamLocal,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fact {
-    Protocol,
-    ResponseCode,
-    Details,
-    FlagsShort,
-    FlagsLong,
-    BytesReceived,
-    BytesSent,
-    Duration,
-    UpstreamCluster,
-    UpstreamProtocol,
-    UpstreamAttempts,
-    UpstreamFailure,
-    ServerName,
-    Ja4,
-    /// JA3, which no listener filter makes.
-    Ja3,
-    RouteName,
-    VirtualHost,
-    FilterChain,
-    ConnectionId,
-    LocalReply,
-    DownstreamFailure,
-    Termination,
-    LogType,
+/// A header, or another one if it is not there.
+#[derive(Debug, Clone)]
+pub(super) struct Header {
+    side: Side,
+    name: HeaderRef,
+    alternative: Option<HeaderRef>,
+    without_query: bool,
 }
 
 /// A compiled operator.
 #[derive(Debug, Clone)]
 pub(super) enum Operator {
-    Header(Side, HeaderRef, Option<HeaderRef>, bool),
+    Header(Box<Header>),
     StartTime(TimeFormat),
-    Address(Which, Part),
+    EmitTime(TimeFormat),
+    Address(AddressFact),
     Fact(Fact),
+    Span(Span),
+    /// `true`: with its spaces.
+    Details(bool),
     Text(Option<Box<str>>),
-    Dynamic(Box<str>, Vec<Box<str>>),
-    RouteMetadata(Box<str>, Vec<Box<str>>),
-    FilterState(Box<str>, bool),
-    GrpcStatus,
+    Metadata(Box<MetadataPath>),
+    FilterState(Box<str>, Form),
+    Request(Box<RequestFact>),
+    GrpcStatus(GrpcStatus),
     Tls(Box<TlsFact>),
+    Coalesce(Box<[(Operator, Option<usize>)]>),
+    /// What only the log of an upstream request has.
+    Nothing,
 }
 
 impl Operator {
+    /// Compiles an operator that is written as its kind is (see [`super::syntax`]).
+    ///
+    /// # Errors
+    /// An unknown name, or a bad argument.
     pub(super) fn compile(name: &str, argument: Option<&str>) -> Result<Self, ConfigError> {
-        let need = || {
-            argument
-                .filter(|a| !a.is_empty())
-                .ok_or_else(|| ConfigError::new(format!("%{name}% needs an argument")))
-        };
-        let header = |side, no_query| -> Result<Self, ConfigError> {
-            let argument = need()?;
-            let (main, other) = argument
-                .split_once('?')
-                .map_or((argument, None), |(a, b)| (a, Some(b)));
-            Ok(Self::Header(
-                side,
-                HeaderRef::parse(main).at(name)?,
-                other.map(HeaderRef::parse).transpose().at(name)?,
-                no_query,
-            ))
-        };
-        let path = |text: &str| -> (Box<str>, Vec<Box<str>>) {
-            let mut keys = text.split(':').map(Box::from);
-            (keys.next().unwrap_or_default(), keys.collect())
-        };
-        let fact = match name {
-            "PROTOCOL" => Fact::Protocol,
-            "RESPONSE_CODE" => Fact::ResponseCode,
-            "RESPONSE_CODE_DETAILS" => Fact::Details,
-            "RESPONSE_FLAGS" => Fact::FlagsShort,
-            "RESPONSE_FLAGS_LONG" => Fact::FlagsLong,
-            "BYTES_RECEIVED" => Fact::BytesReceived,
-            "BYTES_SENT" => Fact::BytesSent,
-            "DURATION" => Fact::Duration,
-            "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Fact::UpstreamCluster,
-            "UPSTREAM_PROTOCOL" => Fact::UpstreamProtocol,
-            "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Fact::UpstreamAttempts,
-            "UPSTREAM_TRANSPORT_FAILURE_REASON" => Fact::UpstreamFailure,
-            "REQUESTED_SERVER_NAME" => Fact::ServerName,
-            "TLS_JA4_FINGERPRINT" => Fact::Ja4,
-            "TLS_JA3_FINGERPRINT" => Fact::Ja3,
-            "ROUTE_NAME" => Fact::RouteName,
-            "VIRTUAL_HOST_NAME" => Fact::VirtualHost,
-            "FILTER_CHAIN_NAME" => Fact::FilterChain,
-            "CONNECTION_ID" => Fact::ConnectionId,
-            "LOCAL_REPLY_BODY" => Fact::LocalReply,
-            "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Fact::DownstreamFailure,
-            "CONNECTION_TERMINATION_DETAILS" => Fact::Termination,
-            "ACCESS_LOG_TYPE" => Fact::LogType,
-            _ => {
-                return Ok(match name {
-                    "REQ" => header(Side::Request, false)?,
-                    "REQ_WITHOUT_QUERY" => header(Side::Request, true)?,
-                    "RESP" => header(Side::Response, false)?,
-                    "TRAILER" => header(Side::Trailers, false)?,
-                    "START_TIME" => Self::StartTime(TimeFormat::compile(
-                        argument.filter(|a| !a.is_empty()).unwrap_or(DEFAULT),
-                    )?),
-                    "DYNAMIC_METADATA" => {
-                        let (ns, keys) = path(need()?);
-                        Self::Dynamic(ns, keys)
-                    }
-                    "METADATA" => match need()?.split_once(':') {
-                        Some(("DYNAMIC", rest)) => {
-                            let (ns, keys) = path(rest);
-                            Self::Dynamic(ns, keys)
-                        }
-                        Some(("ROUTE", rest)) => {
-                            let (ns, keys) = path(rest);
-                            Self::RouteMetadata(ns, keys)
-                        }
-                        _ => {
-                            return Err(ConfigError::new(
-                                "%METADATA% knows DYNAMIC and ROUTE only",
-                            ));
-                        }
-                    },
-                    "FILTER_STATE" => match need()?.split_once(':') {
-                        Some((key, "PLAIN")) => Self::FilterState(key.into(), true),
-                        Some((key, "TYPED")) => Self::FilterState(key.into(), false),
-                        None => Self::FilterState(need()?.into(), false),
-                        _ => {
-                            return Err(ConfigError::new(
-                                "%FILTER_STATE% knows PLAIN and TYPED only",
-                            ));
-                        }
-                    },
-                    "ENVIRONMENT" => Self::Text(std::env::var(need()?).ok().map(Into::into)),
-                    "HOSTNAME" => Self::Text(
-                        std::fs::read_to_string("/proc/sys/kernel/hostname")
-                            .ok()
-                            .map(|s| s.trim().into()),
-                    ),
-                    "GRPC_STATUS_NUMBER" => Self::GrpcStatus,
-                    _ => match TlsFact::compile(name, argument)? {
-                        Some(fact) => Self::Tls(Box::new(fact)),
-                        None => return Self::address(name),
-                    },
-                });
-            }
-        };
-        Ok(Self::Fact(fact))
-    }
-
-    fn address(name: &str) -> Result<Self, ConfigError> {
-        let (base, part) = if let Some(base) = name.strip_suffix("_WITHOUT_PORT") {
-            (base, Part::WithoutPort)
-        } else if let Some(base) = name.strip_suffix("_PORT") {
-            // DOWNSTREAM_REMOTE_PORT, but DOWNSTREAM_REMOTE_ADDRESS.
-            return Self::which(&format!("{base}_ADDRESS"), name)
-                .map(|w| Self::Address(w, Part::Port));
-        } else {
-            (name, Part::Whole)
-        };
-        Self::which(base, name).map(|w| Self::Address(w, part))
-    }
-
-    fn which(base: &str, name: &str) -> Result<Which, ConfigError> {
-        Ok(match base {
-            "DOWNSTREAM_REMOTE_ADDRESS" => Which::DownstreamRemote,
-            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Which::DownstreamDirectRemote,
-            "DOWNSTREAM_LOCAL_ADDRESS" => Which::DownstreamLocal,
-            "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => Which::DownstreamDirectLocal,
-            "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => Which::UpstreamHost,
-            "UPSTREAM_LOCAL_ADDRESS" => Which::UpstreamLocal,
-            _ => {
-                return Err(ConfigError::new(format!(
-                    "not supported in StreamInfo: %{name}%"
-                )));
-            }
+        let given = argument.unwrap_or_default();
+        if let Some(fact) = Fact::named(name) {
+            return Ok(Self::Fact(fact));
+        }
+        let header = |side| Header::compile(side, given, name == "REQ_WITHOUT_QUERY").at(name);
+        Ok(match name {
+            "REQ" | "REQUEST_HEADER" | "REQ_WITHOUT_QUERY" => Self::Header(header(Side::Request)?),
+            "RESP" | "RESPONSE_HEADER" => Self::Header(header(Side::Response)?),
+            "TRAILER" | "RESPONSE_TRAILER" => Self::Header(header(Side::Trailers)?),
+            "START_TIME" => Self::StartTime(TimeFormat::or_default(argument)?),
+            "START_TIME_LOCAL" => Self::StartTime(TimeFormat::local(argument)?),
+            "EMIT_TIME" => Self::EmitTime(TimeFormat::or_default(argument)?),
+            "EMIT_TIME_LOCAL" => Self::EmitTime(TimeFormat::local(argument)?),
+            "RESPONSE_CODE_DETAILS" => Self::Details(given == "ALLOW_WHITESPACES"),
+            "FILTER_STATE" => match given.split_once(':') {
+                Some((key, form)) => Self::FilterState(key.into(), Form::compile(form)?),
+                None => Self::FilterState(given.into(), Form::Typed),
+            },
+            "UPSTREAM_FILTER_STATE" => Self::Nothing,
+            "ENVIRONMENT" => Self::Text(std::env::var(given).ok().map(Into::into)),
+            "HOSTNAME" => Self::Text(
+                std::fs::read_to_string("/proc/sys/kernel/hostname")
+                    .ok()
+                    .map(|s| s.trim().into()),
+            ),
+            "COALESCE" => Self::Coalesce(super::coalesce::compile(given)?.into()),
+            _ => return Self::of_a_kind(name, argument, given),
         })
     }
 
-    /// Whether JSON logs print the value as a number.
-    pub(super) fn is_number(&self) -> bool {
-        use Fact::{
-            BytesReceived, BytesSent, ConnectionId, Duration, ResponseCode, UpstreamAttempts,
-        };
-        matches!(
-            self,
-            Self::GrpcStatus
-                | Self::Address(_, Part::Port)
-                | Self::Fact(
-                    ResponseCode
-                        | BytesReceived
-                        | BytesSent
-                        | Duration
-                        | UpstreamAttempts
-                        | ConnectionId
-                )
-        )
+    /// An operator that one of the modules knows.
+    fn of_a_kind(name: &str, argument: Option<&str>, given: &str) -> Result<Self, ConfigError> {
+        if let Some(path) = MetadataPath::compile(name, given)? {
+            return Ok(Self::Metadata(path.into()));
+        }
+        if let Some(fact) = RequestFact::compile(name, argument)? {
+            return Ok(Self::Request(fact.into()));
+        }
+        if let Some(span) = Span::compile(name, argument)? {
+            return Ok(Self::Span(span));
+        }
+        if let Some(status) = GrpcStatus::compile(name, argument)? {
+            return Ok(Self::GrpcStatus(status));
+        }
+        if let Some(fact) = TlsFact::compile(name, argument)? {
+            return Ok(Self::Tls(fact.into()));
+        }
+        if let Some(fact) = AddressFact::compile(name, argument)? {
+            return Ok(Self::Address(fact));
+        }
+        let text = format!("not supported in StreamInfo: %{name}%");
+        Err(ConfigError::new(text))
     }
 
+    /// Whether JSON logs print the value as a number.
+    fn is_number(&self) -> bool {
+        match self {
+            Self::Address(fact) => fact.is_port(),
+            Self::Fact(fact) => fact.is_number(),
+            Self::GrpcStatus(status) => status.is_number(),
+            Self::Span(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The value as text.
     pub(super) fn value<'a>(&'a self, cx: &FormatContext<'a>) -> Option<Cow<'a, [u8]>> {
         match self {
-            Self::Header(side, main, other, no_query) => {
-                let read = |name: &HeaderRef| match side {
-                    Side::Request => name.in_request(cx.request?),
-                    Side::Response => name.in_response(cx.response?),
-                    Side::Trailers => name.in_map(cx.trailers?),
-                };
-                let value = read(main).or_else(|| read(other.as_ref()?))?;
-                match memchr::memchr(b'?', &value) {
-                    Some(at) if *no_query => Some(match value {
-                        Cow::Borrowed(v) => Cow::Borrowed(v.get(..at)?),
-                        Cow::Owned(mut v) => {
-                            v.truncate(at);
-                            Cow::Owned(v)
-                        }
-                    }),
-                    _ => Some(value),
-                }
-            }
-            Self::StartTime(format) => owned(format.format(cx.info.start_time)),
-            Self::Address(which, part) => {
-                let info = cx.info;
-                let address = match which {
-                    Which::DownstreamRemote => &info.remote,
-                    Which::DownstreamDirectRemote => &info.connection.direct_remote,
-                    Which::DownstreamLocal => &info.connection.local,
-                    Which::DownstreamDirectLocal => &info.connection.direct_local,
-                    Which::UpstreamHost => info.upstream.host.as_ref()?,
-                    Which::UpstreamLocal => info.upstream.local.as_ref()?,
-                };
-                match (part, address) {
-                    (Part::WithoutPort, Address::Ip(ip)) => owned(ip.ip().to_string()),
-                    (Part::Port, Address::Ip(ip)) => owned(ip.port().to_string()),
-                    (Part::Port, _) => None,
-                    _ => owned(address.to_string()),
-                }
-            }
+            Self::Header(header) => header.value(cx),
+            Self::StartTime(format) => text(format.format(cx.info.start_time)),
+            Self::EmitTime(format) => text(format.format(SystemTime::now())),
+            Self::Address(fact) => fact.value(cx),
             Self::Fact(fact) => fact.value(cx),
-            Self::Tls(fact) => fact.value(cx.info),
-            Self::Text(text) => text.as_deref().map(|t| Cow::Borrowed(t.as_bytes())),
-            Self::Dynamic(ns, keys) => {
-                let object = cx.info.dynamic_metadata.get(&**ns)?;
-                if keys.is_empty() {
-                    return serde_json::to_vec(object).ok().map(Cow::Owned);
+            Self::Span(span) => span.value(cx),
+            Self::Details(whole) => match cx.info.details.as_deref()? {
+                details if *whole || !details.contains(|c: char| c.is_ascii_whitespace()) => {
+                    Some(Cow::Borrowed(details.as_bytes()))
                 }
-                json(crate::matcher::metadata::lookup(object, keys)?)
-            }
-            Self::RouteMetadata(ns, keys) => {
-                let object = cx.info.route.as_ref()?.metadata(ns)?;
-                json(keys.iter().try_fold(object, |v, k| v.get(&**k))?)
-            }
-            Self::FilterState(key, plain) => match cx.info.filter_state.get(key)? {
-                FilterObject::Text(text) if *plain => Some(Cow::Borrowed(text.as_bytes())),
-                FilterObject::Text(text) => serde_json::to_vec(&**text).ok().map(Cow::Owned),
-                FilterObject::Address(address) if *plain => owned(address.to_string()),
-                FilterObject::Name(name) if *plain => Some(Cow::Borrowed(name.as_bytes())),
-                FilterObject::Flag(flag) => owned(flag.to_string()),
-                FilterObject::Number(number) if *plain => owned(number.to_string()),
-                FilterObject::Number(number) => owned(format!("\"{number}\"")),
-                _ => None,
+                details => without_spaces(details),
             },
-            Self::GrpcStatus => {
-                let name = http::HeaderName::from_static("grpc-status");
-                let value = cx.trailers.and_then(|t| t.get(&name));
-                let value = value.or_else(|| cx.response?.headers.get(&name))?;
-                Some(Cow::Borrowed(value.as_bytes()))
-            }
+            // As in Envoy: what is not set is told as text.
+            Self::Text(text) => Some(Cow::Borrowed(text.as_deref().unwrap_or("-").as_bytes())),
+            Self::Metadata(path) => path.text(cx),
+            Self::FilterState(key, form) => form.of(cx.info.filter_state.get(key)?),
+            Self::Request(fact) => fact.value(cx),
+            Self::GrpcStatus(status) => status.value(cx),
+            Self::Tls(fact) => fact.value(cx.info),
+            Self::Coalesce(operators) => operators.iter().find_map(|(operator, limit)| {
+                let value = operator.value(cx).filter(|value| !value.is_empty())?;
+                Some(cut(value, *limit))
+            }),
+            Self::Nothing => None,
         }
     }
-}
 
-impl Fact {
-    fn value<'a>(self, cx: &FormatContext<'a>) -> Option<Cow<'a, [u8]>> {
-        let info = cx.info;
-        let text = |s: &'a str| (!s.is_empty()).then_some(Cow::Borrowed(s.as_bytes()));
+    /// The value for JSON logs, strings at most so long.
+    pub(super) fn json(&self, cx: &FormatContext<'_>, limit: Option<usize>) -> Value {
         match self {
-            Self::Protocol => text(info.protocol?.as_str()),
-            Self::ResponseCode => owned(info.response_code.unwrap_or(0).to_string()),
-            Self::Details => text(info.details.as_deref()?),
-            Self::FlagsShort => owned(info.flags.short()),
-            Self::FlagsLong => owned(info.flags.long()),
-            Self::BytesReceived => owned(info.bytes_received.to_string()),
-            Self::BytesSent => owned(info.bytes_sent.to_string()),
-            Self::Duration => owned(info.start.elapsed().as_millis().to_string()),
-            Self::UpstreamCluster => text(info.upstream.cluster.as_deref()?),
-            Self::UpstreamProtocol => text(info.upstream.protocol?.as_str()),
-            Self::UpstreamAttempts => owned(info.upstream.attempts.to_string()),
-            // No spaces, so that it stays one column of a log.
-            Self::UpstreamFailure => owned(
-                info.upstream
-                    .transport_failure
-                    .as_deref()?
-                    .replace(' ', "_"),
-            ),
-            Self::DownstreamFailure => {
-                let notes = info.connection.notes.as_ref()?.borrow();
-                owned(notes.transport_failure.as_ref()?.replace(' ', "_"))
+            Self::Metadata(path) => match path.json(cx).map(Cow::into_owned) {
+                Some(Value::String(text)) => string(&cut(Cow::Borrowed(text.as_bytes()), limit)),
+                other => other.unwrap_or_default(),
+            },
+            Self::FilterState(_, Form::Typed) => {
+                let value = self.value(cx);
+                let json = value.and_then(|value| serde_json::from_slice(&value).ok());
+                json.unwrap_or_default()
             }
-            Self::ServerName => text(info.connection.server_name.as_deref()?),
-            Self::Ja4 => text(info.connection.ja4.as_deref()?),
-            Self::Ja3 => None,
-            Self::RouteName => text(info.route.as_ref()?.name()),
-            Self::VirtualHost => text(info.route.as_ref()?.virtual_host()),
-            Self::FilterChain => text(&info.connection.filter_chain),
-            Self::ConnectionId => owned(info.connection.id.to_string()),
-            Self::LogType => text(info.log_type.name_and_number().0),
-            Self::LocalReply => cx.local_reply.map(Cow::Borrowed),
-            // Connections have these, and HTTP streams have not.
-            Self::Termination if info.protocol.is_some() => None,
-            Self::Termination => {
-                let notes = info.connection.notes.as_ref()?.borrow();
-                owned(notes.termination_details.as_ref()?.to_string())
+            Self::Coalesce(operators) => {
+                let values = operators
+                    .iter()
+                    .map(|(operator, own)| operator.json(cx, *own));
+                let mut some = values.filter(|v| !v.is_null() && v.as_str() != Some(""));
+                match some.next() {
+                    Some(Value::String(text)) => {
+                        string(&cut(Cow::Borrowed(text.as_bytes()), limit))
+                    }
+                    other => other.unwrap_or_default(),
+                }
+            }
+            _ => {
+                let Some(value) = self.value(cx) else {
+                    return Value::Null;
+                };
+                let number = || std::str::from_utf8(&value).ok()?.parse::<u64>().ok();
+                match number().filter(|_| self.is_number()) {
+                    Some(number) => number.into(),
+                    None => string(&cut(value, limit)),
+                }
             }
         }
     }
 }
 
-fn owned<'a>(text: String) -> Option<Cow<'a, [u8]>> {
+impl Header {
+    fn compile(side: Side, given: &str, without_query: bool) -> Result<Box<Self>, ConfigError> {
+        let mut names = given.split('?');
+        let name = HeaderRef::parse(names.next().unwrap_or_default())?;
+        let alternative = names.next().map(HeaderRef::parse).transpose()?;
+        if names.next().is_some() {
+            let text = format!("more than one alternative header: {given}");
+            return Err(ConfigError::new(text));
+        }
+        Ok(Box::new(Self {
+            side,
+            name,
+            alternative,
+            without_query,
+        }))
+    }
+
+    fn value<'a>(&self, cx: &FormatContext<'a>) -> Option<Cow<'a, [u8]>> {
+        let read = |name: &HeaderRef| match self.side {
+            Side::Request => name.in_request(cx.request?),
+            Side::Response => name.in_response(cx.response?),
+            Side::Trailers => name.in_map(cx.trailers?),
+        };
+        let value = read(&self.name).or_else(|| read(self.alternative.as_ref()?))?;
+        let query = memchr::memchr(b'?', &value).filter(|_| self.without_query);
+        Some(cut(value, query))
+    }
+}
+
+fn text<'a>(text: String) -> Option<Cow<'a, [u8]>> {
     Some(Cow::Owned(text.into_bytes()))
 }
 
-/// A string bare, anything else as JSON, as Envoy prints metadata.
-fn json(value: &serde_json::Value) -> Option<Cow<'_, [u8]>> {
-    match value {
-        serde_json::Value::Null => None,
-        serde_json::Value::String(text) => Some(Cow::Borrowed(text.as_bytes())),
-        other => serde_json::to_vec(other).ok().map(Cow::Owned),
+/// Bytes as a JSON string: what is not UTF-8 is told byte by byte, as in Envoy.
+pub(super) fn string(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => bytes
+            .iter()
+            .map(|b| char::from(*b))
+            .collect::<String>()
+            .into(),
     }
 }

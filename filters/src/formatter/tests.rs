@@ -21,6 +21,8 @@ fn info() -> StreamInfo {
         tls: None,
         listener: "l".into(),
         filter_chain: "fc".into(),
+        listener_metadata: Default::default(),
+        filter_chain_metadata: Default::default(),
         proxy_tlvs: None,
         filter_state: None,
         local_restored: false,
@@ -92,9 +94,55 @@ fn refusals() {
         "%START_TIME(%Q)%",
         "%REQ(a):x%",
         "50% off",
+        "%PROTOCOL(x)%",
+        "%PROTOCOL:3%",
+        "%REQ()%",
+        "%REQ(a?b?c)%",
+        "%REQ(a)b%",
+        "%REQ(a):99999999999999999999%",
+        "%REQ(a):-1%",
+        "%DYNAMIC_METADATA%",
+        "%METADATA(FOO:a)%",
+        "%CLUSTER_METADATA(a):3%",
+        "%GRPC_STATUS(FOO)%",
+        "%PATH(FOO)%",
+        "%QUERY_PARAMS(FOO)%",
+        "%REQUESTED_SERVER_NAME(SNI_FIRST:FOO)%",
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:s)%",
+        "%COMMON_DURATION(DS_RX_BEG)%",
+        "%COALESCE({})%",
+        "%COALESCE({\"operators\": []})%",
+        "%COALESCE({\"operators\": [\"REQ\"]})%",
+        "%COALESCE({\"operators\": [{\"command\": \"COALESCE\", \"param\": \"{}\"}]})%",
     ] {
         assert!(Formatter::compile(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn an_argument_may_have_parentheses_and_percent_signs_and_empty_ones_are_none() {
+    assert_eq!(format("%START_TIME(%s (%Y))%"), "1522796769 (2018)");
+    assert_eq!(format("%PROTOCOL()%-%PATH():2%"), "HTTP/1.1-/a");
+}
+
+#[test]
+fn values_in_json_are_what_they_are() {
+    let info = info();
+    let context = FormatContext {
+        info: &info,
+        request: None,
+        response: None,
+        trailers: None,
+        local_reply: None,
+    };
+    let json = |text: &str| Formatter::compile(text).unwrap().json(&context, b"-");
+    assert_eq!(json("%RESPONSE_CODE%"), 200);
+    assert_eq!(json("code %RESPONSE_CODE%"), "code 200");
+    assert_eq!(json("%REQ(a)%"), serde_json::Value::Null);
+    assert_eq!(json("%REQ(a)%%REQ(a)%"), "--");
+    assert_eq!(json("%PROTOCOL%"), "HTTP/1.1");
+    let first = r#"%COALESCE({"operators": [{"command": "REQ", "param": "a"}, "RESPONSE_CODE"]})%"#;
+    assert_eq!(json(first), 200);
 }
 
 #[test]

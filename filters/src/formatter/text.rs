@@ -1,10 +1,10 @@
 //! `SubstitutionFormatString`, where it makes text.
 
+use envoy_types::pb::envoy::config::core::v3::SubstitutionFormatString;
 use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format;
-use envoy_types::pb::envoy::config::core::v3::{SubstitutionFormatString, data_source};
 use xds_client::error::{At, ConfigError};
 
-use super::{FormatContext, Formatter};
+use super::{FormatContext, Formatter, check_extensions, text_format};
 
 /// A format with what stands for missing values.
 #[derive(Debug)]
@@ -19,16 +19,9 @@ impl TextFormat {
     /// # Errors
     /// What is wrong with the format, or a kind of format that is not supported here, by field.
     pub fn compile(proto: &SubstitutionFormatString) -> Result<Self, ConfigError> {
-        if !proto.formatters.is_empty() {
-            return Err(ConfigError::unsupported("formatters"));
-        }
+        check_extensions(&proto.formatters)?;
         let format = match &proto.format {
-            Some(Format::TextFormatSource(source)) => match &source.specifier {
-                Some(data_source::Specifier::InlineString(text)) => {
-                    Formatter::compile(text).at("text_format_source.inline_string")
-                }
-                _ => Err(ConfigError::unsupported("text_format_source")),
-            },
+            Some(Format::TextFormatSource(source)) => text_format(source),
             #[allow(deprecated)] // control planes still send it
             Some(Format::TextFormat(text)) => Formatter::compile(text).at("text_format"),
             Some(Format::JsonFormat(_)) => Err(ConfigError::unsupported("json_format")),

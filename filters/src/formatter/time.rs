@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use xds_client::error::ConfigError;
 
 /// Envoy's default.
-pub(super) const DEFAULT: &str = "%Y-%m-%dT%H:%M:%E3SZ";
+const DEFAULT: &str = "%Y-%m-%dT%H:%M:%E3SZ";
 
 #[derive(Debug, Clone)]
 enum Part {
@@ -22,6 +22,19 @@ enum Part {
 pub(super) struct TimeFormat(Vec<Part>);
 
 impl TimeFormat {
+    /// A format, or Envoy's default.
+    pub(super) fn or_default(format: Option<&str>) -> Result<Self, ConfigError> {
+        Self::compile(format.filter(|f| !f.is_empty()).unwrap_or(DEFAULT))
+    }
+
+    /// The same in local time, which has to be UTC: tables of time zones are not read.
+    pub(super) fn local(format: Option<&str>) -> Result<Self, ConfigError> {
+        match local_is_utc() {
+            true => Self::or_default(format),
+            false => Err(ConfigError::new("local time is supported as UTC only")),
+        }
+    }
+
     pub(super) fn compile(format: &str) -> Result<Self, ConfigError> {
         let mut parts = Vec::new();
         let mut text = String::new();
@@ -139,5 +152,19 @@ impl TimeFormat {
             };
         }
         out
+    }
+}
+
+/// Whether the machine's time zone is UTC, or none is set.
+fn local_is_utc() -> bool {
+    match std::env::var("TZ") {
+        Ok(zone) => matches!(
+            zone.trim_start_matches(':'),
+            "" | "UTC" | "UTC0" | "Etc/UTC" | "GMT" | "Etc/GMT" | "Zulu"
+        ),
+        // RFC 9636, 3.3: the last line is the rule for times to come.
+        Err(_) => std::fs::read("/etc/localtime").map_or(true, |table| {
+            table.ends_with(b"\nUTC0\n") || table.ends_with(b"\nGMT0\n")
+        }),
     }
 }

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use xds_client::error::ConfigError;
 
-use super::time::{DEFAULT, TimeFormat};
+use super::time::TimeFormat;
 use crate::stream::StreamInfo;
 use crate::tls::{CertificateFacts, TlsInfo};
 
 /// Of an upstream connection Envoy prints no more.
 const UPSTREAM: &[&str] = &[
+    "SERVER_NAME",
     "TLS_VERSION",
     "TLS_CIPHER",
     "TLS_GROUP",
@@ -35,6 +36,7 @@ pub(super) struct TlsFact {
 
 #[derive(Debug, Clone)]
 enum What {
+    ServerName,
     Version,
     Cipher,
     Group,
@@ -46,6 +48,8 @@ enum What {
     PeerPem,
     PeerBegins(TimeFormat),
     PeerEnds(TimeFormat),
+    /// Of the certificate that the peer has shown behind its own.
+    PeerIssuer(CertificateFact),
     /// Of all certificates that the peer has shown, its own first.
     PeerChain(CertificateFact),
 }
@@ -93,8 +97,9 @@ impl TlsFact {
 
 impl What {
     fn compile(name: &str, argument: Option<&str>) -> Result<Option<Self>, ConfigError> {
-        let time = || TimeFormat::compile(argument.filter(|a| !a.is_empty()).unwrap_or(DEFAULT));
+        let time = || TimeFormat::or_default(argument);
         Ok(Some(match name {
+            "SERVER_NAME" => Self::ServerName,
             "TLS_VERSION" => Self::Version,
             "TLS_CIPHER" => Self::Cipher,
             "TLS_GROUP" => Self::Group,
@@ -103,6 +108,8 @@ impl What {
             "PEER_CERT_V_END" => Self::PeerEnds(time()?),
             "PEER_CHAIN_FINGERPRINTS_256" => Self::PeerChain(CertificateFact::Fingerprint),
             "PEER_CHAIN_FINGERPRINTS_1" => Self::PeerChain(CertificateFact::Fingerprint1),
+            "PEER_ISSUER_FINGERPRINT_256" => Self::PeerIssuer(CertificateFact::Fingerprint),
+            "PEER_ISSUER_SERIAL" => Self::PeerIssuer(CertificateFact::Serial),
             "PEER_CHAIN_SERIALS" => Self::PeerChain(CertificateFact::Serial),
             _ => {
                 let peer = name.strip_prefix("PEER_");
@@ -118,6 +125,7 @@ impl What {
     fn text<'a>(&self, tls: &'a TlsInfo) -> Option<Cow<'a, str>> {
         let facts = || tls.peer.as_ref().map(|p| &p.facts);
         Some(match self {
+            Self::ServerName => Cow::Borrowed(&*tls.server_name),
             Self::Version => Cow::Borrowed(tls.version),
             Self::Cipher => Cow::Borrowed(tls.cipher),
             Self::Group => Cow::Borrowed(tls.group),
@@ -125,6 +133,10 @@ impl What {
             Self::PeerBegins(format) => Cow::Owned(format.format(facts()?.not_before?)),
             Self::PeerEnds(format) => Cow::Owned(format.format(facts()?.not_after?)),
             Self::Peer(fact) => fact.text(facts()?),
+            Self::PeerIssuer(fact) => {
+                let chain = tls.peer.as_ref()?.chain_facts();
+                Cow::Owned(fact.text(chain.get(1)?).into_owned())
+            }
             Self::PeerChain(fact) => {
                 let chain = tls.peer.as_ref()?.chain_facts();
                 let texts = chain.iter().map(|facts| fact.text(facts));
@@ -210,6 +222,7 @@ mod tests {
             ..CertificateFacts::default()
         };
         let tls = TlsInfo {
+            server_name: Default::default(),
             version: "TLSv1.3",
             cipher: "TLS_AES_128_GCM_SHA256",
             group: "X25519",

@@ -8,6 +8,7 @@ pub mod ext_authz;
 pub mod ext_proc;
 pub mod fault;
 pub mod gzip;
+pub mod jwt_authn;
 pub mod rbac;
 pub mod set_filter_state;
 mod wire;
@@ -57,6 +58,12 @@ pub fn register(registry: &mut Registry) {
         "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
     ] {
         registry.add(name, Arc::new(ext_proc::ExtProcFactory));
+    }
+    for name in [
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+    ] {
+        registry.add(name, Arc::new(jwt_authn::JwtAuthnFactory));
     }
     for name in [
         "envoy.extensions.filters.http.rbac.v3.RBAC",

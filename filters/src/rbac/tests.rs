@@ -37,6 +37,8 @@ fn connection() -> ConnectionInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        listener_metadata: Default::default(),
+        filter_chain_metadata: Default::default(),
         proxy_tlvs: None,
         filter_state: None,
         local_restored: false,

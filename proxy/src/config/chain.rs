@@ -144,8 +144,8 @@ impl ChainCompiler {
 
     fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
         let compile = |(i, log)| {
-            AccessLog::compile(log, |path| self.0.access_logs.open(path))
-                .at(format!("access_log[{i}]"))
+            let open = |path: &str| self.0.access_logs.open(path);
+            AccessLog::compile(log, self.0.logs(&open)).at(format!("access_log[{i}]"))
         };
         protos.iter().enumerate().map(compile).collect()
     }
@@ -182,6 +182,7 @@ impl ChainCompiler {
             http2_stats: Http2Stats::new(&context.stats.scope("http2.")).into(),
             reject_fragment: context.reject_fragment,
             node: context.node.clone(),
+            runtime: context.runtime.clone(),
         };
         HcmConfig::compile(proto, parts)
     }

@@ -3,6 +3,8 @@
 //! Codecs turn bytes into heads and bodies and back ([`service`] is the seam); they decide nothing about
 //! policy. No routing and no upstream here.
 
+#[cfg(test)]
+mod abnf;
 pub mod conn_manager;
 pub(crate) mod detect;
 pub mod h1;

@@ -50,6 +50,9 @@ pub trait HttpService {
 
     /// A message that the codec refused without an answer, before it became a request. Counts and logs.
     fn refuse(&self, _details: &'static str, _flags: ResponseFlags, _protocol: Protocol) {}
+
+    /// The codec ends the connection of a client that opened streams only to reset them. Counts.
+    fn too_many_premature_resets(&self) {}
 }
 
 /// Why a codec refused a message.

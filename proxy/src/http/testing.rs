@@ -21,6 +21,8 @@ pub(crate) fn connection(peer: &str, local: &str) -> ConnectionInfo {
         tls: None,
         listener: "".into(),
         filter_chain: "".into(),
+        listener_metadata: Default::default(),
+        filter_chain_metadata: Default::default(),
         proxy_tlvs: None,
         filter_state: None,
         local_restored: false,

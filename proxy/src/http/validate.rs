@@ -32,6 +32,12 @@ pub fn is_token(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|b| is_token_byte(*b))
 }
 
+/// Whether all names are tokens (RFC 9110 section 5.1). What is parsed here is; the HTTP/2 decoder also makes names
+/// with a quote.
+pub fn are_field_names(headers: &HeaderMap) -> bool {
+    headers.keys().all(|name| !name.as_str().contains('"'))
+}
+
 /// Whether a request target is free of spaces, controls and bytes outside ASCII (RFC 9112 section 3.2,
 /// RFC 3986 section 2). A fragment is the connection manager's to judge.
 pub fn is_target(value: &[u8]) -> bool {
@@ -192,6 +198,18 @@ mod tests {
             ("1 ", None),
         ] {
             assert_eq!(content_length(text.as_bytes()), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_decoders_names_are_tokens_but_for_the_quote() {
+        for byte in 0..=u8::MAX {
+            let Ok(name) = HeaderName::from_lowercase(&[b'a', byte]) else {
+                continue;
+            };
+            let mut headers = HeaderMap::new();
+            headers.insert(name, "1".parse().unwrap());
+            assert_eq!(are_field_names(&headers), is_token_byte(byte), "{byte}");
         }
     }
 

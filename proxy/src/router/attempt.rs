@@ -2,7 +2,6 @@
 //!
 //! Envoy: "Router", "x-envoy-retry-on", "x-envoy-max-retries"; `RetryStateImpl`.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,11 +12,12 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::moments::Moment;
 use filters::stream::Protocol;
 use http::StatusCode;
 use smallvec::SmallVec;
 
-use super::charge::{Charge, note_host, upstream_time};
+use super::charge::{Charge, upstream_time};
 use super::forward::{Forwarded, failure_reply, timeout_reply};
 use super::hash::RequestHash;
 use super::mirror::{self, Mirroring};
@@ -32,7 +32,7 @@ use crate::http::service::EarlyResponses;
 use crate::transport::options::{Purpose, TransportOptions};
 use crate::upstream::balance::LbContext;
 use crate::upstream::host::{Host, count};
-use crate::upstream::request::{self, SendOptions, UpstreamError, UpstreamResponse};
+use crate::upstream::request::{self, Ready, SendOptions, UpstreamError, UpstreamResponse};
 use crate::upstream::tunnel::terminate;
 
 /// A request on its way to a cluster.
@@ -95,7 +95,7 @@ pub(super) async fn run(mut request: Upstreaming<'_>) -> Forwarded {
             stats.upstream_cx_none_healthy.inc();
             return no_healthy_upstream(&request);
         };
-        note_host(&mut request.info.borrow_mut(), &host);
+        host.note(&mut request.info.borrow_mut());
         if request.route.include_request_attempt_count() {
             request
                 .head
@@ -283,7 +283,8 @@ async fn one(
     global: &mut AfterRequest,
     stream_limit: &mut AfterRequest,
 ) -> Outcome {
-    let ready = Cell::new(false);
+    let begun = Instant::now();
+    let ready = Ready::default();
     let bytes = request.route.ends_connect() && request.head.is_connect();
     let options = SendOptions {
         downstream: request.info.borrow().protocol.unwrap_or(Protocol::Http11),
@@ -313,7 +314,7 @@ async fn one(
     let mut per_try = AfterRequest::new(request.timeouts.per_try);
     let mut idle = Idle::new(request.timeouts.per_try_idle);
     let stats = request.charge.cluster.stats();
-    poll_fn(|cx| {
+    let outcome = poll_fn(|cx| {
         if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
             return Poll::Ready(match sent {
                 Ok(response) => Outcome::Response(Box::new(response)),
@@ -323,7 +324,7 @@ async fn one(
         if global.poll(request.info, cx).is_ready() {
             return Poll::Ready(Outcome::GlobalTimeout);
         }
-        if stream_limit.poll_since(ready.get(), cx).is_ready() {
+        if stream_limit.poll_since(ready.is_set(), cx).is_ready() {
             stats.upstream_rq_max_duration_reached.inc();
             return Poll::Ready(Outcome::MaxDuration);
         }
@@ -340,7 +341,9 @@ async fn one(
         }
         Poll::Pending
     })
-    .await
+    .await;
+    ready.note(&mut request.info.borrow_mut(), begun);
+    outcome
 }
 
 /// Waits out a back-off; false if the global timeout strikes first.
@@ -419,20 +422,21 @@ fn respond(
         mut head,
         body,
         protocol,
-        facts,
         mut guard,
     } = response;
+    let at_hand = !matches!(body, Body::Stream(_));
     {
         let mut info = request.info.borrow_mut();
         info.upstream.protocol = protocol;
-        info.upstream.local = facts.local;
-        info.upstream.tls = facts.tls;
         info.details.get_or_insert("via_upstream".into());
         // Formatters in the route's response headers tell it.
         info.response_code = Some(head.status.as_u16());
+        info.moments.mark(Moment::UpstreamReceiveBegin);
+        if at_hand {
+            info.received_upstream(!body.is_end());
+        }
     }
     let charge = request.charge;
-    let at_hand = !matches!(body, Body::Stream(_));
     let taken = upstream_time(&request.info.borrow(), routed);
     let kind = charge.response(host, head.status, &head.headers, at_hand);
     if let Some(reply) = failed_handshake(request.head, &mut head, protocol) {

@@ -96,9 +96,3 @@ impl Charge {
 pub(super) fn upstream_time(info: &StreamInfo, routed: Instant) -> Option<Duration> {
     Some(info.request_end?.max(routed).elapsed())
 }
-
-/// Notes which host an attempt goes to.
-pub(super) fn note_host(info: &mut StreamInfo, host: &Host) {
-    info.upstream.host = Some(host.address.clone());
-    info.upstream.transport_failure = None;
-}

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::route::v3::weighted_cluster as weighted;
 use filters::head::RequestHead;
 use filters::header_mutation::MessageMutations;
 use filters::matcher::HeaderRef;
-use filters::matcher::metadata::struct_to_json;
+use filters::metadata::ConfiguredMetadata;
 use xds_client::error::{At, ConfigError};
 
 use crate::router::action::{Action, DirectResponse};
@@ -57,8 +57,6 @@ impl CompiledRoute {
             }
             _ => Forward::default(),
         };
-        let metadata = proto.metadata.iter().flat_map(|m| &m.filter_metadata);
-        let metadata = metadata.map(|(k, v)| (k.as_str().into(), struct_to_json(v).into()));
         let shared = Arc::new(Shared {
             name: proto.name.clone().into(),
             virtual_host: scope.virtual_host.clone(),
@@ -75,7 +73,7 @@ impl CompiledRoute {
                 ),
             )?,
             filter_configs: cx.filter_configs(&proto.typed_per_filter_config)?,
-            metadata: metadata.collect(),
+            metadata: ConfiguredMetadata::compile(proto.metadata.as_ref()),
             buffer_limit: buffer_limit(
                 proto.per_request_buffer_limit_bytes.as_ref(),
                 proto.request_body_buffer_limit.as_ref(),

@@ -7,6 +7,7 @@ use bytestring::ByteString;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 use filters::header_mutation::MessageMutations;
+use filters::metadata::ConfiguredMetadata;
 use filters::runtime::RuntimeKeys;
 use filters::stream::{FilterId, RouteFilterConfig};
 use http::HeaderName;
@@ -88,6 +89,8 @@ pub struct VirtualHostInfo {
     pub name: ByteString,
     /// What it adds to and removes from heads.
     pub headers: MessageMutations,
+    /// Its metadata.
+    pub metadata: ConfiguredMetadata,
     /// For routes without their own.
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// Per-route filter configuration.
@@ -125,6 +128,7 @@ impl VirtualHostInfo {
         let retry = proto.retry_policy.as_ref().map(RetryPolicy::compile);
         Ok(Self {
             name: proto.name.clone().into(),
+            metadata: ConfiguredMetadata::compile(proto.metadata.as_ref()),
             headers: MessageMutations::compile(
                 (
                     &proto.request_headers_to_add,

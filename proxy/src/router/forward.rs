@@ -102,7 +102,7 @@ pub(crate) async fn forward(exchange: Exchange<'_>) -> Forwarded {
             .with_flags(ResponseFlags::NO_CLUSTER_FOUND),
         );
     };
-    exchange.info.borrow_mut().upstream.cluster = Some(cluster.name().clone());
+    cluster.note(&mut exchange.info.borrow_mut());
     let Exchange {
         head,
         body,

@@ -18,6 +18,8 @@ mod response_body;
 pub mod retry_policy;
 mod retry_state;
 pub mod rewrite;
+#[cfg(test)]
+mod rewrite_fuzz_tests;
 pub mod route;
 pub mod slot;
 pub mod table;

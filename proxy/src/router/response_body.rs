@@ -7,6 +7,7 @@ use std::time::Instant;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
+use filters::moments::Moment;
 
 use super::charge::{Charge, upstream_time};
 use super::timeout::{AfterRequest, Idle};
@@ -44,6 +45,7 @@ impl ResponseBody {
         if self.charge.grpc {
             self.charge.grpc_end(&self.host, trailers);
         }
+        self.info.borrow_mut().received_upstream(false);
         let taken = upstream_time(&self.info.borrow(), self.routed);
         self.charge.complete(self.kind, taken);
     }
@@ -106,7 +108,14 @@ impl BodyStream for ResponseBody {
             Poll::Ready(Some(Err(_))) if self.info.borrow().request_error.is_some() => {}
             Poll::Ready(Some(Err(error))) => self.failed(error.reason),
             Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.complete(Some(trailers)),
-            Poll::Ready(Some(Ok(Frame::Data(_)))) if !self.body.is_end() => {}
+            Poll::Ready(Some(Ok(Frame::Data(_)))) => {
+                let mut info = self.info.borrow_mut();
+                info.moments.mark_first(Moment::UpstreamBodyBegin);
+                drop(info);
+                if self.body.is_end() {
+                    self.complete(None);
+                }
+            }
             Poll::Ready(_) => self.complete(None),
             Poll::Pending => return self.poll_deadlines(cx).map(|error| Some(Err(error))),
         }

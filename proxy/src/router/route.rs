@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use filters::formatter::FormatContext;
 use filters::head::{RequestHead, ResponseHead};
 use filters::header_mutation::{HeaderMutations, MessageMutations};
+use filters::metadata::ConfiguredMetadata;
 use filters::stream::{FilterId, RouteFilterConfig, RouteView, StreamInfo};
 use http::StatusCode;
 
@@ -26,8 +27,7 @@ pub(super) struct Shared {
     pub(super) matched: MatchedPath,
     pub(super) headers: MessageMutations,
     pub(super) filter_configs: FilterConfigs,
-    /// By filter name; few enough to look through.
-    pub(super) metadata: Box<[(Box<str>, serde_json::Value)]>,
+    pub(super) metadata: ConfiguredMetadata,
     pub(super) buffer_limit: Option<u32>,
     pub(super) forward: Forward,
 }
@@ -278,9 +278,10 @@ impl RouteView for Route {
     }
 
     fn metadata(&self, namespace: &str) -> Option<&serde_json::Value> {
-        let mut entries = self.shared.metadata.iter();
-        entries
-            .find(|(name, _)| **name == *namespace)
-            .map(|(_, value)| value)
+        self.shared.metadata.get(namespace)
+    }
+
+    fn virtual_host_metadata(&self, namespace: &str) -> Option<&serde_json::Value> {
+        self.shared.virtual_host.metadata.get(namespace)
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::listener::v3::{self as pb, Listener};
 use envoy_types::pb::google::protobuf::BoolValue;
+use filters::metadata::ConfiguredMetadata;
 use filters::stream::{Address, ConnectionInfo};
 use futures_util::future::LocalBoxFuture;
 use prost::Message;
@@ -60,6 +61,8 @@ pub trait FilterChainCompiler: Send + Sync {
 pub struct CompiledChain {
     /// Its name; may be empty.
     pub name: ByteString,
+    /// Its metadata.
+    pub metadata: ConfiguredMetadata,
     /// What serves it. The same `Arc` across updates means the chain did not change.
     pub handler: Arc<dyn FilterChainHandler>,
     /// Its configuration, to tell whether an update changes it.
@@ -96,6 +99,8 @@ pub struct CompiledListener {
     pub accepts_per_event: usize,
     /// Not counted against the process's connection limit.
     pub ignore_global_limit: bool,
+    /// Its metadata.
+    pub metadata: ConfiguredMetadata,
     /// `INBOUND` traffic, for `drain_listeners?inboundonly`.
     pub inbound: bool,
     /// `stat_prefix`, or the main address with `:` as `_`.
@@ -152,6 +157,7 @@ impl CompiledListener {
                 Some(v) => usize::try_from(v.value).unwrap_or(usize::MAX),
             },
             ignore_global_limit: source.ignore_global_conn_limit,
+            metadata: ConfiguredMetadata::compile(source.metadata.as_ref()),
             inbound: source.traffic_direction == 1,
             stat_name: String::new(),
             access_logs: compiler.access_logs(source)?.into(),
@@ -195,6 +201,7 @@ impl CompiledListener {
             compiled.handlers.insert(address_of(&handler));
             compiled.chains.push(CompiledChain {
                 name: chain.name.as_str().into(),
+                metadata: ConfiguredMetadata::compile(chain.metadata.as_ref()),
                 handler,
                 source: chain.clone(),
             });

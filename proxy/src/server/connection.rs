@@ -154,6 +154,10 @@ impl ConnectionGuard {
             tls: None,
             listener: config.name.clone(),
             filter_chain: chain.map(|chain| chain.name.clone()).unwrap_or_default(),
+            listener_metadata: config.metadata.clone(),
+            filter_chain_metadata: chain
+                .map(|chain| chain.metadata.clone())
+                .unwrap_or_default(),
             proxy_tlvs: found.tlvs,
             filter_state: found.filter_state,
             notes: (!found.metadata.is_empty() || !config.access_logs.is_empty())

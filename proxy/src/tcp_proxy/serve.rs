@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use filters::body::ResetReason;
 use filters::flags::ResponseFlags;
-use filters::stream::{AccessLogType, ConnectionInfo, StreamInfo};
-
+use filters::stream::{AccessLogType, CloseType, ConnectionInfo, StreamInfo};
 use tokio::io::AsyncReadExt;
 
 use super::config::TcpProxyConfig;
@@ -109,11 +109,7 @@ impl Session {
         else {
             return;
         };
-        {
-            let upstream = &mut self.info.borrow_mut().upstream;
-            upstream.local = facts.local;
-            upstream.tls = facts.tls;
-        }
+        facts.note(&mut self.info.borrow_mut());
         if self.config.moments.connected {
             self.log(AccessLogType::TcpUpstreamConnected);
         }
@@ -121,6 +117,7 @@ impl Session {
             let info = &mut self.info.borrow_mut();
             if self.traffic.upstream_reset.get() {
                 info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+                info.upstream.close = CloseType::RemoteReset;
             }
             tracing::debug!(remote = %info.connection.remote, %error, "connection broken");
         }
@@ -130,12 +127,12 @@ impl Session {
     async fn connect(&self) -> Option<Upstream> {
         let config = &self.config;
         let slot = config.cluster(&self.info.borrow(), fastrand::u64(..));
-        let Some((slot, cluster)) = slot.and_then(|slot| Some((slot.clone(), slot.get()?))) else {
+        let Some(cluster) = slot.and_then(|slot| slot.get()) else {
             config.stats.downstream_cx_no_route.inc();
             self.flag(ResponseFlags::NO_CLUSTER_FOUND);
             return None;
         };
-        self.info.borrow_mut().upstream.cluster = Some(slot.name().clone());
+        cluster.note(&mut self.info.borrow_mut());
         let mut backoff = config.backoff.clone();
         for attempt in 1..=config.connect_attempts {
             if let Some(backoff) = backoff.as_mut().filter(|_| attempt > 1) {
@@ -147,11 +144,13 @@ impl Session {
                 return None;
             };
             self.info.borrow_mut().upstream.attempts = attempt;
+            let begun = Instant::now();
             let connected = self.connect_to(&cluster, &host).await;
             let info = &mut self.info.borrow_mut();
             match connected {
                 Ok(connection) => {
-                    info.upstream.host = Some(host.address.clone());
+                    host.note(info);
+                    info.upstream.pool_ready = Some(begun.elapsed());
                     return Some(connection);
                 }
                 Err(error) if error.reason == ResetReason::Overflow => {
@@ -160,7 +159,8 @@ impl Session {
                     return None;
                 }
                 Err(error) => {
-                    info.upstream.host = Some(host.address.clone());
+                    host.note(info);
+                    info.upstream.pool_ready = Some(begun.elapsed());
                     info.upstream.transport_failure = error.transport_failure;
                     info.flags
                         .insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::google::protobuf::value::Kind;
+use filters::metadata::ConfiguredMetadata;
 use xds_client::error::{At, ConfigError};
 
 use crate::transport::upstream::UpstreamTransport;
@@ -23,6 +24,7 @@ pub(crate) struct Endpoint {
     pub(crate) health: Health,
     pub(crate) canary: bool,
     pub(crate) hash_key: Option<String>,
+    pub(crate) metadata: ConfiguredMetadata,
 }
 
 /// One locality of an assignment, compiled.
@@ -78,6 +80,7 @@ pub(crate) fn compile_assignment(
                     .at(at())?,
                 weight: entry.load_balancing_weight.as_ref().map_or(1, |w| w.value),
                 health: Health::from_proto(entry.health_status),
+                metadata: ConfiguredMetadata::compile(metadata),
                 canary: matches!(label(metadata, "canary"), Some(Kind::BoolValue(true))),
                 hash_key: match label(metadata, "hash_key") {
                     Some(Kind::StringValue(key)) if !key.is_empty() => Some(key.clone()),

@@ -61,6 +61,15 @@ impl Cluster {
         &self.config.name
     }
 
+    /// Notes that a stream goes to it.
+    pub fn note(&self, info: &mut StreamInfo) {
+        let (config, upstream) = (&self.config, &mut info.upstream);
+        upstream.cluster = Some(config.name.clone());
+        let other = config.stat_name != config.name;
+        upstream.cluster_stat_name = other.then(|| config.stat_name.clone());
+        upstream.cluster_metadata = config.metadata.clone();
+    }
+
     /// The current hosts.
     pub fn hosts(&self) -> Arc<HostSet> {
         self.hosts.load_full()

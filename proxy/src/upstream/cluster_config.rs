@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as wkt;
+use filters::metadata::ConfiguredMetadata;
 use xds_client::duration;
 use xds_client::error::{At, ConfigError};
 
@@ -100,7 +101,7 @@ pub struct ClusterConfig {
     /// `envoy.transport_socket_match` metadata, and the transport they choose.
     pub transport_matches: Vec<(wkt::Struct, UpstreamTransport)>,
     /// `metadata`, for formatters and matchers.
-    pub metadata: Option<core::Metadata>,
+    pub metadata: ConfiguredMetadata,
     /// Circuit breaker limits: default and high priority.
     pub limits: [Limits; 2],
 }
@@ -265,7 +266,7 @@ impl ClusterConfig {
             transport: UpstreamTransport::compile(proto.transport_socket.as_ref(), &sockets)
                 .at("transport_socket")?,
             transport_matches,
-            metadata: proto.metadata.clone(),
+            metadata: ConfiguredMetadata::compile(proto.metadata.as_ref()),
             limits,
         };
         config.check_alpn()?;

@@ -1,11 +1,13 @@
 //! Making upstream connections.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 use filters::body::ResetReason;
-use filters::stream::Address;
+use filters::moments::Moment;
+use filters::stream::{Address, StreamInfo};
 use filters::tls::TlsInfo;
 use tokio::net::{TcpSocket, UnixStream};
 
@@ -44,6 +46,28 @@ pub struct ConnectionFacts {
     pub local: Option<Address>,
     /// What TLS found out.
     pub tls: Option<Rc<TlsInfo>>,
+    /// Unique in the process.
+    pub id: u64,
+    /// When it was begun, and when it was there.
+    pub made: Option<[Instant; 2]>,
+    /// When its TLS handshake was done.
+    pub secured: Option<Instant>,
+}
+
+/// The numbers of connections.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl ConnectionFacts {
+    /// Notes the connection that a stream has got.
+    pub(crate) fn note(self, info: &mut StreamInfo) {
+        let [begun, there] = self.made.map_or([None; 2], |made| made.map(Some));
+        info.moments.set(Moment::ConnectBegin, begun);
+        info.moments.set(Moment::ConnectEnd, there);
+        info.moments.set(Moment::HandshakeEnd, self.secured);
+        info.upstream.connection = Some(self.id);
+        info.upstream.local = self.local;
+        info.upstream.tls = self.tls;
+    }
 }
 
 /// Connects to `host` within the cluster's `connect_timeout`. `protocols` are offered by TLS if neither the cluster
@@ -60,6 +84,7 @@ pub async fn connect(
     if let (_, UpstreamTransport::Unavailable(text)) = host.transport.layers() {
         return Err(local(text.as_ref()));
     }
+    let begun = Instant::now();
     let whole = async {
         let (io, local) = match &host.address {
             Address::Ip(address) => {
@@ -95,10 +120,10 @@ pub async fn connect(
                 let io = io.filter(|io| !io.is_refused());
                 let io = io.ok_or_else(|| nobody(&host.address))?;
                 let local = Some(internal::client_address());
-                return secure(host, purpose, protocols, io, local).await;
+                return secure(host, purpose, protocols, io, (local, begun)).await;
             }
         };
-        secure(host, purpose, protocols, io, local).await
+        secure(host, purpose, protocols, io, (local, begun)).await
     };
     within(config.connect_timeout, whole)
         .await
@@ -108,13 +133,13 @@ pub async fn connect(
         }))
 }
 
-/// Puts the host's transport around `io`, whose own end is at `local`.
+/// Puts the host's transport around `io`, whose own end is at `local`, and which was begun then.
 async fn secure<IO: ByteStream + 'static>(
     host: &Host,
     purpose: &Purpose,
     protocols: &'static [&'static str],
     mut io: IO,
-    local: Option<Address>,
+    (local, begun): (Option<Address>, Instant),
 ) -> Result<Connected, ConnectError> {
     let (header, transport) = host.transport.layers();
     if let Some(header) = header {
@@ -122,7 +147,13 @@ async fn secure<IO: ByteStream + 'static>(
         let written = header.write(&mut io, purpose.client.as_ref(), ends).await;
         written.map_err(|e| refused(&e))?;
     }
-    let mut facts = ConnectionFacts { local, tls: None };
+    let mut facts = ConnectionFacts {
+        local,
+        tls: None,
+        id: NEXT.fetch_add(1, Ordering::Relaxed),
+        made: Some([begun, Instant::now()]),
+        secured: None,
+    };
     let mut http2 = false;
     let io: Box<dyn ByteStream> = match transport {
         UpstreamTransport::Raw => Box::new(io),
@@ -137,6 +168,7 @@ async fn secure<IO: ByteStream + 'static>(
             let (io, info) = connected.map_err(|e| tls_failure(&e))?;
             http2 = io.session().alpn_protocol() == Some(b"h2");
             facts.tls = Some(Rc::new(info));
+            facts.secured = Some(Instant::now());
             Box::new(io)
         }
         UpstreamTransport::Unavailable(text) => return Err(self::local(text.as_ref())),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytestring::ByteString;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::address::Address as Which;
 use envoy_types::pb::envoy::config::core::v3::envoy_internal_address::AddressNameSpecifier;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use filters::stream::Address;
+use filters::metadata::ConfiguredMetadata;
+use filters::stream::{Address, StreamInfo};
 use xds_client::error::ConfigError;
 
 use crate::transport::upstream::UpstreamTransport;
@@ -60,6 +61,7 @@ pub struct Host {
     removed: AtomicBool,
     canary: AtomicBool,
     hash_key: ArcSwapOption<String>,
+    metadata: ArcSwap<ConfiguredMetadata>,
     born: Instant,
     /// What the admin interface shows.
     pub(crate) stats: HostStats,
@@ -84,6 +86,7 @@ impl Host {
             removed: AtomicBool::new(false),
             canary: AtomicBool::new(false),
             hash_key: ArcSwapOption::empty(),
+            metadata: ArcSwap::default(),
             born: Instant::now(),
             stats: HostStats::default(),
         })
@@ -148,6 +151,16 @@ impl Host {
         self.hash_key.load_full()
     }
 
+    /// Its metadata.
+    pub fn metadata(&self) -> ConfiguredMetadata {
+        ConfiguredMetadata::clone(&self.metadata.load())
+    }
+
+    /// Notes that an attempt goes to it.
+    pub fn note(&self, info: &mut StreamInfo) {
+        info.begin_attempt(&self.address, &self.hostname, self.metadata());
+    }
+
     /// How long it has been known.
     pub fn age(&self) -> Duration {
         self.born.elapsed()
@@ -159,7 +172,15 @@ impl Host {
         self.born -= Duration::from_secs(1 << 20);
     }
 
-    pub(crate) fn set_labels(&self, canary: bool, hash_key: Option<&str>) {
+    pub(crate) fn set_labels(
+        &self,
+        canary: bool,
+        hash_key: Option<&str>,
+        metadata: &ConfiguredMetadata,
+    ) {
+        if **self.metadata.load() != *metadata {
+            self.metadata.store(Arc::new(metadata.clone()));
+        }
         self.canary.store(canary, Ordering::Relaxed);
         self.hash_key
             .store(hash_key.map(|key| Arc::new(key.to_owned())));

@@ -75,7 +75,8 @@ impl Members {
                         )
                     });
                     host.update(endpoint.weight, endpoint.health);
-                    host.set_labels(endpoint.canary, endpoint.hash_key.as_deref());
+                    let hash_key = endpoint.hash_key.as_deref();
+                    host.set_labels(endpoint.canary, hash_key, &endpoint.metadata);
                     hosts.push(host);
                 }
             }

@@ -1,13 +1,15 @@
 //! One attempt: a connection from the pool, the exchange, and a safe second try when a pooled connection
 //! turns out to be dead.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytestring::ByteString;
 use filters::body::{Body, ResetReason};
 use filters::head::{RequestHead, ResponseHead};
-use filters::stream::Protocol;
+use filters::moments::{Moment, Moments};
+use filters::stream::{Protocol, StreamInfo};
 
 use super::circuit_breaker::Priority;
 use super::cluster::{Cluster, UpstreamProtocol};
@@ -27,8 +29,6 @@ pub struct UpstreamResponse {
     pub body: Body,
     /// The version spoken; none if it is not HTTP.
     pub protocol: Option<Protocol>,
-    /// What logs tell of the connection.
-    pub facts: ConnectionFacts,
     /// What the request holds of the cluster's limits; keep it as long as the body.
     pub(crate) guard: RequestGuard,
 }
@@ -60,6 +60,42 @@ impl From<ConnectError> for UpstreamError {
     }
 }
 
+/// The connection that a request has got, once it has.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    facts: RefCell<Option<ConnectionFacts>>,
+    /// When, if anybody wants to know.
+    at: Cell<Option<Instant>>,
+}
+
+impl Ready {
+    pub(crate) fn set(&self, facts: ConnectionFacts) {
+        self.facts.replace(Some(facts));
+        self.at.set(Moments::wanted().then(Instant::now));
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.facts.borrow().is_some()
+    }
+
+    /// What logs tell of it.
+    pub(crate) fn take(&self) -> Option<ConnectionFacts> {
+        self.facts.take()
+    }
+
+    /// Tells a stream what came of its attempt, which was begun then.
+    pub(crate) fn note(&self, info: &mut StreamInfo, begun: Instant) {
+        let at = self.at.get();
+        if let Some(facts) = self.take() {
+            facts.note(info);
+            info.moments.set(Moment::UpstreamSendBegin, at);
+            info.upstream.pool_ready = at.map(|at| at.duration_since(begun));
+        } else if Moments::wanted() {
+            info.upstream.pool_ready = Some(begun.elapsed());
+        }
+    }
+}
+
 /// What an attempt needs beside the message.
 pub(crate) struct SendOptions<'a> {
     /// The downstream's version, for clusters that speak it too.
@@ -70,8 +106,8 @@ pub(crate) struct SendOptions<'a> {
     pub(crate) early: EarlyResponses,
     /// For whom its connection is made.
     pub(crate) purpose: Purpose,
-    /// Set once the request has its connection.
-    pub(crate) ready: Option<&'a Cell<bool>>,
+    /// Told once the request has its connection.
+    pub(crate) ready: Option<&'a Ready>,
 }
 
 /// Sends a request to a host and waits for the response's head. Dropping the future cancels it.
@@ -164,7 +200,7 @@ struct Sending<'a> {
     head: &'a RequestHead,
     body: Body,
     early: EarlyResponses,
-    ready: Option<&'a Cell<bool>>,
+    ready: Option<&'a Ready>,
     /// What it holds while it waits for a connection.
     pending: Option<PendingGuard>,
 }
@@ -191,7 +227,7 @@ impl Sending<'_> {
                 return Err(Stopped::Failed(OVERFLOW));
             };
             if let Some(ready) = ready {
-                ready.set(true);
+                ready.set(checkout.state.facts());
             }
             let state = checkout.state.clone();
             let options = ExchangeOptions {
@@ -208,7 +244,6 @@ impl Sending<'_> {
                         head: response.head,
                         body: response.body,
                         protocol: Some(Protocol::Http11),
-                        facts: state.facts(),
                         guard,
                     });
                 }
@@ -257,7 +292,7 @@ impl Sending<'_> {
                 return Err(Stopped::Failed(OVERFLOW));
             };
             if let Some(ready) = ready {
-                ready.set(true);
+                ready.set(pooled.state.facts());
             }
             match pooled.connection.open(head, end).await {
                 Ok(opened) => break (pooled, guard, opened),
@@ -286,7 +321,6 @@ impl Sending<'_> {
                 head,
                 body,
                 protocol: Some(Protocol::Http2),
-                facts: pooled.state.facts(),
                 guard,
             }),
             Err(reason) => {

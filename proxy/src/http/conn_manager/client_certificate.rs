@@ -111,6 +111,7 @@ mod tests {
             ..CertificateFacts::default()
         };
         TlsInfo {
+            server_name: Default::default(),
             local: Some(Arc::new(own)),
             peer: shown.then(|| PeerCertificate::new(client, vec![vec![1, 2]], true)),
             ..TlsInfo::default()

@@ -28,6 +28,7 @@ use super::path::{EscapedSlashes, PathRules};
 use super::request_id::RequestIds;
 use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
+use crate::config::runtime::Runtime;
 use crate::http::h1::{Http1Settings, Http1Stats, UnderscoreAction};
 use crate::http::h2::{Http2Settings, Http2Stats};
 use crate::router::RouteSlot;
@@ -117,6 +118,8 @@ pub struct HcmParts {
     pub reject_fragment: bool,
     /// This process as control planes know it.
     pub node: Arc<Node>,
+    /// What the runtime may change.
+    pub runtime: Arc<Runtime>,
 }
 
 impl HcmConfig {
@@ -210,7 +213,7 @@ impl HcmConfig {
             local_replies: proto
                 .local_reply_config
                 .as_ref()
-                .map(LocalReplyConfig::compile)
+                .map(|config| LocalReplyConfig::compile(config, &*parts.runtime))
                 .transpose()
                 .at("local_reply_config")?,
             stats: parts.stats,

@@ -14,12 +14,14 @@ use filters::filter::{LocalReply, SharedInfo};
 use filters::formatter::FormatContext;
 use filters::head::{RequestHead, ResponseHead};
 use filters::header_mutation::HeaderMutations;
+use filters::runtime::RuntimeKeys;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use xds_client::data_source;
 use xds_client::error::{At, ConfigError};
 
-use crate::telemetry::http_log::{Filter, Format};
+use crate::telemetry::log_filter::Filter;
+use crate::telemetry::log_format::Format;
 
 const JSON: &str = "application/json";
 
@@ -47,8 +49,11 @@ impl LocalReplyConfig {
     ///
     /// # Errors
     /// The path of the field that is invalid or not supported.
-    pub(super) fn compile(proto: &pb::LocalReplyConfig) -> Result<Self, ConfigError> {
-        let mapper = |(i, mapper)| Mapper::compile(mapper).at(format!("mappers[{i}]"));
+    pub(super) fn compile(
+        proto: &pb::LocalReplyConfig,
+        runtime: &dyn RuntimeKeys,
+    ) -> Result<Self, ConfigError> {
+        let mapper = |(i, mapper)| Mapper::compile(mapper, runtime).at(format!("mappers[{i}]"));
         let mappers = proto.mappers.iter().enumerate().map(mapper);
         Ok(Self {
             mappers: mappers.collect::<Result<_, _>>()?,
@@ -78,10 +83,15 @@ impl LocalReplyConfig {
         let mut response = ResponseHead::with_headers(reply.status, headers);
         let content_type = response.headers.get(CONTENT_TYPE).cloned();
         let body_before = reply.body.clone();
-        let mapper = self
-            .mappers
-            .iter()
-            .find(|m| m.filter.admits(&info.borrow(), request));
+        let mapper = self.mappers.iter().find(|m| {
+            m.filter.admits(&FormatContext {
+                info: &info.borrow(),
+                request,
+                response: Some(&response),
+                trailers: None,
+                local_reply: Some(&reply.body),
+            })
+        });
         if let Some(mapper) = mapper {
             mapper.apply(reply, &mut response, request, info);
         }
@@ -103,7 +113,7 @@ impl LocalReplyConfig {
 }
 
 impl Mapper {
-    fn compile(proto: &ResponseMapper) -> Result<Self, ConfigError> {
+    fn compile(proto: &ResponseMapper, runtime: &dyn RuntimeKeys) -> Result<Self, ConfigError> {
         let filter = proto.filter.as_ref();
         let filter = filter.and_then(|f| f.filter_specifier.as_ref());
         let filter = filter.ok_or_else(|| ConfigError::new("is required").at("filter"))?;
@@ -113,7 +123,7 @@ impl Mapper {
         };
         let format = proto.body_format_override.as_ref();
         Ok(Self {
-            filter: Filter::compile(filter).at("filter")?,
+            filter: Filter::compile(filter, runtime).at("filter")?,
             status,
             body: proto.body.as_ref().map(body).transpose().at("body")?,
             headers: HeaderMutations::compile("", &proto.headers_to_add, &[])

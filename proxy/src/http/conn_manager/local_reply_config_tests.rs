@@ -18,7 +18,7 @@ fn config(json: &serde_json::Value) -> Result<LocalReplyConfig, ConfigError> {
         .unwrap()
         .parse_as::<pb::LocalReplyConfig>(json, UnknownFields::Reject)
         .unwrap();
-    LocalReplyConfig::compile(&proto)
+    LocalReplyConfig::compile(&proto, &crate::config::runtime::Runtime::default())
 }
 
 fn rewritten(json: &serde_json::Value, mut reply: LocalReply) -> LocalReply {

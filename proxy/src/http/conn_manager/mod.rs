@@ -163,4 +163,9 @@ impl HttpService for CountedManager {
             protocol,
         );
     }
+
+    fn too_many_premature_resets(&self) {
+        let stats = &self.manager.config.stats;
+        stats.downstream_rq_too_many_premature_resets.inc();
+    }
 }

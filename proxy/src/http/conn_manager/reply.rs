@@ -119,8 +119,9 @@ pub(super) fn log_refusal(
 ) {
     let stats = &config.stats;
     stats.downstream_rq_total.inc();
-    if protocol == Protocol::Http2 {
-        stats.downstream_rq_http2_total.inc();
+    match protocol {
+        Protocol::Http2 => stats.downstream_rq_http2_total.inc(),
+        _ => stats.downstream_rq_http1_total.inc(),
     }
     stats.downstream_rq_rx_reset.inc();
     if flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {

@@ -46,6 +46,7 @@ stats! {
     downstream_rq_tx_reset: Counter counter;
     downstream_rq_non_relative_path: Counter counter;
     downstream_rq_timeout: Counter counter;
+    downstream_rq_too_many_premature_resets: Counter counter;
     downstream_rq_idle_timeout: Counter counter;
     downstream_rq_max_duration_reached: Counter counter;
     downstream_rq_time: Histogram histogram;

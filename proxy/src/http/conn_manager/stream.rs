@@ -113,7 +113,7 @@ pub(super) async fn serve(
     // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
     close |= protocol != Protocol::Http2 && !info.borrow().request_complete();
     Ok(Response {
-        body: end.attach(&response_head, response_body, clock),
+        body: end.attach(head, &response_head, response_body, clock),
         head: response_head,
         close,
     })
@@ -307,8 +307,8 @@ fn note_route(chosen: Option<&RouteOutcome>, info: &SharedInfo, end: &mut Stream
     };
     match route.action() {
         Action::Cluster(slot) => {
-            if slot.get().is_some() {
-                info.upstream.cluster = Some(slot.name().clone());
+            if let Some(cluster) = slot.get() {
+                cluster.note(&mut info);
             }
         }
         Action::ClusterHeader(..) => {}

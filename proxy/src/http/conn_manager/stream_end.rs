@@ -9,6 +9,7 @@ use filters::chain::StreamFilters;
 use filters::filter::SharedInfo;
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
+use filters::moments::Moment;
 use filters::stream::AccessLogType;
 use tokio::time::{Sleep, sleep_until};
 
@@ -73,10 +74,24 @@ impl StreamEnd {
         self.complete = true;
     }
 
-    /// Ends with the response's last byte: the body carries this to where the codec finishes or drops it.
-    pub(super) fn attach(mut self, head: &ResponseHead, body: Body, clock: Clock) -> Body {
+    /// Ends with the response's last byte: the body carries this to where the codec finishes or drops it. `request` is
+    /// what became of the request's head.
+    pub(super) fn attach(
+        mut self,
+        request: RequestHead,
+        head: &ResponseHead,
+        body: Body,
+        clock: Clock,
+    ) -> Body {
+        if let Some(kept) = &mut self.request {
+            *kept = request;
+        }
         let status = head.status.as_u16();
-        self.info.borrow_mut().response_code = Some(status);
+        {
+            let mut info = self.info.borrow_mut();
+            info.response_code = Some(status);
+            info.moments.mark(Moment::DownstreamSendBegin);
+        }
         self.config.stats.count_response(status);
         if self.request.is_some() {
             self.response = Some(head.clone());
@@ -123,7 +138,14 @@ impl Drop for StreamEnd {
         stats
             .downstream_rq_time
             .record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-        self.info.borrow_mut().log_type = AccessLogType::DownstreamEnd;
+        {
+            let mut info = self.info.borrow_mut();
+            info.log_type = AccessLogType::DownstreamEnd;
+            info.sent_upstream();
+            if self.complete {
+                info.moments.mark(Moment::DownstreamSendEnd);
+            }
+        }
         for log in &self.config.access_logs {
             log.record(
                 &self.info.borrow(),

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use bytestring::ByteString;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use filters::head::{RequestHead, ResponseHead};
-use http::Method;
+use http::{HeaderValue, Method};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Http1Settings;
@@ -164,7 +165,7 @@ struct Exchange<IO> {
     decoder: BodyDecoder,
     head_request: bool,
     connect: bool,
-    upgrade: bool,
+    upgrade: Option<ByteString>,
     tunnel: bool,
     keep_alive: bool,
     response_started: bool,
@@ -203,11 +204,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
             decoder: BodyDecoder::Done,
             head_request: head.method == Method::HEAD,
             connect: head.method == Method::CONNECT,
-            upgrade: head.upgrade.is_some(),
+            upgrade: head.upgrade.clone(),
             tunnel: false,
             keep_alive: false,
             response_started: false,
         }
+    }
+
+    /// Whether a 101 switches to what was asked for, and to nothing else (RFC 9110 section 7.8).
+    fn agreed(&self, switched: Option<&HeaderValue>) -> bool {
+        let (Some(asked), Some(switched)) = (&self.upgrade, switched) else {
+            return false;
+        };
+        let mut chosen = switched.as_bytes().split(|b| *b == b',');
+        chosen.all(|chosen| {
+            let mut asked = asked.as_bytes().split(|b| *b == b',');
+            asked.any(|asked| asked.trim_ascii().eq_ignore_ascii_case(chosen.trim_ascii()))
+        })
     }
 
     /// Sends what can be sent. A failure to write is not yet the end: the response may be on its way.
@@ -321,7 +334,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<IO> {
                         }
                         continue;
                     }
-                    if status == 101 && !self.upgrade {
+                    if status == 101 && !self.agreed(parsed.upgrade.as_ref()) {
                         return protocol("http1.codec_error");
                     }
                     self.tunnel = status == 101 || (self.connect && status.is_success());

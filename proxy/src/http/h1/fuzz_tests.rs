@@ -4,7 +4,7 @@ use super::properties;
 use crate::fuzz_driver::{Property, drive};
 
 /// Requests, whole and nearly so; what mutation makes of them is what attackers make of them.
-const REQUESTS: &[&[u8]] = &[
+pub(super) const REQUESTS: &[&[u8]] = &[
     b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
     b"POST /a?b=c HTTP/1.1\r\nHost: a:80\r\nContent-Length: 5\r\n\r\nhelloGET /next HTTP/1.1\r\nhost: a\r\n\r\n",
     b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nx-t: 1\r\n\r\n",
@@ -15,7 +15,7 @@ const REQUESTS: &[&[u8]] = &[
     b"\r\nOPTIONS * HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\nx_y: z\r\n\r\n",
 ];
 
-const RESPONSES: &[&[u8]] = &[
+pub(super) const RESPONSES: &[&[u8]] = &[
     b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-t: 1\r\n\r\n",
     b"HTTP/1.1 103 Early\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
@@ -31,7 +31,7 @@ const CHUNKS: &[&[u8]] = &[
 ];
 
 /// What is put in: the bytes that the grammar turns on.
-const TOKENS: &[&[u8]] = &[
+pub(super) const TOKENS: &[&[u8]] = &[
     b"\r\n",
     b"\n",
     b"\r",

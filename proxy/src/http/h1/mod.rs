@@ -120,7 +120,9 @@ impl Default for Http1Settings {
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]
+mod grammar_tests;
+#[cfg(test)]
 #[path = "../../../../fuzz/src/properties.rs"]
-mod properties;
+pub(in crate::http) mod properties;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use h2::{Reason, RecvStream, SendStream};
 
+use crate::http::validate;
+
 /// What an `h2` error means for a stream.
 pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
     match error.reason() {
@@ -58,6 +60,9 @@ impl BodyStream for RecvBody {
             }
         }
         let frame = match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(trailers)) if !validate::are_field_names(&trailers) => {
+                Some(Err(BodyError::new(ResetReason::ProtocolError)))
+            }
             Ok(trailers) => trailers.map(|map| Ok(Frame::Trailers(map))),
             Err(error) => Some(Err(BodyError::new(reset_reason(&error)))),
         };

@@ -20,6 +20,7 @@ use super::Keepalive;
 use super::body::{Pump, RecvBody, reset_reason};
 use super::windows::{Tunnel, TunnelWindows};
 use crate::http::service::EarlyResponses;
+use crate::http::validate;
 
 /// Settings that we announce.
 #[derive(Debug, Clone, Copy)]
@@ -228,6 +229,9 @@ impl OpenStream {
         })
         .await?;
         let (parts, stream) = response.into_parts();
+        if !validate::are_field_names(&parts.headers) {
+            return Err(ResetReason::ProtocolError);
+        }
         let mut head = ResponseHead::with_headers(parts.status, parts.headers);
         if upgrade && head.status == StatusCode::OK {
             head.status = StatusCode::SWITCHING_PROTOCOLS;

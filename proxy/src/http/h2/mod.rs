@@ -18,3 +18,8 @@ mod windows;
 pub use keepalive::Keepalive;
 pub use settings::{FloodLimits, Http2Settings};
 pub use stats::{Http2Stats, LazyHttp2Stats};
+
+#[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use super::settings::Http2Settings;
-use super::watch::{BAD_MESSAGING, Fault, INVALID_FIELD};
+use super::watch::{BAD_MESSAGING, Fault, INVALID_FIELD, TOO_LARGE};
 use crate::http::h1::UnderscoreAction;
 use crate::http::validate;
 
@@ -77,7 +77,8 @@ pub(super) fn head_of(
         return Err(Refusal::Malformed(BAD_MESSAGING));
     }
     let target = head.method == Method::CONNECT || validate::is_target(head.path.as_bytes());
-    if !target || !validate::is_authority(head.authority.as_bytes()) {
+    let legal = target && validate::are_field_names(&head.headers);
+    if !legal || !validate::is_authority(head.authority.as_bytes()) {
         return Err(Refusal::Malformed(INVALID_FIELD));
     }
     judge_underscores(&mut head.headers, settings)?;
@@ -100,8 +101,8 @@ fn check_size(head: &RequestHead, settings: &Http2Settings) -> Result<(), Refusa
     let fields = head.headers.iter();
     let sizes = fields.map(|(name, value)| name.as_str().len() + value.len());
     if bytes + sizes.sum::<usize>() > settings.max_header_bytes {
-        settings.stats.header_overflow.inc();
-        return Err(unwanted("http2.header_list_size_too_large"));
+        settings.stats.header_list_size_too_large.inc();
+        return Err(Refusal::Unwanted(TOO_LARGE));
     }
     if count + head.headers.len() > settings.max_headers {
         settings.stats.header_overflow.inc();
@@ -175,7 +176,7 @@ mod tests {
         settings.max_header_bytes = 20;
         assert_eq!(
             check_size(&head, &settings),
-            Err(unwanted("http2.header_list_size_too_large"))
+            Err(Refusal::Unwanted(TOO_LARGE))
         );
     }
 

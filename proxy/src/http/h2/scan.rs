@@ -10,6 +10,7 @@ pub(super) enum Kind {
     Headers,
     Priority,
     Reset,
+    Settings,
     GoAway,
     WindowUpdate,
     Continuation,
@@ -24,7 +25,7 @@ pub(super) struct Frame {
     pub stream: u32,
     /// Of the payload, in bytes.
     pub length: usize,
-    /// The error code of RST_STREAM and GOAWAY; 0 for others.
+    /// The error code of RST_STREAM and GOAWAY, the length of padding; 0 for others.
     pub code: u32,
 }
 
@@ -32,6 +33,28 @@ impl Frame {
     /// Whether the frame ends its stream.
     pub(super) fn ends_stream(self) -> bool {
         matches!(self.kind, Kind::Data | Kind::Headers) && self.flags & 1 != 0
+    }
+
+    fn is_padded(self) -> bool {
+        matches!(self.kind, Kind::Data | Kind::Headers) && self.flags & 8 != 0
+    }
+
+    /// Whether the payload is padding and nothing else.
+    pub(super) fn is_empty(self) -> bool {
+        match self.is_padded() {
+            true => self.length == self.code as usize + 1,
+            false => self.length == 0,
+        }
+    }
+
+    /// Where in the payload `code` begins and how many bytes it has.
+    fn code_at(self) -> Option<(usize, usize)> {
+        match self.kind {
+            Kind::Reset => Some((0, 4)),
+            Kind::GoAway => Some((4, 4)),
+            _ if self.is_padded() => Some((0, 1)),
+            _ => None,
+        }
     }
 }
 
@@ -67,12 +90,12 @@ impl Scanner {
             };
             if let Some((frame, at)) = &mut self.coded {
                 data = rest;
-                // The code is the first four bytes of RST_STREAM and the second of GOAWAY.
-                if *at >= code_offset(frame.kind) {
+                let (start, size) = frame.code_at().unwrap_or_default();
+                if *at >= start {
                     frame.code = frame.code << 8 | u32::from(*byte);
                 }
                 *at += 1;
-                if *at == code_offset(frame.kind) + 4 || *at == frame.length {
+                if *at == start + size || *at == frame.length {
                     self.skip = frame.length - *at;
                     seen(*frame);
                     self.coded = None;
@@ -91,7 +114,7 @@ impl Scanner {
             }
             self.have = 0;
             let frame = parse(self.head);
-            if matches!(frame.kind, Kind::Reset | Kind::GoAway) && frame.length > 0 {
+            if frame.code_at().is_some() && frame.length > 0 {
                 self.coded = Some((frame, 0));
             } else {
                 self.skip = frame.length;
@@ -99,10 +122,6 @@ impl Scanner {
             }
         }
     }
-}
-
-fn code_offset(kind: Kind) -> usize {
-    if kind == Kind::GoAway { 4 } else { 0 }
 }
 
 fn parse(head: [u8; 9]) -> Frame {
@@ -113,6 +132,7 @@ fn parse(head: [u8; 9]) -> Frame {
             1 => Kind::Headers,
             2 => Kind::Priority,
             3 => Kind::Reset,
+            4 => Kind::Settings,
             7 => Kind::GoAway,
             8 => Kind::WindowUpdate,
             9 => Kind::Continuation,
@@ -146,20 +166,29 @@ mod tests {
         bytes.extend(frame(7, 0, 0, b"\0\0\0\x05\0\0\0\x0bdebug"));
         bytes.extend(frame(3, 0, 3, &[]));
         bytes.extend(frame(0, 1, 0x8000_0005, b""));
+        bytes.extend(frame(0, 8, 5, b"\x02x\0\0"));
+        bytes.extend(frame(0, 9, 5, b"\x02\0\0"));
         for size in 1..bytes.len() {
-            let (mut scanner, mut seen) = (Scanner::behind_preface(), Vec::new());
+            let (mut seen, mut empty) = (Vec::new(), Vec::new());
+            let mut scanner = Scanner::behind_preface();
             for part in bytes.chunks(size) {
-                scanner.scan(part, |f| seen.push((f.kind, f.stream, f.length, f.code)));
+                scanner.scan(part, |f| {
+                    seen.push((f.kind, f.stream, f.length, f.code));
+                    empty.push(f.is_empty());
+                });
             }
             let expected = [
-                (Kind::Other, 0, 12, 0),
+                (Kind::Settings, 0, 12, 0),
                 (Kind::Headers, 1, 4, 0),
                 (Kind::Reset, 1, 4, 8),
                 (Kind::GoAway, 0, 13, 11),
                 (Kind::Reset, 3, 0, 0),
                 (Kind::Data, 5, 0, 0),
+                (Kind::Data, 5, 4, 2),
+                (Kind::Data, 5, 3, 2),
             ];
             assert_eq!(seen, expected, "in parts of {size}");
+            assert_eq!(empty, [false, false, false, false, true, true, false, true]);
         }
     }
 }

@@ -1,30 +1,30 @@
 //! The server side of an HTTP/2 connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use filters::flags::ResponseFlags;
 use filters::stream::Protocol;
+use h2::Reason;
 use h2::server::{Builder, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::server_stream;
 use super::settings::Http2Settings;
-use super::watch::{INVALID_FIELD, Watch, Watched};
+use super::watch::{PREMATURE_RESET_STREAMS, PREMATURE_RESETS, Watch, Watched};
 use super::windows::TunnelWindows;
+use crate::http::linger::Linger;
 use crate::http::service::{ConnectionControl, HttpService};
 
 /// How long a client may take for its preface and first SETTINGS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From this many streams on, a connection most of whose streams were reset by the client before their
-/// response is closed (Envoy's `overload.premature_reset_total_stream_count`).
-const PREMATURE_RESET_STREAMS: u32 = 500;
+/// How long a client without streams may take to hear that its connection ends.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the streams of one connection share.
 pub(super) struct Shared<S> {
@@ -49,10 +49,7 @@ impl<S> Shared<S> {
         self.premature.set(resets);
         // Once half of the first streams were bad, good ones cannot make up for them any more.
         if resets.saturating_mul(2) >= ended.max(PREMATURE_RESET_STREAMS) {
-            self.watch.fail((
-                "too_many_premature_resets",
-                ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
-            ));
+            self.watch.fail(PREMATURE_RESETS);
             self.control.abort();
         }
     }
@@ -71,10 +68,11 @@ pub async fn serve<IO, S>(
 {
     let keep = settings.keep_connection_on_bad_message;
     let watch = Rc::new(Watch::new(settings.floods, keep, settings.stats.clone()));
-    let io = Watched::new(io, watch.clone(), settings.linger);
-    let handshake = builder(settings).handshake::<_, Bytes>(io);
+    let io = Rc::new(RefCell::new(io));
+    let watched = Watched::new(io.clone(), watch.clone());
+    let handshake = builder(settings).handshake::<_, Bytes>(watched);
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
-        return;
+        return linger(&io, settings.linger).await;
     };
     let shared = Rc::new(Shared {
         service,
@@ -86,10 +84,23 @@ pub async fn serve<IO, S>(
     });
     accept_streams(Box::new(connection), &shared, idle_timeout).await;
     report_refused(&shared);
-    if let Some((details, flags)) = shared.watch.fault() {
+    if let Some(fault @ (details, flags)) = shared.watch.fault() {
+        if fault == PREMATURE_RESETS {
+            shared.service.too_many_premature_resets();
+        }
         for _ in 0..shared.watch.unseen().min(settings.max_concurrent_streams) {
             shared.service.refuse(details, flags, Protocol::Http2);
         }
+    }
+    linger(&io, settings.linger).await;
+}
+
+/// Reads on for `time`, so that the client gets to read the GOAWAY and what was before it, or an end that is none
+/// of a broken connection.
+async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(io: &RefCell<IO>, time: Option<Duration>) {
+    if let Some(time) = time {
+        let mut linger = Linger::new(time);
+        poll_fn(|cx| linger.poll(&mut *io.borrow_mut(), cx)).await;
     }
 }
 
@@ -115,9 +126,10 @@ fn builder(settings: &Http2Settings) -> Builder {
 
 /// Counts and logs the streams that `h2` refused alone.
 fn report_refused<S: HttpService>(shared: &Shared<S>) {
-    for _ in 0..shared.watch.take_refused() {
-        let (details, flags) = INVALID_FIELD;
-        shared.service.refuse(details, flags, Protocol::Http2);
+    for (count, (details, flags)) in shared.watch.take_refused() {
+        for _ in 0..count {
+            shared.service.refuse(details, flags, Protocol::Http2);
+        }
     }
 }
 
@@ -144,7 +156,7 @@ async fn accept_streams<IO, S>(
         settings.initial_stream_window,
         settings.initial_connection_window,
     );
-    let mut goaway = false;
+    let (mut goaway, mut last) = (false, None);
     let mut idle = idle_timeout.map(|after| (after, Box::pin(tokio::time::sleep(after))));
     loop {
         let accepted = poll_fn(|cx| {
@@ -159,8 +171,12 @@ async fn accept_streams<IO, S>(
                 connection.graceful_shutdown();
             }
             windows.announce(&mut *connection);
-            let polled = connection.poll_accept(cx);
+            let mut polled = connection.poll_accept(cx);
             report_refused(shared);
+            if shared.watch.take_excess() {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                polled = connection.poll_accept(cx);
+            }
             if let Poll::Ready(accepted) = polled {
                 return Poll::Ready(Some(accepted));
             }
@@ -170,6 +186,17 @@ async fn accept_streams<IO, S>(
                 }
                 if timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
+                }
+            }
+            // A client that reads nothing does not keep its connection by that.
+            if goaway {
+                let timer =
+                    last.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS_TIMEOUT)));
+                if control.active() > 0 {
+                    timer.as_mut().reset(Instant::now() + LAST_WORDS_TIMEOUT);
+                }
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(None));
                 }
             }
             Poll::Pending

@@ -28,6 +28,7 @@ macro_rules! stats {
 stats! {
     dropped_headers_with_underscores
     goaway_sent
+    header_list_size_too_large
     header_overflow
     inbound_empty_frames_flood
     inbound_priority_frames_flood
@@ -36,6 +37,8 @@ stats! {
     requests_rejected_with_underscores_in_headers
     rx_messaging_error
     rx_reset
+    stream_refused_errors
+    trailers
     tx_reset
 }
 

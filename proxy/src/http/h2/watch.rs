@@ -4,13 +4,12 @@
 //! Only frame headers are read, and the codes of RST_STREAM and GOAWAY; nothing is kept or changed. Where
 //! Envoy closes the connection without a word, the write fails here before the library's own words go out.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use filters::flags::ResponseFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::scan::{Frame, Kind, Scanner};
 use super::settings::FloodLimits;
 use super::stats::Http2Stats;
-use crate::http::linger::Linger;
 use crate::telemetry::stats::Counter;
 
 /// Why streams end though nobody reset them: details and flags, as logs tell them.
@@ -36,7 +34,28 @@ pub(super) const BAD_MESSAGING: Fault = (
     ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
 );
 
+/// A head that is larger than allowed.
+pub(super) const TOO_LARGE: Fault = (
+    "http2.header_list_size_too_large",
+    ResponseFlags::DOWNSTREAM_REMOTE_RESET,
+);
+
+/// A client that opens streams only to have them reset.
+pub(super) const PREMATURE_RESETS: Fault = (
+    "too_many_premature_resets",
+    ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+);
+
+/// From this many streams on, a connection most of whose streams were reset before their response is closed
+/// (Envoy's `overload.premature_reset_total_stream_count`).
+pub(super) const PREMATURE_RESET_STREAMS: u32 = 500;
+
 const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Most bytes of a SETTINGS frame: 32 entries, as to Envoy. There are no more than ten that mean something.
+const SETTINGS_LENGTH: usize = 32 * 6;
 
 /// What has been seen on one connection. Shared by its IO and its driver.
 pub(super) struct Watch {
@@ -46,20 +65,29 @@ pub(super) struct Watch {
     keep_connection: bool,
     fault: Cell<Option<Fault>>,
     accepted: Cell<u32>,
-    /// Streams that `h2` refused before it handed them over, and those of them that were asked for.
+    /// Streams that `h2` refused before it handed them over: malformed, too large, and those that were asked for.
     refused: Cell<u32>,
+    too_large: Cell<u32>,
     told: Cell<u32>,
     newest_accepted: Cell<u32>,
     newest_opened: Cell<u32>,
     opened: Cell<u32>,
-    /// The stream of the newest frame, if that was DATA.
-    newest_data: Cell<u32>,
+    /// The streams of the newest DATA, and that of the newest trailers: `h2` judges frames a while after they were
+    /// seen here.
+    with_data: Cell<[u32; 16]>,
+    newest_trailers: Cell<u32>,
     /// Whether the newest frame is of a head that opened its stream.
     head_was_last: Cell<bool>,
     empty_in_a_row: Cell<u32>,
     priorities: Cell<u32>,
     window_updates: Cell<u32>,
     data_sent: Cell<u32>,
+    /// The stream of the newest reset from the peer: others of the same reset nothing.
+    newest_reset: Cell<u32>,
+    /// Resets in both directions.
+    resets: Cell<u32>,
+    /// The peer asks for more than anybody needs.
+    excess: Cell<bool>,
 }
 
 impl Watch {
@@ -71,16 +99,21 @@ impl Watch {
             fault: Cell::default(),
             accepted: Cell::default(),
             refused: Cell::default(),
+            too_large: Cell::default(),
             told: Cell::default(),
             newest_accepted: Cell::default(),
             newest_opened: Cell::default(),
             opened: Cell::default(),
-            newest_data: Cell::default(),
+            with_data: Cell::default(),
+            newest_trailers: Cell::default(),
             head_was_last: Cell::default(),
             empty_in_a_row: Cell::default(),
             priorities: Cell::default(),
             window_updates: Cell::default(),
             data_sent: Cell::default(),
+            newest_reset: Cell::default(),
+            resets: Cell::default(),
+            excess: Cell::default(),
         }
     }
 
@@ -107,11 +140,19 @@ impl Watch {
         bump(&self.accepted);
     }
 
-    /// How many streams were refused since this was last asked.
-    pub(super) fn take_refused(&self) -> u32 {
-        let refused = self.refused.replace(0);
-        self.told.set(self.told.get() + refused);
-        refused
+    /// How many streams were refused since this was last asked, and why.
+    pub(super) fn take_refused(&self) -> [(u32, Fault); 2] {
+        let all = [(&self.refused, INVALID_FIELD), (&self.too_large, TOO_LARGE)];
+        all.map(|(count, fault)| {
+            let refused = count.replace(0);
+            self.told.set(self.told.get() + refused);
+            (refused, fault)
+        })
+    }
+
+    /// Whether the connection is to end with ENHANCE_YOUR_CALM, unless that was asked before.
+    pub(super) fn take_excess(&self) -> bool {
+        self.excess.replace(false)
     }
 
     /// How many streams the peer opened that were neither handed over nor refused.
@@ -128,19 +169,25 @@ impl Watch {
     /// A frame from the peer.
     fn received(&self, frame: Frame) {
         let is_data = frame.kind == Kind::Data;
-        self.newest_data.set(if is_data { frame.stream } else { 0 });
+        if is_data {
+            self.note_data(frame.stream);
+        }
         self.head_was_last.set(false);
         match frame.kind {
             Kind::Headers | Kind::Continuation | Kind::Data => {
-                let opens = frame.kind == Kind::Headers && frame.stream % 2 == 1;
-                if opens && frame.stream > self.newest_opened.get() {
-                    self.newest_opened.set(frame.stream);
-                    bump(&self.opened);
+                if frame.kind == Kind::Headers && frame.stream % 2 == 1 {
+                    if frame.stream > self.newest_opened.get() {
+                        self.newest_opened.set(frame.stream);
+                        bump(&self.opened);
+                    } else {
+                        self.newest_trailers.set(frame.stream);
+                        self.stats.trailers.inc();
+                    }
                 }
                 let in_head = !is_data && frame.stream == self.newest_opened.get();
                 self.head_was_last.set(in_head && frame.stream != 0);
                 // END_STREAM has no meaning on CONTINUATION, and no bit there.
-                if frame.length > 0 || frame.ends_stream() {
+                if !frame.is_empty() || frame.ends_stream() {
                     self.empty_in_a_row.set(0);
                 } else if bump(&self.empty_in_a_row) > self.limits.empty_frames {
                     let counter = &self.stats.inbound_empty_frames_flood;
@@ -152,7 +199,7 @@ impl Watch {
                 let limit = limit.saturating_mul(self.opened.get().saturating_add(1));
                 if bump(&self.priorities) > limit {
                     let counter = &self.stats.inbound_priority_frames_flood;
-                    self.flood("http2.inbound_priority_frames_flood", counter);
+                    self.flood("codec_error:Too_many_PRIORITY_frames", counter);
                 }
             }
             Kind::WindowUpdate => {
@@ -163,12 +210,34 @@ impl Watch {
                 let limit = per_data.saturating_add(self.opened.get());
                 if bump(&self.window_updates) > limit.saturating_mul(2).saturating_add(5) {
                     let counter = &self.stats.inbound_window_update_frames_flood;
-                    self.flood("http2.inbound_window_update_frames_flood", counter);
+                    self.flood("codec_error:Too_many_WINDOW_UPDATE_frames", counter);
                 }
             }
-            Kind::Reset => self.stats.rx_reset.inc(),
-            Kind::GoAway | Kind::Other => {}
+            Kind::Reset => {
+                if self.newest_reset.replace(frame.stream) != frame.stream {
+                    bump(&self.resets);
+                    self.stats.rx_reset.inc();
+                }
+            }
+            Kind::Settings if frame.length > SETTINGS_LENGTH => self.excess.set(true),
+            Kind::Settings | Kind::GoAway | Kind::Other => {}
         }
+    }
+
+    fn note_data(&self, stream: u32) {
+        let mut streams = self.with_data.get();
+        if streams.first() != Some(&stream) {
+            streams.rotate_right(1);
+            if let Some(newest) = streams.first_mut() {
+                *newest = stream;
+            }
+            self.with_data.set(streams);
+        }
+    }
+
+    /// Whether what is wrong with a stream is its body, and not its head or its trailers.
+    fn is_of_body(&self, stream: u32) -> bool {
+        self.with_data.get().contains(&stream) && self.newest_trailers.get() != stream
     }
 
     fn flood(&self, details: &'static str, counter: &Counter) {
@@ -190,21 +259,38 @@ impl Watch {
         }
     }
 
+    fn judged_too_large(&self) {
+        self.stats.header_list_size_too_large.inc();
+        bump(&self.too_large);
+    }
+
     /// A frame that `h2` wants to send.
     fn sending(&self, frame: Frame) {
-        if frame.kind == Kind::Reset {
-            self.stats.tx_reset.inc();
-        }
+        let unknown = frame.stream > self.newest_accepted.get();
         match frame.kind {
             Kind::Data => {
                 bump(&self.data_sent);
             }
-            // Our own resets never have this code: this is the library's judgement. To Envoy too, a body of
-            // another length than declared costs its stream only.
-            Kind::Reset
-                if frame.code == PROTOCOL_ERROR && frame.stream != self.newest_data.get() =>
-            {
-                self.judged(frame.stream, self.keep_connection);
+            // The library's own 431.
+            Kind::Headers if unknown => self.judged_too_large(),
+            Kind::Reset => {
+                bump(&self.resets);
+                self.stats.tx_reset.inc();
+                if frame.code == REFUSED_STREAM && unknown {
+                    self.stats.stream_refused_errors.inc();
+                }
+                // Our own resets never have this code: this is the library's judgement. To Envoy too, a body of
+                // another length than declared costs its stream only.
+                if frame.code == PROTOCOL_ERROR && !self.is_of_body(frame.stream) {
+                    self.judged(frame.stream, self.keep_connection);
+                }
+            }
+            Kind::GoAway if frame.code == ENHANCE_YOUR_CALM => {
+                if self.resets.get() >= PREMATURE_RESET_STREAMS {
+                    self.fail(PREMATURE_RESETS);
+                } else if self.head_was_last.get() {
+                    self.judged_too_large();
+                }
             }
             Kind::GoAway if frame.code == PROTOCOL_ERROR && self.head_was_last.get() => {
                 self.judged(self.newest_opened.get(), false);
@@ -222,26 +308,21 @@ fn bump(count: &Cell<u32>) -> u32 {
 
 /// An IO whose frames are watched.
 pub(super) struct Watched<IO> {
-    io: IO,
+    /// Shared with who ends the connection when `h2` has let go of it.
+    io: Rc<RefCell<IO>>,
     watch: Rc<Watch>,
     inbound: Scanner,
     outbound: Scanner,
     /// Bytes that were shown to `outbound` and not yet taken by the socket.
     shown: usize,
-    /// For how long the connection lingers at its end.
-    linger: Option<Duration>,
-    lingering: Option<Linger>,
 }
 
 impl<IO> Watched<IO> {
     /// Watches the server's side of a connection: the peer's preface comes first.
-    /// At its end it reads on for `linger`, so that the client gets to read the GOAWAY and what was before it.
-    pub(super) fn new(io: IO, watch: Rc<Watch>, linger: Option<Duration>) -> Self {
+    pub(super) fn new(io: Rc<RefCell<IO>>, watch: Rc<Watch>) -> Self {
         Self {
             io,
             watch,
-            linger,
-            lingering: None,
             inbound: Scanner::behind_preface(),
             outbound: Scanner::default(),
             shown: 0,
@@ -260,7 +341,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
             return Poll::Ready(Err(error));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut *this.io.borrow_mut()).poll_read(cx, buf))?;
         let new = buf.filled().get(before..).unwrap_or_default();
         let watch = &this.watch;
         this.inbound.scan(new, |frame| watch.received(frame));
@@ -298,117 +379,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         if let Some(error) = watch.broken() {
             return Poll::Ready(Err(error));
         }
-        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let written = ready!(Pin::new(&mut *this.io.borrow_mut()).poll_write_vectored(cx, bufs))?;
         this.shown = this.shown.saturating_sub(written);
         Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.borrow().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let Some(time) = this.linger else {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
-        };
-        let lingering = this.lingering.get_or_insert_with(|| Linger::new(time));
-        lingering.poll(&mut this.io, cx).map(Ok)
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    fn frame(kind: Kind, stream: u32, length: usize, code: u32) -> Frame {
-        Frame {
-            kind,
-            flags: 0,
-            stream,
-            length,
-            code,
-        }
-    }
-
-    fn watch(keep_connection: bool) -> Watch {
-        Watch::new(FloodLimits::default(), keep_connection, Arc::default())
-    }
-
-    #[test]
-    fn floods_end_the_connection_at_their_limit() {
-        let priorities = watch(false);
-        for _ in 0..100 {
-            priorities.received(frame(Kind::Priority, 1, 5, 0));
-        }
-        assert!(priorities.broken().is_none());
-        priorities.received(frame(Kind::Priority, 1, 5, 0));
-        assert!(priorities.broken().is_some());
-
-        let windows = watch(false);
-        windows.sending(frame(Kind::Data, 1, 9, 0));
-        for _ in 0..25 {
-            windows.received(frame(Kind::WindowUpdate, 0, 4, 0));
-        }
-        assert!(windows.broken().is_none());
-        windows.received(frame(Kind::WindowUpdate, 0, 4, 0));
-        assert!(windows.broken().is_some());
-
-        let empty = watch(false);
-        empty.received(frame(Kind::Data, 1, 0, 0));
-        empty.received(frame(Kind::Data, 1, 1, 0));
-        empty.received(frame(Kind::Data, 1, 0, 0));
-        assert!(empty.broken().is_none());
-        empty.received(frame(Kind::Data, 1, 0, 0));
-        assert!(empty.broken().is_some());
-    }
-
-    #[test]
-    fn what_the_library_refuses_is_counted_once() {
-        let strict = watch(false);
-        strict.received(frame(Kind::Headers, 1, 9, 0));
-        strict.sending(frame(Kind::Reset, 1, 4, PROTOCOL_ERROR));
-        assert_eq!(strict.take_refused(), 1);
-        assert_eq!((strict.take_refused(), strict.unseen()), (0, 0));
-        assert_eq!(strict.fault(), Some(INVALID_FIELD));
-
-        let lenient = watch(true);
-        lenient.received(frame(Kind::Headers, 1, 9, 0));
-        lenient.accepted(1);
-        lenient.received(frame(Kind::Headers, 3, 9, 0));
-        lenient.sending(frame(Kind::Reset, 3, 4, PROTOCOL_ERROR));
-        assert_eq!(lenient.take_refused(), 1);
-        assert!(lenient.fault().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_connection_lingers_until_its_client_closes_too() {
-        let (mut client, server) = tokio::io::duplex(64);
-        let linger = Some(Duration::from_secs(600));
-        let mut server = Watched::new(server, Rc::new(watch(false)), linger);
-        let mut shutdown = Box::pin(server.shutdown());
-        assert!((&mut shutdown).now_or_never().is_none());
-        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the end is told");
-        client.write_all(b"late").await.unwrap();
-        assert!((&mut shutdown).now_or_never().is_none());
-        drop(client);
-        shutdown.await.unwrap();
-    }
-
-    #[test]
-    fn a_body_of_the_wrong_length_costs_its_stream_only() {
-        let watch = watch(false);
-        watch.received(frame(Kind::Headers, 1, 9, 0));
-        watch.received(frame(Kind::Data, 1, 9, 0));
-        watch.sending(frame(Kind::Reset, 1, 4, PROTOCOL_ERROR));
-        assert!(watch.fault().is_none());
-        assert_eq!(watch.take_refused(), 0);
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

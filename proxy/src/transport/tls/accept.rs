@@ -144,6 +144,7 @@ impl DownstreamTls {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             group: group_name(connection.negotiated_key_exchange_group()),
+            server_name: Default::default(),
             local: shown.map(|c| c.facts.clone()),
             peer,
         }

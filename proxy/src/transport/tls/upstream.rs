@@ -366,7 +366,7 @@ impl UpstreamTls {
         let stream = TlsStream::new(io, session, Buffer::default());
         match refusal::watched(stream.handshake()).await {
             (Ok(stream), _) => {
-                let info = self.info(&compiled, stream.session());
+                let info = self.info(&compiled, stream.session(), asked);
                 Ok((stream, info))
             }
             (Err(error), refusal) => {
@@ -379,7 +379,12 @@ impl UpstreamTls {
         }
     }
 
-    fn info(&self, compiled: &Compiled, connection: &CommonState) -> TlsInfo {
+    fn info(
+        &self,
+        compiled: &Compiled,
+        connection: &CommonState,
+        server_name: ByteString,
+    ) -> TlsInfo {
         self.stats().shook_hands(connection);
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = facts::peer(chain, compiled.validation.verifies());
@@ -387,6 +392,7 @@ impl UpstreamTls {
             version: version_name(connection.protocol_version()),
             cipher: suite_name(connection.negotiated_cipher_suite()),
             group: group_name(connection.negotiated_key_exchange_group()),
+            server_name,
             local: compiled.local.as_ref().map(|c| c.facts.clone()),
             peer,
         }

@@ -22,7 +22,7 @@ use crate::upstream::circuit_breaker::Priority;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::ConnectionFacts;
 use crate::upstream::host::Host;
-use crate::upstream::request::{self, RequestGuard, SendOptions, UpstreamError};
+use crate::upstream::request::{self, Ready, RequestGuard, SendOptions, UpstreamError};
 
 /// A tunnel that stands.
 pub(crate) struct Originated {
@@ -53,13 +53,14 @@ pub(crate) async fn open(
 ) -> Result<Originated, Refused> {
     let early = EarlyResponses::default();
     early.close();
+    let ready = Ready::default();
     let options = SendOptions {
         // Where the cluster speaks what the downstream does: there is no HTTP downstream, and Envoy takes HTTP/1 then.
         downstream: Protocol::Http11,
         priority: Priority::Default,
         early,
         purpose,
-        ready: None,
+        ready: Some(&ready),
     };
     let (upload, source) = InternalStream::pair(CHUNK);
     let body = Body::stream(Source {
@@ -75,7 +76,7 @@ pub(crate) async fn open(
         _ => return Err(Refused::Answered(response.head.status)),
     };
     Ok(Originated {
-        facts: response.facts,
+        facts: ready.take().unwrap_or_default(),
         io: TunnelIo {
             upload,
             download,

@@ -1,7 +1,6 @@
 //! CONNECT ended here (`connect_config`): the bytes of the request's body go to a connection of its own, and what comes
 //! back is the response's body.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use crate::transport::ByteStream;
 use crate::transport::options::Purpose;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::host::Host;
-use crate::upstream::request::{UpstreamError, UpstreamResponse};
+use crate::upstream::request::{Ready, UpstreamError, UpstreamResponse};
 use crate::upstream::tcp;
 
 /// Connects to `host`, and answers that the tunnel stands. `ready` is set once there is a connection.
@@ -30,17 +29,16 @@ pub(crate) async fn open(
     host: &Arc<Host>,
     purpose: Purpose,
     upload: Body,
-    ready: Option<&Cell<bool>>,
+    ready: Option<&Ready>,
 ) -> Result<UpstreamResponse, UpstreamError> {
     let connection = tcp::connect(cluster, host, purpose).await?;
     if let Some(ready) = ready {
-        ready.set(true);
+        ready.set(connection.facts);
     }
     Ok(UpstreamResponse {
         head: ResponseHead::new(StatusCode::OK),
         body: Body::stream(Tunnel(Some(Ends::new(connection.io, upload)))),
         protocol: None,
-        facts: connection.facts,
         guard: connection.request,
     })
 }

@@ -15,6 +15,9 @@ use crate::http::validate;
 /// Fields on the stack up to this many; more only if the configuration allows more.
 pub(super) const STACK_FIELDS: usize = 101;
 
+/// A length and a coding, each of which says where the message ends.
+const LENGTH_AND_CODING: ParseError = bad("http1.content_length_and_chunked_not_allowed");
+
 /// Room for `max` fields, on the stack if they fit there; uninitialised, so no memset per message.
 pub(super) fn room<'a, 'h>(
     stack: &'a mut [MaybeUninit<httparse::Header<'h>>; STACK_FIELDS],
@@ -111,6 +114,11 @@ pub(super) fn collect(
         } else if name == header::TRANSFER_ENCODING {
             // Only exactly `chunked`, once: nothing else is implemented (RFC 9112 section 6.1: 501).
             if facts.chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+                let mut names = fields.iter().map(|field| field.name);
+                let length = names.any(|name| name.eq_ignore_ascii_case("content-length"));
+                if length && !settings.allow_chunked_length {
+                    return Err(LENGTH_AND_CODING);
+                }
                 return Err(ParseError {
                     status: 501,
                     details: "http1.invalid_transfer_encoding",
@@ -126,7 +134,8 @@ pub(super) fn collect(
             }
         } else if request && name == header::HOST {
             // Exactly one Host (RFC 9112 section 3.2).
-            if facts.host.replace(text(block, field.value)?).is_some() {
+            let host = text(block, field.value).map_err(|_| bad("http.invalid_authority"))?;
+            if facts.host.replace(host).is_some() {
                 return Err(CODEC);
             }
             continue;
@@ -138,7 +147,7 @@ pub(super) fn collect(
         // Either one alone is fine; together they are smuggling, unless the operator says that those
         // before us read them as we do (RFC 9112 section 6.3, 3).
         if !settings.allow_chunked_length {
-            return Err(bad("http1.content_length_and_chunked_not_allowed"));
+            return Err(LENGTH_AND_CODING);
         }
         facts.length = None;
         map.remove(header::CONTENT_LENGTH);

@@ -6,6 +6,7 @@ mod response;
 
 use bytes::{Buf, BytesMut};
 use filters::head::{RequestHead, ResponseHead};
+use http::HeaderValue;
 
 pub use self::request::request;
 pub use self::response::response;
@@ -41,6 +42,8 @@ pub struct ParsedRequest {
 pub struct ParsedResponse {
     /// The head, hop-by-hop fields taken out.
     pub head: ResponseHead,
+    /// The protocols that a 101 switches to.
+    pub upgrade: Option<HeaderValue>,
     /// The framing of the body.
     pub framing: Framing,
     /// Whether the server lets the connection persist.

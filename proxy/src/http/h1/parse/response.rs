@@ -41,7 +41,11 @@ pub fn response(
     let status = StatusCode::from_u16(code).map_err(|_| CODEC)?;
     let reason = Some(parsed.reason.unwrap_or_default());
     let (mut headers, facts) = collect(block, parsed.headers, settings, reason)?;
-    if code == 101 && !(facts.upgrade && headers.contains_key(header::UPGRADE)) {
+    let upgrade = match code {
+        101 if facts.upgrade => headers.get(header::UPGRADE).cloned(),
+        _ => None,
+    };
+    if code == 101 && upgrade.is_none() {
         // It does not say what the bytes behind it would be (RFC 9110 section 15.2.2).
         return Err(CODEC);
     }
@@ -73,6 +77,7 @@ pub fn response(
             headers,
             spelling: facts.spelling,
         },
+        upgrade,
         framing,
         keep_alive: !facts.close && (version == 1 || facts.keep_alive) && framing != Framing::Close,
     })

@@ -21,6 +21,8 @@ pub(super) enum Next {
     Head(Bytes),
     /// The connection is over.
     Closed,
+    /// The client went away in the middle of a head.
+    Cut,
     /// Something that cannot become a request.
     Bad(ParseError),
 }
@@ -58,12 +60,13 @@ pub(super) async fn next_head<IO: AsyncRead + Unpin>(
             if fresh && control.closes_idle() {
                 return Poll::Ready(Next::Closed);
             }
+            let ended = if fresh { Next::Closed } else { Next::Cut };
             if conn.eof {
-                return Poll::Ready(Next::Closed);
+                return Poll::Ready(ended);
             }
             match wire::poll_read(&mut conn.io, &mut conn.buf, cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
-                Poll::Ready(_) => return Poll::Ready(Next::Closed),
+                Poll::Ready(_) => return Poll::Ready(ended),
                 Poll::Pending => break,
             }
         }

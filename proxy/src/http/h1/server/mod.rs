@@ -12,6 +12,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use filters::flags::ResponseFlags;
+use filters::stream::Protocol;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
@@ -43,6 +45,11 @@ pub async fn serve<IO, S>(
         let block = match next_head(&conn, &settings, &control, &mut timer).await {
             Next::Head(block) => block,
             Next::Closed => break,
+            Next::Cut => {
+                let flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+                service.refuse("downstream_remote_disconnect", flags, Protocol::Http11);
+                break;
+            }
             Next::Bad(error) => {
                 Box::pin(reject(&conn, &*service, &settings, error)).await;
                 break;
