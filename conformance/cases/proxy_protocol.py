@@ -4,6 +4,7 @@ import socket
 import time
 
 from harness.config import HCM, TYPE, bootstrap, listener, route
+from harness.matcher import exact, extension, network
 from harness.runner import Group
 
 PROXY = TYPE + "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
@@ -12,7 +13,8 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n"
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 1111 2222\r\n"
 FORMAT = ("%RESPONSE_CODE% remote %DOWNSTREAM_REMOTE_ADDRESS% direct %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT% local %DOWNSTREAM_LOCAL_ADDRESS% "
           "metadata %DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol)% %DYNAMIC_METADATA(own:b)% "
-          "chain %FILTER_CHAIN_NAME% bytes %BYTES_RECEIVED%\n")
+          "chain %FILTER_CHAIN_NAME% bytes %BYTES_RECEIVED% state "
+          + " ".join(f"%FILTER_STATE(envoy.network.proxy_protocol.tlv{how})%" for how in (":FIELD:alpn", ":FIELD:b", ":FIELD:aws", ":FIELD:none")) + "\n")
 
 
 def tlv(kind, value):
@@ -67,6 +69,12 @@ def config(p):
         chain("direct", direct_source_prefix_ranges=[prefix("127.0.0.1")], source_ports=[7777]),
         chain("two", application_protocols=["h2c"], source_prefix_ranges=[prefix("203.0.114.0", 24)]),
     ]
+    matched = on("matched", **rules, tlv_location="FILTER_STATE")
+    manager = matched["filter_chains"][0]["filters"]
+    matched["filter_chains"] = [{"name": name, "filters": manager} for name in ("by field", "else")]
+    chosen = {name: {"action": extension("google.protobuf.StringValue", value=name)} for name in ("by field", "else")}
+    matched["filter_chain_matcher"] = exact(
+        network("FilterStateInput", key="envoy.network.proxy_protocol.tlv", field="alpn"), {"h2": chosen["by field"]}, chosen["else"])
     late = on("late")
     late["continue_on_listener_filters_timeout"] = True
     disabled = on("disabled")
@@ -75,6 +83,7 @@ def config(p):
         on("main"), on("allow", allow_requests_without_proxy_protocol=True), on("only2", disallowed_versions=["V1"]), on("only1", disallowed_versions=["V2"]),
         on("allow1", disallowed_versions=["V2"], allow_requests_without_proxy_protocol=True, stat_prefix="mine"),
         on("allow2", disallowed_versions=["V1"], allow_requests_without_proxy_protocol=True), on("rules", **rules), tcp(on("tcp", **rules)),
+        on("state", **rules, tlv_location="FILTER_STATE"), tcp(on("tcp state", **rules, tlv_location="FILTER_STATE")), matched,
         on("passed", pass_through_tlvs={}), chains, on("before", before=[inspector("tls"), inspector("http")]),
         on("after", (inspector("tls"), inspector("http"))), on("twice", on("x")["listener_filters"]), late, disabled])
 
@@ -188,7 +197,7 @@ both("only 1: v1", V1, listener="only1")
 both("only 1: v2", v2(), listener="only1")
 
 TLVS = tlv(1, b"h2") + tlv(2, b"a.test") + tlv(0xea, b"\1vpce")
-for where in ("rules", "tcp"):
+for where in ("rules", "tcp", "state", "tcp state", "matched"):
     both(f"{where}: v2", v2(tlvs=TLVS), listener=where, logs=1)
     both(f"{where}: no UTF-8", v2(tlvs=tlv(1, b"a\xff\xc3(\xe2\x82b")), listener=where, logs=1)
     both(f"{where}: a type twice", v2(tlvs=tlv(1, b"one") + tlv(1, b"two")), listener=where, logs=1)

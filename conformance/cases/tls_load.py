@@ -99,7 +99,9 @@ served("key hash not base64", validation={"verify_certificate_spki": ["!" * 44]}
 served("key hash too short", validation={"verify_certificate_spki": ["AAAA"]}, says="verify_certificate_spki[0]")
 served("CRL", validation=lambda: trusting(crl={"filename": certificates().path("ca", "crl")}))
 served("CRL is garbage", validation=lambda: trusting(crl={"inline_string": "garbage"}), says="validation_context.crl")
-served("CRL is empty", validation=lambda: trusting(crl={"inline_string": ""}), says="validation_context.crl")
+served("CRL is empty", validation=lambda: trusting(crl={"inline_string": ""}))
+served("CRL is white space", validation=lambda: trusting(crl={"inline_string": "\n"}), says="validation_context.crl")
+served("CRL is empty, without an authority", validation=lambda: {"crl": {"inline_string": ""}})
 served("CRL without an authority", validation=lambda: {"crl": {"filename": certificates().path("ca", "crl")}}, says="crl")
 served("CRL file is missing", validation=lambda: trusting(crl={"filename": "/nowhere"}), says="validation_context.crl")
 

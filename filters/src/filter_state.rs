@@ -2,6 +2,7 @@
 //! may go on to the next hop inside the process (Envoy: "Sharing data between filters", `StreamInfo::FilterState`).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub mod keys {
     pub const TCP_CLUSTER: &str = "envoy.tcp_proxy.cluster";
     /// A flag: no tunnel for this connection.
     pub const DISABLE_TUNNELING: &str = "envoy.tcp_proxy.disable_tunneling";
+    /// Fields: what the PROXY header tells (`tlv_location`).
+    pub const PROXY_TLVS: &str = "envoy.network.proxy_protocol.tlv";
     /// A number: how many milliseconds a connection may be quiet.
     pub const TCP_IDLE_TIMEOUT: &str = "envoy.tcp_proxy.per_connection_idle_timeout_ms";
 }
@@ -53,6 +56,8 @@ pub enum FilterObject {
     Flag(bool),
     /// A number.
     Number(u64),
+    /// Text by name.
+    Fields(Arc<BTreeMap<String, String>>),
 }
 
 impl FilterObject {
@@ -63,7 +68,24 @@ impl FilterObject {
             Self::Address(address) => Some(Cow::Owned(address.to_string())),
             Self::Flag(flag) => Some(Cow::Borrowed(if *flag { "true" } else { "false" })),
             Self::Number(number) => Some(Cow::Owned(number.to_string())),
+            Self::Fields(fields) => serde_json::to_string(&**fields).ok().map(Cow::Owned),
             Self::Protocols(_) => None,
+        }
+    }
+
+    /// The field called `name` of an object that has fields, else the whole as text; without a name the whole.
+    pub fn part(&self, name: &str) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Fields(_) if !name.is_empty() => self.field(name).map(Cow::Borrowed),
+            _ => self.text(),
+        }
+    }
+
+    /// One of its fields, if it has any.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        match self {
+            Self::Fields(fields) => fields.get(name).map(String::as_str),
+            _ => None,
         }
     }
 }

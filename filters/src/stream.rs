@@ -11,11 +11,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::envoy_internal_address::AddressNameSpecifier;
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 
 use crate::body::BodyError;
 use crate::filter::LocalReply;
 pub use crate::filter_state::{FilterObject, FilterState, SharedObjects, Sharing};
 use crate::flags::ResponseFlags;
+use crate::head::RequestHead;
 use crate::http::alpn::AlpnOverride;
 use crate::metadata::ConfiguredMetadata;
 use crate::moments::{Moment, Moments};
@@ -60,6 +64,31 @@ pub fn is_loopback(ip: IpAddr) -> bool {
 }
 
 impl Address {
+    /// As Envoy's messages have it.
+    pub fn to_proto(&self) -> core::Address {
+        use core::address::Address as Kind;
+        let address = match self {
+            Self::Ip(address) => Kind::SocketAddress(core::SocketAddress {
+                address: address.ip().to_string(),
+                port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+                ..core::SocketAddress::default()
+            }),
+            Self::Pipe(path) => Kind::Pipe(core::Pipe {
+                path: path.to_string(),
+                mode: 0,
+            }),
+            Self::Internal(name, id) => Kind::EnvoyInternalAddress(core::EnvoyInternalAddress {
+                endpoint_id: id.to_string(),
+                address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(
+                    name.to_string(),
+                )),
+            }),
+        };
+        core::Address {
+            address: Some(address),
+        }
+    }
+
     /// The IP and port, if this is an IP address.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
@@ -255,6 +284,11 @@ impl CloseType {
     }
 }
 
+/// A new UUID.
+pub(crate) fn unique_id() -> String {
+    uuid::Uuid::new_v4().hyphenated().to_string()
+}
+
 /// A host that a request had a connection to, before another one was chosen.
 #[derive(Debug, Clone)]
 pub struct Attempted {
@@ -316,8 +350,8 @@ pub struct StreamInfo {
     pub remote: Address,
     /// When what happened, as far as anybody wants to know.
     pub moments: Moments,
-    /// `%STREAM_ID%` of a connection, once it was asked for; requests have ids of their own.
-    pub stream_id: OnceCell<String>,
+    /// Of a connection, once it was asked for.
+    stream_id: OnceCell<String>,
     /// How the connection was closed.
     pub close: CloseType,
     /// The moment of the line that is written now.
@@ -412,6 +446,14 @@ impl StreamInfo {
         }
         if let Some(tls) = notes.tls.as_ref().filter(|_| self.connection.tls.is_none()) {
             Rc::make_mut(&mut self.connection).tls = Some(tls.clone());
+        }
+    }
+
+    /// `%STREAM_ID%`: a request's id, or one that a connection is given when it is first asked for.
+    pub fn id<'a>(&'a self, request: Option<&'a RequestHead>) -> Option<&'a [u8]> {
+        match self.protocol {
+            Some(_) => Some(request?.headers.get("x-request-id")?.as_bytes()),
+            None => Some(self.stream_id.get_or_init(unique_id).as_bytes()),
         }
     }
 

@@ -3,9 +3,10 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import time
 from pathlib import Path
+
+from control import PATIENCE, Lab
 
 from .base import CLIENTS, NAMESPACE, base
 from .table import CANARY, POLICIES, REQUESTS, SERVICES
@@ -13,36 +14,16 @@ from .table import CANARY, POLICIES, REQUESTS, SERVICES
 HERE = Path(__file__).resolve().parent
 VERDICTS = HERE / "verdicts.json"
 PROFILE = HERE.parent / "lab" / "profiles" / "stock-envoy-ambient"
-# How long pods may take to be ready and policies to arrive, in seconds.
-PATIENCE = 120
 
 
-class Lab:
+class Policies(Lab):
     """A lab that is up with a data plane, with the table's policies."""
 
-    def __init__(self, program, proxy):
-        self.program = program
-        self.do("up", "--proxy", proxy, "--profile", str(PROFILE))
-        try:
-            self.prepare()
-        except BaseException:
-            self.do("down")
-            raise
-
-    def do(self, *command, **more):
-        return subprocess.run([self.program, *command], check=True, text=True, stdout=subprocess.PIPE, **more).stdout
-
-    def kubectl(self, *command, **more):
-        return self.do("kubectl", *command, **more)
-
-    def apply(self, resources):
-        self.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": resources}))
+    profile = PROFILE
 
     def prepare(self):
         self.apply(base() + SERVICES)
-        self.kubectl("wait", "-n", NAMESPACE, "--for=condition=Programmed", "gateway", "--all", f"--timeout={PATIENCE}s")
-        for namespace in sorted({NAMESPACE, *CLIENTS.values()}):
-            self.kubectl("wait", "-n", namespace, "--for=condition=Available", "deployment", "--all", f"--timeout={PATIENCE}s")
+        self.wait(NAMESPACE, *CLIENTS.values())
         self.apply(POLICIES)
         canaries = [("alice", "on-the-waypoint"), ("alice", "on-its-own-waypoint"), ("outside", "gateway-istio")]
         asks = [(who, "GET", f"http://{host}.{NAMESPACE}{CANARY}", ["host: canary.test"]) for who, host in canaries]
@@ -87,7 +68,7 @@ def ingress_identity(lab):
 
 
 def one(program, proxy):
-    lab = Lab(program, proxy)
+    lab = Policies(program, proxy)
     try:
         found = lab.verdicts(REQUESTS)
         return {"verdicts": found, "principals seen by the workload": ingress_identity(lab)}

@@ -9,7 +9,9 @@ use super::owned;
 use super::value::Value;
 use crate::head::RequestHead;
 use crate::matcher::header::HeaderRef;
-use crate::stream::{Address, ConnectionInfo, DynamicMetadata, FilterState, Protocol};
+use crate::stream::{
+    Address, ConnectionInfo, DynamicMetadata, FilterObject, FilterState, Protocol,
+};
 use crate::tls::{CertificateFacts, TlsInfo};
 
 /// A group of attributes.
@@ -108,10 +110,16 @@ impl<'a> Attributes<'a> {
                 };
                 Value::Map(object.iter().map(entry).collect())
             }),
-            Group::FilterState => Some(Value::Bytes(match self.filter_state?.text(name)? {
-                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-                Cow::Owned(text) => owned(text),
-            })),
+            Group::FilterState => Some(match self.filter_state?.get(name)? {
+                FilterObject::Fields(fields) => {
+                    let entry = |(key, value): (&'a String, &'a String)| (text(key), text(value));
+                    Value::Map(fields.iter().map(entry).collect())
+                }
+                object => Value::Bytes(match object.text()? {
+                    Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                    Cow::Owned(text) => owned(text),
+                }),
+            }),
         }
     }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::FormatContext;
 use super::address::without_port;
 use crate::head::{RequestHead, ResponseHead};
-use crate::stream::{Address, StreamInfo, UpstreamInfo};
+use crate::stream::{Address, UpstreamInfo};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fact {
@@ -174,8 +174,8 @@ impl Fact {
             Self::RouteName => text(info.route.as_ref()?.name()),
             Self::FilterChain => text(&info.connection.filter_chain),
             Self::ConnectionId => owned(info.connection.id.to_string()),
-            Self::StreamId => stream_id(info, cx.request),
-            Self::UniqueId => owned(unique_id()),
+            Self::StreamId => info.id(cx.request).map(Cow::Borrowed),
+            Self::UniqueId => owned(crate::stream::unique_id()),
             Self::LogType => text(info.log_type.name_and_number().0),
             Self::LocalReply => Some(Cow::Borrowed(cx.local_reply.unwrap_or_default())),
             Self::CustomFlags => Some(Cow::Borrowed(b"")),
@@ -232,18 +232,4 @@ fn attempted<'a>(
 fn listed<'a>(items: impl Iterator<Item = String>) -> Option<Cow<'a, [u8]>> {
     let all = items.collect::<Vec<_>>().join(",");
     owned(all).filter(|all| !all.is_empty())
-}
-
-/// A request's id, or one that a connection is given when it is first asked for.
-fn stream_id<'a>(info: &'a StreamInfo, request: Option<&'a RequestHead>) -> Option<Cow<'a, [u8]>> {
-    if info.protocol.is_some() {
-        let id = request?.headers.get("x-request-id")?;
-        return Some(Cow::Borrowed(id.as_bytes()));
-    }
-    let id = info.stream_id.get_or_init(unique_id);
-    Some(Cow::Borrowed(id.as_bytes()))
-}
-
-fn unique_id() -> String {
-    uuid::Uuid::new_v4().hyphenated().to_string()
 }

@@ -10,6 +10,7 @@ mod metadata;
 mod operators;
 mod request;
 mod source;
+mod state;
 mod syntax;
 mod text;
 mod time;

@@ -12,11 +12,11 @@ use super::facts::{Fact, without_spaces};
 use super::grpc::GrpcStatus;
 use super::metadata::MetadataPath;
 use super::request::RequestFact;
+use super::state::Form;
 use super::time::TimeFormat;
 use super::tls::TlsFact;
 use super::{FormatContext, cut};
 use crate::matcher::header::HeaderRef;
-use crate::stream::FilterObject;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Side {
@@ -47,8 +47,7 @@ pub(super) enum Operator {
     Details(bool),
     Text(Option<Box<str>>),
     Metadata(Box<MetadataPath>),
-    /// A key, and whether the object is printed bare.
-    FilterState(Box<str>, bool),
+    FilterState(Box<str>, Form),
     Request(Box<RequestFact>),
     GrpcStatus(GrpcStatus),
     Tls(Box<TlsFact>),
@@ -78,13 +77,8 @@ impl Operator {
             "EMIT_TIME_LOCAL" => Self::EmitTime(TimeFormat::local(argument)?),
             "RESPONSE_CODE_DETAILS" => Self::Details(given == "ALLOW_WHITESPACES"),
             "FILTER_STATE" => match given.split_once(':') {
-                Some((key, "PLAIN")) => Self::FilterState(key.into(), true),
-                Some((key, "TYPED")) => Self::FilterState(key.into(), false),
-                None => Self::FilterState(given.into(), false),
-                _ => {
-                    let text = "%FILTER_STATE% knows PLAIN and TYPED only";
-                    return Err(ConfigError::new(text));
-                }
+                Some((key, form)) => Self::FilterState(key.into(), Form::compile(form)?),
+                None => Self::FilterState(given.into(), Form::Typed),
             },
             "UPSTREAM_FILTER_STATE" => Self::Nothing,
             "ENVIRONMENT" => Self::Text(std::env::var(given).ok().map(Into::into)),
@@ -151,16 +145,7 @@ impl Operator {
             // As in Envoy: what is not set is told as text.
             Self::Text(text) => Some(Cow::Borrowed(text.as_deref().unwrap_or("-").as_bytes())),
             Self::Metadata(path) => path.text(cx),
-            Self::FilterState(key, plain) => match cx.info.filter_state.get(key)? {
-                FilterObject::Text(object) if *plain => Some(Cow::Borrowed(object.as_bytes())),
-                FilterObject::Text(object) => serde_json::to_vec(&**object).ok().map(Cow::Owned),
-                FilterObject::Address(address) if *plain => text(address.to_string()),
-                FilterObject::Name(name) if *plain => Some(Cow::Borrowed(name.as_bytes())),
-                FilterObject::Flag(flag) => text(flag.to_string()),
-                FilterObject::Number(number) if *plain => text(number.to_string()),
-                FilterObject::Number(number) => text(format!("\"{number}\"")),
-                _ => None,
-            },
+            Self::FilterState(key, form) => form.of(cx.info.filter_state.get(key)?),
             Self::Request(fact) => fact.value(cx),
             Self::GrpcStatus(status) => status.value(cx),
             Self::Tls(fact) => fact.value(cx.info),
@@ -179,7 +164,7 @@ impl Operator {
                 Some(Value::String(text)) => string(&cut(Cow::Borrowed(text.as_bytes()), limit)),
                 other => other.unwrap_or_default(),
             },
-            Self::FilterState(_, false) => {
+            Self::FilterState(_, Form::Typed) => {
                 let value = self.value(cx);
                 let json = value.and_then(|value| serde_json::from_slice(&value).ok());
                 json.unwrap_or_default()

@@ -218,24 +218,8 @@ fn set_or_join(options: &[core::HeaderValueOption], head: &mut RequestHead) {
 }
 
 fn peer(address: &Address) -> auth::attribute_context::Peer {
-    let socket = |address: String, port: u32| {
-        core::address::Address::SocketAddress(core::SocketAddress {
-            address,
-            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
-            ..core::SocketAddress::default()
-        })
-    };
-    let address = match address {
-        Address::Ip(addr) => socket(addr.ip().to_string(), u32::from(addr.port())),
-        other => core::address::Address::Pipe(core::Pipe {
-            path: other.to_string(),
-            mode: 0,
-        }),
-    };
     auth::attribute_context::Peer {
-        address: Some(core::Address {
-            address: Some(address),
-        }),
+        address: Some(address.to_proto()),
         ..auth::attribute_context::Peer::default()
     }
 }

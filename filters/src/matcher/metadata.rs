@@ -226,6 +226,30 @@ fn fields(object: &wkt::Struct, depth: usize) -> Map<String, Value> {
     object.fields.iter().map(each).collect()
 }
 
+/// The same back.
+pub fn json_to_struct(object: &Map<String, Value>) -> wkt::Struct {
+    let each = |(k, v): (&String, &Value)| (k.clone(), json_to_value(v));
+    wkt::Struct {
+        fields: object.iter().map(each).collect(),
+    }
+}
+
+/// As deep as the JSON is, and metadata is not deep.
+fn json_to_value(value: &Value) -> wkt::Value {
+    use wkt::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(*b),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::String(s) => Kind::StringValue(s.clone()),
+        Value::Object(o) => Kind::StructValue(json_to_struct(o)),
+        Value::Array(items) => Kind::ListValue(wkt::ListValue {
+            values: items.iter().map(json_to_value).collect(),
+        }),
+    };
+    wkt::Value { kind: Some(kind) }
+}
+
 /// A value as JSON, without what is deeper than 16 levels.
 pub fn value_to_json(value: &wkt::Value, depth: usize) -> Value {
     use wkt::value::Kind;

@@ -144,8 +144,8 @@ impl ChainCompiler {
 
     fn logs(&self, protos: &[AccessLogProto]) -> Result<Vec<AccessLog>, ConfigError> {
         let compile = |(i, log)| {
-            AccessLog::compile(log, &*self.0.runtime, |path| self.0.access_logs.open(path))
-                .at(format!("access_log[{i}]"))
+            let open = |path: &str| self.0.access_logs.open(path);
+            AccessLog::compile(log, self.0.logs(&open)).at(format!("access_log[{i}]"))
         };
         protos.iter().enumerate().map(compile).collect()
     }

@@ -18,6 +18,8 @@ use super::runtime::Runtime;
 use crate::router::RouteTable;
 use crate::router::context::CompileContext;
 use crate::telemetry::access_log::AccessLogFile;
+use crate::telemetry::grpc_log::GrpcLogContext;
+use crate::telemetry::http_log::AccessLogContext;
 use crate::telemetry::stats::{Counter, Gauge, Scope, Stats};
 use crate::transport::tls::secrets::SecretStore;
 use crate::upstream::cluster::Cluster;
@@ -87,6 +89,22 @@ impl ChainContext {
                 runtime: &*self.runtime,
             },
         )
+    }
+
+    /// What compiling access logs takes.
+    pub fn logs<'a>(
+        &'a self,
+        open: &'a dyn Fn(&str) -> Result<Arc<AccessLogFile>, ConfigError>,
+    ) -> AccessLogContext<'a> {
+        AccessLogContext {
+            runtime: &*self.runtime,
+            open,
+            grpc: GrpcLogContext {
+                grpc: &*self.grpc,
+                node: &self.node,
+                stats: &self.stats,
+            },
+        }
     }
 
     /// What the factory of the filter called `name` gets, which counts below `scope`.

@@ -1,6 +1,6 @@
-//! Access logs of HTTP streams: which streams, in which format, to which file.
+//! Access logs: which streams, in which form, and where to.
 //!
-//! Envoy: `envoy.config.accesslog.v3.AccessLog` with `FileAccessLog`.
+//! Envoy: `envoy.config.accesslog.v3.AccessLog`.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log::AccessLogFormat as stderr,
     stdout_access_log::AccessLogFormat as stdout,
 };
+use envoy_types::pb::google::protobuf::Any;
 use filters::formatter::FormatContext;
 use filters::head::{RequestHead, ResponseHead};
 use filters::runtime::RuntimeKeys;
@@ -20,75 +21,48 @@ use http::HeaderMap;
 use xds_client::error::{At, ConfigError};
 
 use super::access_log::AccessLogFile;
+use super::grpc_log::{GrpcLog, GrpcLogContext};
 use super::log_filter::Filter;
 use super::log_format::Format;
 
 /// One compiled access log.
 pub struct AccessLog {
-    file: Arc<AccessLogFile>,
-    format: Format,
+    sink: Sink,
     filter: Option<Filter>,
 }
 
+/// Where it goes.
+enum Sink {
+    File(Arc<AccessLogFile>, Format),
+    Grpc(GrpcLog),
+}
+
+/// What compiling takes from the process.
+#[derive(Clone, Copy)]
+pub struct AccessLogContext<'a> {
+    /// What the runtime may change.
+    pub runtime: &'a dyn RuntimeKeys,
+    /// The file at a path.
+    pub open: &'a dyn Fn(&str) -> Result<Arc<AccessLogFile>, ConfigError>,
+    /// For logs over gRPC.
+    pub grpc: GrpcLogContext<'a>,
+}
+
 impl AccessLog {
-    /// Compiles a log; `open` gives the file of a path.
+    /// Compiles a log.
     ///
     /// # Errors
     /// Names the field that is not supported or invalid.
-    pub fn compile(
-        proto: &pb::AccessLog,
-        runtime: &dyn RuntimeKeys,
-        open: impl Fn(&str) -> Result<Arc<AccessLogFile>, ConfigError>,
-    ) -> Result<Self, ConfigError> {
+    pub fn compile(proto: &pb::AccessLog, cx: AccessLogContext<'_>) -> Result<Self, ConfigError> {
         let Some(access_log::ConfigType::TypedConfig(any)) = &proto.config_type else {
             return Err(ConfigError::new("is required").at("typed_config"));
         };
-        let url = any.type_url.rsplit('/').next().unwrap_or_default();
-        let path_and_format = match url {
-            "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
-                let file: FileAccessLog = xds_client::any::unpack(any).at("typed_config")?;
-                (file.path, file.access_log_format)
-            }
-            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
-                let log: StdoutAccessLog = xds_client::any::unpack(any).at("typed_config")?;
-                let format = log
-                    .access_log_format
-                    .map(|stdout::LogFormat(format)| format);
-                (
-                    "/dev/stdout".to_owned(),
-                    format.map(AccessLogFormat::LogFormat),
-                )
-            }
-            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
-                let log: StderrAccessLog = xds_client::any::unpack(any).at("typed_config")?;
-                let format = log
-                    .access_log_format
-                    .map(|stderr::LogFormat(format)| format);
-                (
-                    "/dev/stderr".to_owned(),
-                    format.map(AccessLogFormat::LogFormat),
-                )
-            }
-            other => {
-                return Err(
-                    ConfigError::new(format!("access logger {other} is not supported"))
-                        .at("typed_config"),
-                );
-            }
-        };
-        let (path, format) = path_and_format;
-        let filter = match proto
-            .filter
-            .as_ref()
-            .and_then(|f| f.filter_specifier.as_ref())
-        {
-            Some(filter) => Some(Filter::compile(filter, runtime).at("filter")?),
-            None => None,
-        };
+        let filter = proto.filter.as_ref();
+        let filter = filter.and_then(|f| f.filter_specifier.as_ref());
+        let filter = filter.map(|filter| Filter::compile(filter, cx.runtime));
         Ok(Self {
-            file: open(&path).at("path")?,
-            format: Format::of_log(format)?,
-            filter,
+            sink: Sink::compile(any, cx)?,
+            filter: filter.transpose().at("filter")?,
         })
     }
 
@@ -111,9 +85,57 @@ impl AccessLog {
         if filter.is_some_and(|filter| !filter.admits(&context)) {
             return;
         }
-        let mut line = Vec::with_capacity(256);
-        self.format.write(&context, &mut line);
-        self.file.write(line);
+        match &self.sink {
+            Sink::File(file, format) => {
+                let mut line = Vec::with_capacity(256);
+                format.write(&context, &mut line);
+                file.write(line);
+            }
+            Sink::Grpc(log) => log.record(&context),
+        }
+    }
+}
+
+impl Sink {
+    fn compile(any: &Any, cx: AccessLogContext<'_>) -> Result<Self, ConfigError> {
+        let file = |path: &str, format: Option<AccessLogFormat>| {
+            Ok(Self::File(
+                (cx.open)(path).at("path")?,
+                Format::of_log(format)?,
+            ))
+        };
+        match any.type_url.rsplit('/').next().unwrap_or_default() {
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+                let log: FileAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                file(&log.path, log.access_log_format)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+                let log: StdoutAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                let format = log.access_log_format;
+                let format = format.map(|stdout::LogFormat(format)| format);
+                file("/dev/stdout", format.map(AccessLogFormat::LogFormat))
+            }
+            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+                let log: StderrAccessLog = xds_client::any::unpack(any).at("typed_config")?;
+                let format = log.access_log_format;
+                let format = format.map(|stderr::LogFormat(format)| format);
+                file("/dev/stderr", format.map(AccessLogFormat::LogFormat))
+            }
+            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+                let log = xds_client::any::unpack(any);
+                let log = log.and_then(|log| GrpcLog::http(&log, cx.grpc));
+                log.at("typed_config").map(Self::Grpc)
+            }
+            "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+                let log = xds_client::any::unpack(any);
+                let log = log.and_then(|log| GrpcLog::tcp(&log, cx.grpc));
+                log.at("typed_config").map(Self::Grpc)
+            }
+            other => {
+                let error = ConfigError::new(format!("access logger {other} is not supported"));
+                Err(error.at("typed_config"))
+            }
+        }
     }
 }
 
@@ -124,11 +146,10 @@ mod tests {
     use envoy_types::pb::envoy::config::core::v3::{
         DataSource, SubstitutionFormatString, data_source, substitution_format_string,
     };
-    use envoy_types::pb::google::protobuf::Any;
     use xds_client::any::pack;
 
     use super::*;
-    use crate::config::runtime::Runtime;
+    use crate::telemetry::stats::Stats;
 
     fn format(text: &str) -> SubstitutionFormatString {
         SubstitutionFormatString {
@@ -149,11 +170,13 @@ mod tests {
                 config_type: Some(access_log::ConfigType::TypedConfig(config)),
                 ..Default::default()
             };
-            let compiled = AccessLog::compile(&log, &Runtime::default(), |path| {
+            let open = |path: &str| {
                 assert_eq!(path, to);
                 let file = AccessLogFile::open("/dev/null", Duration::from_secs(1));
                 Ok(Arc::new(file.unwrap()))
-            });
+            };
+            let context = crate::config::testing::context(Default::default(), Stats::new());
+            let compiled = AccessLog::compile(&log, context.logs(&open));
             compiled.map(drop).map_err(|e| e.path().to_owned())
         };
         let out = |text: &str| {

@@ -88,7 +88,11 @@ pub(super) enum Input {
     ServerName,
     TransportProtocol,
     ApplicationProtocol,
-    FilterState(Box<str>),
+    /// An object, or a field of one that has fields.
+    FilterState {
+        key: Box<str>,
+        field: Box<str>,
+    },
     UriSan,
     DnsSan,
     Subject,
@@ -223,12 +227,12 @@ impl Input {
     }
 
     fn filter_state(config: &network::FilterStateInput) -> Result<Self, ConfigError> {
-        if !config.field.is_empty() {
-            return Err(ConfigError::unsupported("field"));
-        }
         match config.key.as_str() {
             "" => Err(ConfigError::new("must not be empty").at("key")),
-            key => Ok(Self::FilterState(key.into())),
+            key => Ok(Self::FilterState {
+                key: key.into(),
+                field: config.field.as_str().into(),
+            }),
         }
     }
 
@@ -265,13 +269,13 @@ impl Input {
             Self::ServerName => Value::text(known.server_name),
             Self::TransportProtocol => Value::text(known.transport_protocol),
             Self::ApplicationProtocol => joined(known.application_protocols.iter().copied(), "'"),
-            Self::FilterState(key) => known.filter_state.and_then(|state| state.text(key)).map_or(
-                Value::Missing,
-                |text| match text {
+            Self::FilterState { key, field } => known
+                .filter_state
+                .and_then(|state| state.get(key)?.part(field))
+                .map_or(Value::Missing, |text| match text {
                     Cow::Borrowed(text) => Value::Text(text.as_bytes()),
                     Cow::Owned(text) => Value::Made(text.into_bytes().into()),
-                },
-            ),
+                }),
             Self::UriSan => names(|facts| &facts.uri_sans)?,
             Self::DnsSan => names(|facts| &facts.dns_sans)?,
             Self::Subject => names(|facts| std::slice::from_ref(&facts.subject))?,

@@ -1,6 +1,8 @@
 //! `envoy.filters.listener.proxy_protocol`: takes the PROXY header off a connection and believes it.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +10,8 @@ use bytes::{Buf, Bytes};
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version as ProtoVersion;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol as pb;
-use filters::stream::Address;
+use filters::filter_state::keys;
+use filters::stream::{Address, DynamicMetadata, FilterObject, FilterState};
 use xds_client::error::{At, ConfigError};
 
 use super::{Found, Refusal};
@@ -52,6 +55,8 @@ pub(super) struct ProxyProtocolFilter {
     v1: bool,
     v2: bool,
     rules: Vec<Rule>,
+    /// What the rules choose goes to the filter state, not to the dynamic metadata.
+    to_state: bool,
     pass: PassThrough,
     general: GeneralStats,
     of_v1: VersionStats,
@@ -83,9 +88,8 @@ impl ProxyProtocolFilter {
     /// # Errors
     /// What is wrong or not supported, by field.
     pub(super) fn compile(proto: &ProxyProtocol, root: &Scope) -> Result<Self, ConfigError> {
-        if proto.tlv_location != pb::TlvLocation::DynamicMetadata as i32 {
-            return Err(ConfigError::unsupported("tlv_location"));
-        }
+        let location = pb::TlvLocation::try_from(proto.tlv_location)
+            .map_err(|_| ConfigError::new("unknown value").at("tlv_location"))?;
         let disallowed = |v: ProtoVersion| proto.disallowed_versions.contains(&(v as i32));
         let (v1, v2) = (!disallowed(ProtoVersion::V1), !disallowed(ProtoVersion::V2));
         if !v1 && !v2 {
@@ -104,6 +108,7 @@ impl ProxyProtocolFilter {
             v1,
             v2,
             rules,
+            to_state: location == pb::TlvLocation::FilterState,
             pass: PassThrough::compile(proto.pass_through_tlvs.as_ref()).at("pass_through_tlvs")?,
             general: GeneralStats::new(&scope),
             of_v1: VersionStats::new(&scope.scope("versions.v1.")),
@@ -123,15 +128,7 @@ impl ProxyProtocolFilter {
                 Verdict::Take(header) => {
                     let (length, addresses) = (header.length, header.addresses);
                     let tlvs = self.passed(&header);
-                    for (kind, value) in parse::tlvs(header.extensions) {
-                        if let Some(rule) = self.rules.iter().find(|r| r.kind == kind) {
-                            let object = found.metadata.entry(rule.namespace.clone()).or_default();
-                            // The first of a type counts, as in Envoy.
-                            object
-                                .entry(rule.key.clone())
-                                .or_insert_with(|| rule.text(value).into());
-                        }
-                    }
+                    self.note(&header, &mut found.metadata, &mut found.filter_state);
                     if let Some((source, target)) = addresses {
                         found.remote = Address::Ip(source);
                         let target = Address::Ip(target);
@@ -203,6 +200,39 @@ impl ProxyProtocolFilter {
         match version {
             Version::V1 => &self.of_v1,
             Version::V2 => &self.of_v2,
+        }
+    }
+
+    /// Notes what the rules choose.
+    fn note(
+        &self,
+        header: &Header<'_>,
+        metadata: &mut DynamicMetadata,
+        state: &mut Option<Rc<FilterState>>,
+    ) {
+        let chosen = parse::tlvs(header.extensions).filter_map(|(kind, value)| {
+            let rule = self.rules.iter().find(|rule| rule.kind == kind)?;
+            Some((rule, rule.text(value)))
+        });
+        if self.to_state {
+            // The last of a type counts here.
+            let fields: BTreeMap<_, _> = chosen
+                .map(|(rule, text)| (rule.key.clone(), text))
+                .collect();
+            if !fields.is_empty() {
+                let mut all = state.take().map(Rc::unwrap_or_clone).unwrap_or_default();
+                all.set(
+                    keys::PROXY_TLVS.into(),
+                    FilterObject::Fields(Arc::new(fields)),
+                );
+                *state = Some(Rc::new(all));
+            }
+            return;
+        }
+        for (rule, text) in chosen {
+            let object = metadata.entry(rule.namespace.clone()).or_default();
+            // The first of a type counts, as in Envoy.
+            object.entry(rule.key.clone()).or_insert(text.into());
         }
     }
 

@@ -130,6 +130,16 @@ async fn rules_choose_tlvs_for_metadata_and_for_upstreams() {
     );
     assert_eq!(found.metadata["own"]["k2"], "a!");
     assert_eq!(found.tlvs.as_deref(), Some(&[][..]));
+    proto.tlv_location = pp::TlvLocation::FilterState as i32;
+    let filters = compile(vec![filter(&proto)], &stats).unwrap();
+    let (result, found) = run(&filters, BINARY, 5).await;
+    result.unwrap();
+    assert!(found.metadata.is_empty());
+    let state = found.filter_state.unwrap();
+    let told = state.get("envoy.network.proxy_protocol.tlv").unwrap();
+    // Of two of a type the last counts here.
+    assert_eq!(told.text().unwrap(), r#"{"k1":"h3","k2":"a!"}"#);
+    proto.tlv_location = 0;
     proto.rules = vec![rule(2, "own", true)];
     proto.pass_through_tlvs = Some(Default::default());
     let filters = compile(vec![filter(&proto)], &stats).unwrap();
@@ -230,7 +240,7 @@ fn what_cannot_be_honoured_is_named() {
         "{error}"
     );
     let error = refused(ProxyProtocol {
-        tlv_location: 1,
+        tlv_location: 7,
         ..Default::default()
     });
     assert!(error.contains("tlv_location"), "{error}");

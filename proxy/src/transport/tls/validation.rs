@@ -146,8 +146,12 @@ impl Validation {
                 .trust(Some(found.certs), "the system's store")
                 .at("system_root_certs")?;
         }
-        if let Some(source) = &proto.crl {
+        let crls = proto.crl.as_ref().map(|source| {
             let pem = data_source::read(source).at("crl")?;
+            Ok((source, pem))
+        });
+        // istiod gives every injected sidecar a file of lists, which is empty where its authority has none.
+        if let Some((source, pem)) = crls.transpose()?.filter(|(_, pem)| !pem.is_empty()) {
             let failed = || {
                 let from = data_source::location(source);
                 ConfigError::new(format!("Failed to load CRL from {from}")).at("crl")
