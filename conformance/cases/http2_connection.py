@@ -254,3 +254,17 @@ case("local reply to gRPC: upstream dead", [{"close": True}])(lambda t: t.h2("/u
 case("local reply to gRPC: direct response")(lambda t: t.h2("/d", [GRPC], method="POST"))
 case("local reply to gRPC over HTTP/1")(lambda t: t.get("/d", "content-type: application/grpc+proto", method="POST", body=""))
 case("local reply to HEAD")(lambda t: t.h2("/d", method="HEAD"))
+
+# What an HTTP/2 upstream may say that it should not.
+for name, headers in {"101 headers": [(f"x-{i}", "v") for i in range(100)], "61 KiB of headers": [("x-big", "v" * 62500)], "59 KiB of headers": [("x-big", "v" * 59000)],
+                      "upper-case name": [("X-A", "b")], "connection header": [("connection", "close")], "transfer-encoding": [("transfer-encoding", "chunked")],
+                      "CR in a value": [("x-a", "b\rc")], "name with a space": [("x a", "b")], "name with a quote": [('x"a', "b")], "te": [("te", "trailers")],
+                      "two content-lengths": [("content-length", "2"), ("content-length", "3")], "content-length too small": [("content-length", "1")],
+                      "content-length too large": [("content-length", "9")], "bad content-length": [("content-length", "x")],
+                      "unknown pseudo-header": [(":nothing", "1")], "pseudo-header of requests": [(":path", "/")]}.items():
+    case(f"HTTP/2 upstream says {name}", [{"headers": headers, "body": b"ok"}], logs=1)(lambda t: t.get("/up2"))
+for name, status in {"status 99": 99, "status 1000": 1000, "status 101": 101, "status 0": 0}.items():
+    case(f"HTTP/2 upstream says {name}", [{"status": status}], logs=1)(lambda t: t.get("/up2"))
+case("HTTP/2 upstream says 1,000 times 103", [{"interim": [(103, [("link", "</a>")])] * 1000}], logs=1)(lambda t: t.get("/up2"))
+case("HTTP/2 upstream says 150 trailers", [{"body": b"ok", "trailers": [(f"x-{i}", "v") for i in range(150)]}], logs=1)(lambda t: t.h2("/up2"))
+case("150 request trailers", blind=True)(lambda t: t.h2("/up2", [], b"body", [(f"x-{i}", "v") for i in range(150)], "POST"))

@@ -34,6 +34,10 @@ def config(p):
         serving(p, "secured outside", downstream("server"), routes=secured, use_remote_address=True),
         listener(p, secured, "plain"), listener(p, secured, "plain outside", use_remote_address=True),
     ]
+    shown = [route({"prefix": "/", "tls_context": wanted}, direct_response={"status": 200, "body": {"inline_string": text}}) for text, wanted in (
+        ("validated", {"presented": True, "validated": True}), ("presented", {"presented": True}), ("neither", {"presented": False, "validated": False}))]
+    made += [serving(p, "shown", socket, routes=shown), listener(p, shown, "plain shown"),
+             serving(p, "shown unasked", downstream("server"), routes=shown)]
     # One port: terminated by name, passed through by name, plain text, and what the default takes.
     mixed = listener(p, [route("/", "up")], "mixed")
     terminated = mixed["filter_chains"][0]
@@ -89,6 +93,9 @@ for where in ("secured", "secured outside", "plain", "plain outside"):
         case(f"require_tls: {name} on {where}", where, host=name)
     case(f"require_tls: all.test on {where}, client says http", where, "x-forwarded-proto: http", host="all.test")
     case(f"require_tls: all.test on {where}, client says https", where, "x-forwarded-proto: https", host="all.test")
+for who in (None, "client"):
+    for where in ("shown", "plain shown", "shown unasked"):
+        case(f"routed by certificate: {who or 'none'} to {where}", where, cert=who)
 for name in ("x.b.test", "y.b.test", "a.test"):
     case(f"misdirected: {name}", "misdirected", host=name, sni="x.b.test")
 

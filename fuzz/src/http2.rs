@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fairway::http::h1::{Http1Settings, UnderscoreAction, encode, parse};
-use fairway::http::h2::{Http2Settings, server};
+use fairway::http::h2::{FieldLimits, Http2Settings, server};
 use fairway::http::service::{ConnectionControl, HttpService, Rejection, Request, Response};
 use fairway::http::validate;
 use filters::body::{Body, BodyError};
@@ -205,7 +205,10 @@ pub fn requests(data: &[u8]) -> usize {
             _ => UnderscoreAction::Allow,
         },
         max_concurrent_streams: if on(4) { 1 } else { 100 },
-        max_header_bytes: if on(5) { 100 } else { 60 << 10 },
+        limits: FieldLimits {
+            bytes: if on(5) { 100 } else { 60 << 10 },
+            count: 100,
+        },
         ..Http2Settings::default()
     };
     let input = frames(data).freeze();

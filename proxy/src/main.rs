@@ -3,9 +3,6 @@ use std::process::ExitCode;
 
 use fairway::bootstrap::command_line::CommandLine;
 
-// For what its being linked does: it is the global allocator.
-use allocator as _;
-
 fn main() -> ExitCode {
     let line = match CommandLine::parse_from_args(std::env::args_os()) {
         Ok(line) => line,

@@ -150,3 +150,68 @@ fn istio_default_compiles() {
     let text = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %ROUTE_NAME%\n";
     Formatter::compile(text).unwrap();
 }
+
+/// Formats put together from pieces of others, with a fixed seed: refused or written, and the same in both forms.
+#[test]
+fn mutated_formats_are_refused_or_written() {
+    const PIECES: [&str; 24] = [
+        "%",
+        "%%",
+        "(",
+        ")",
+        ":",
+        "?",
+        "REQ",
+        "RESP",
+        "PATH",
+        "QUERY_PARAM",
+        "QUERY_PARAMS",
+        "DECODED",
+        "REQUESTED_SERVER_NAME",
+        "SNI_FIRST",
+        "METADATA",
+        "DYNAMIC",
+        "FILTER_STATE",
+        "PLAIN",
+        "a",
+        "x-a",
+        "3",
+        "99999999999999999999",
+        "\u{e9}",
+        "COALESCE({\"operators\": [\"PROTOCOL\"]})",
+    ];
+    let info = info();
+    let mut head = RequestHead::new(Method::GET, "/a?%2&b=%e9%zz&a=%41");
+    head.headers
+        .insert("x-a", HeaderValue::from_bytes(b"\xe9%").unwrap());
+    let context = FormatContext {
+        info: &info,
+        request: Some(&head),
+        response: None,
+        trailers: None,
+        local_reply: None,
+    };
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut written = 0;
+    for _ in 0..100_000 {
+        let whole = random.bool();
+        let mut format: String = (0..random.usize(1..8))
+            .map(|_| PIECES[random.usize(..PIECES.len())])
+            .collect();
+        if whole {
+            format = format!("%{}({format})%", PIECES[random.usize(6..18)]);
+        }
+        let Ok(compiled) = Formatter::compile(&format) else {
+            continue;
+        };
+        written += 1;
+        let mut line = Vec::new();
+        compiled.write(&context, &mut line);
+        if let serde_json::Value::String(told) = compiled.json(&context, b"-")
+            && told.is_ascii()
+        {
+            assert_eq!(told.as_bytes(), line, "{format}");
+        }
+    }
+    assert!(written > 1000, "{written}");
+}

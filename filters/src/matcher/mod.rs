@@ -3,6 +3,7 @@
 //! allocating unless a rule joins several header lines or decodes a query. Nothing here knows routes.
 
 pub mod cidr;
+pub mod cookie;
 pub mod header;
 pub mod metadata;
 pub mod query;
@@ -13,6 +14,7 @@ pub mod tree;
 pub mod uri_template;
 
 pub use cidr::{CidrRange, CidrSet};
+pub use cookie::CookieMatcher;
 pub use header::{HeaderMatcher, HeaderRef};
 pub use metadata::{FilterStateMatcher, MetadataMatcher, ValueMatcher};
 pub use query::QueryMatcher;

@@ -56,6 +56,11 @@ impl FullRegex {
         Self::new(&config.regex).at("regex")
     }
 
+    /// The number of the group of this name.
+    pub(super) fn group(&self, name: &str) -> Option<usize> {
+        self.0.capture_names().position(|n| n == Some(name))
+    }
+
     /// Whether the whole of `text` matches.
     pub fn is_match(&self, text: &[u8]) -> bool {
         self.0.is_match(text)
@@ -64,7 +69,7 @@ impl FullRegex {
 
 /// A piece of a replacement.
 #[derive(Debug, Clone)]
-enum Piece {
+pub(super) enum Piece {
     Literal(Box<[u8]>),
     Group(usize),
 }
@@ -89,6 +94,14 @@ impl Substitution {
         let regex = build(pattern).at("pattern.regex")?;
         let pieces = parse(&config.substitution, regex.captures_len()).at("substitution")?;
         Ok(Self { regex, pieces })
+    }
+
+    /// What matches the whole of `pattern` becomes these pieces.
+    pub(super) fn whole(pattern: &FullRegex, pieces: Vec<Piece>) -> Self {
+        Self {
+            regex: pattern.0.clone(),
+            pieces: pieces.into(),
+        }
     }
 
     /// Replaces every match in `text`. A result over 64 KiB, or one that is not UTF-8, changes nothing.

@@ -2,7 +2,6 @@
 
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
-use xds_client::any;
 use xds_client::error::{At, ConfigError};
 
 use super::{Layer, Metadata, Subject, any, each, header, path};
@@ -73,11 +72,8 @@ impl Permission {
             }
             Some(Rule::Matcher(_)) => return Err(ConfigError::unsupported("matcher")),
             Some(Rule::UriTemplate(template)) => {
-                let config = template.typed_config.as_ref();
-                let template = config
-                    .ok_or_else(|| ConfigError::new("value is required"))
-                    .and_then(|config| UriTemplate::compile(&any::unpack(config)?));
-                Self::Template(Box::new(template.at("uri_template.typed_config")?))
+                let template = UriTemplate::of_extension(template).at("uri_template")?;
+                Self::Template(Box::new(template))
             }
         })
     }

@@ -50,15 +50,18 @@ impl CompiledRoute {
         reject(&[(!proto.route_specifiers.is_empty(), "route_specifiers")])?;
         let matching = proto.r#match.as_ref();
         let matching = matching.ok_or_else(|| ConfigError::new("match is required"))?;
+        let matched = MatchedPath::compile(matching).at("match")?;
         let forward = match &proto.action {
-            Some(ProtoAction::Route(route)) => Forward::compile(route, scope, cx).at("route")?,
+            Some(ProtoAction::Route(route)) => {
+                Forward::compile(route, &matched, scope, cx).at("route")?
+            }
             _ => Forward::default(),
         };
         let shared = Arc::new(Shared {
             name: proto.name.clone().into(),
             virtual_host: scope.virtual_host.clone(),
             config: scope.config.clone(),
-            matched: MatchedPath::compile(matching).at("match")?,
+            matched,
             headers: MessageMutations::compile(
                 (
                     &proto.request_headers_to_add,
@@ -88,7 +91,7 @@ impl CompiledRoute {
                 specifier => target(specifier.as_ref(), cx).at("route")?,
             },
             Some(ProtoAction::Redirect(redirect)) => {
-                Action::Redirect(Redirect::compile(redirect).at("redirect")?)
+                Action::Redirect(Redirect::compile(redirect, &shared.matched).at("redirect")?)
             }
             Some(ProtoAction::DirectResponse(direct)) => {
                 let limit = scope.config.max_direct_response_body;

@@ -1,9 +1,11 @@
 //! `RouteMatch`: what a request must be for a route to take it.
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf::BoolValue;
 use filters::head::RequestHead;
 use filters::matcher::{
-    FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher,
+    CookieMatcher, FilterStateMatcher, FullRegex, HeaderMatcher, MetadataMatcher, QueryMatcher,
+    UriTemplate,
 };
 use filters::runtime::{self, Fraction, RuntimeKeys, Setting};
 use filters::stream::StreamInfo;
@@ -23,8 +25,31 @@ pub(super) enum PathRule {
     Segments(Box<str>),
     /// Matches entirely; the text is the literal that every match begins with.
     Regex(FullRegex, Box<str>),
+    /// Fits.
+    Template(UriTemplate),
     /// Any CONNECT, with or without a path.
     Connect,
+}
+
+/// `tls_context`: what a client must have shown of itself, or must not.
+#[derive(Debug)]
+struct Certificate {
+    presented: Option<bool>,
+    validated: Option<bool>,
+}
+
+impl Certificate {
+    fn matches(&self, info: &StreamInfo) -> bool {
+        if self.presented.is_none() && self.validated.is_none() {
+            return true;
+        }
+        let tls = info.connection.tls.as_deref();
+        let peer = tls.and_then(|tls| tls.peer.as_deref());
+        self.presented.is_none_or(|p| p == peer.is_some())
+            && self
+                .validated
+                .is_none_or(|v| v == peer.is_some_and(|peer| peer.validated))
+    }
 }
 
 /// A compiled `RouteMatch`.
@@ -34,8 +59,10 @@ pub(super) struct Conditions {
     case_sensitive: bool,
     headers: Box<[HeaderMatcher]>,
     query: Box<[QueryMatcher]>,
+    cookies: Box<[CookieMatcher]>,
     fraction: Option<Setting<Fraction>>,
     grpc: bool,
+    certificate: Certificate,
     metadata: Box<[MetadataMatcher]>,
     filter_state: Box<[FilterStateMatcher]>,
 }
@@ -49,14 +76,8 @@ impl Conditions {
         config: &pb::RouteMatch,
         runtime: &dyn RuntimeKeys,
     ) -> Result<Self, ConfigError> {
-        if let Some(tls) = &config.tls_context
-            && (tls.presented.is_some() || tls.validated.is_some())
-        {
-            return Err(ConfigError::unsupported("tls_context"));
-        }
-        if !config.cookies.is_empty() {
-            return Err(ConfigError::unsupported("cookies"));
-        }
+        let tls = config.tls_context.as_ref();
+        let wanted = |field: Option<&BoolValue>| field.map(|wanted| wanted.value);
         let fraction = config.runtime_fraction.as_ref();
         let fraction = fraction.map(|f| runtime::share(Some(f), runtime).at("runtime_fraction"));
         Ok(Self {
@@ -68,8 +89,13 @@ impl Conditions {
                 "query_parameters",
                 QueryMatcher::compile,
             )?,
+            cookies: each(&config.cookies, "cookies", CookieMatcher::compile)?,
             fraction: fraction.transpose()?,
             grpc: config.grpc.is_some(),
+            certificate: Certificate {
+                presented: wanted(tls.and_then(|t| t.presented.as_ref())),
+                validated: wanted(tls.and_then(|t| t.validated.as_ref())),
+            },
             metadata: each(
                 &config.dynamic_metadata,
                 "dynamic_metadata",
@@ -91,6 +117,7 @@ impl Conditions {
             PathRule::Segments(prefix) => (Key::Segments(prefix), self.case_sensitive),
             // Envoy's case_sensitive does not reach regular expressions.
             PathRule::Regex(_, literal) => (Key::Prefix(literal), true),
+            PathRule::Template(template) => (Key::Prefix(template.literal_prefix()), true),
             PathRule::Connect => (Key::Prefix(""), true),
         }
     }
@@ -108,16 +135,19 @@ impl Conditions {
             // A plain CONNECT has no path, and only the rule made for it takes it.
             _ if head.path.is_empty() => false,
             PathRule::Regex(regex, _) => regex.is_match(path.as_bytes()),
+            PathRule::Template(template) => template.matches(path),
             PathRule::Exact(_) | PathRule::Prefix(_) | PathRule::Segments(_) => true,
         };
         path_matches
             && self.fraction.as_ref().is_none_or(|f| f.get().takes(random))
             && (!self.grpc || head.is_grpc())
+            && self.certificate.matches(info)
             && self.headers.iter().all(|m| m.matches(head))
             && (self.query.is_empty() || {
                 let query = head.query();
                 self.query.iter().all(|m| m.matches(query))
             })
+            && self.cookies.iter().all(|m| m.matches(head))
             && self.metadata.iter().all(|m| m.matches(info))
             && self
                 .filter_state
@@ -146,8 +176,8 @@ impl PathRule {
                 leading_literal(&regex.regex).into(),
             ),
             Some(P::ConnectMatcher(_)) => Self::Connect,
-            Some(P::PathMatchPolicy(_)) => {
-                return Err(ConfigError::unsupported("path_match_policy"));
+            Some(P::PathMatchPolicy(policy)) => {
+                Self::Template(UriTemplate::of_extension(policy).at("path_match_policy")?)
             }
             None => return Err(ConfigError::new("path_specifier is required")),
         })

@@ -4,7 +4,6 @@ use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use envoy_types::pb::google::protobuf::BoolValue;
 use filters::stream::FilterObject;
 use http::{HeaderName, HeaderValue};
 use pb::route_match::{
@@ -232,21 +231,37 @@ fn refuses_what_it_cannot_do() {
     let refused = |config: &pb::RouteMatch| compile(config).unwrap_err().to_string();
     assert!(refused(&pb::RouteMatch::default()).contains("path_specifier"));
     let mut config = any();
-    config.tls_context = Some(TlsContextMatchOptions::default());
-    assert!(compile(&config).is_ok());
-    config.tls_context = Some(TlsContextMatchOptions {
-        presented: Some(BoolValue { value: true }),
-        validated: None,
-    });
-    assert_eq!(refused(&config), "tls_context: not supported");
-    let mut config = any();
     config.cookies = vec![pb::CookieMatcher::default()];
-    assert_eq!(refused(&config), "cookies: not supported");
+    assert_eq!(refused(&config), "cookies[0].name: must not be empty");
     let policy = PathSpecifier::PathMatchPolicy(Default::default());
-    assert_eq!(refused(&rule(policy)), "path_match_policy: not supported");
+    assert!(refused(&rule(policy)).starts_with("path_match_policy.typed_config"));
     for prefix in ["", "/", "/a/", "/a?"] {
         let config = rule(PathSpecifier::PathSeparatedPrefix(prefix.into()));
         assert!(compile(&config).is_err(), "{prefix}");
     }
     assert!(refused(&rule(regex("("))).starts_with("safe_regex.regex: "));
+}
+
+#[test]
+fn certificates_that_were_not_shown() {
+    for (presented, validated, plain) in [
+        (None, None, true),
+        (Some(true), None, false),
+        (Some(false), None, true),
+        (None, Some(true), false),
+        (Some(false), Some(false), true),
+        (Some(false), Some(true), false),
+    ] {
+        let value = |value: Option<bool>| value.map(|value| BoolValue { value });
+        let mut config = any();
+        config.tls_context = Some(TlsContextMatchOptions {
+            presented: value(presented),
+            validated: value(validated),
+        });
+        assert_eq!(
+            takes(&config, &get("/")),
+            plain,
+            "{presented:?} {validated:?}"
+        );
+    }
 }

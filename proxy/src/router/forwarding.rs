@@ -12,7 +12,7 @@ use xds_client::error::{At, ConfigError};
 use crate::router::action::{HashPolicy, Mirror};
 use crate::router::context::{CompileContext, Scope, hedges, reject};
 use crate::router::retry_policy::RetryPolicy;
-use crate::router::rewrite::{HostRewrite, PathRewrite};
+use crate::router::rewrite::{HostRewrite, MatchedPath, PathRewrite};
 use crate::upstream::circuit_breaker::Priority;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -63,16 +63,39 @@ impl Default for Forward {
     }
 }
 
+/// How a route rewrites the path.
+fn path_rewrite(
+    proto: &pb::RouteAction,
+    matched: &MatchedPath,
+) -> Result<Option<PathRewrite>, ConfigError> {
+    let prefix = Some(proto.prefix_rewrite.as_str()).filter(|prefix| !prefix.is_empty());
+    let regex = proto.regex_rewrite.as_ref();
+    let policy = proto.path_rewrite_policy.as_ref();
+    Ok(match (prefix, regex, policy) {
+        (None, None, None) => None,
+        (Some(prefix), None, None) => Some(matched.rewrite_prefix(prefix).at("prefix_rewrite")?),
+        (None, Some(regex), None) => Some(PathRewrite::regex(regex).at("regex_rewrite")?),
+        (None, None, Some(policy)) => {
+            Some(PathRewrite::policy(policy, matched).at("path_rewrite_policy")?)
+        }
+        _ => {
+            return Err(ConfigError::new(
+                "only one of prefix_rewrite, regex_rewrite and path_rewrite_policy may be set",
+            ));
+        }
+    })
+}
+
 impl Forward {
     pub(super) fn compile(
         proto: &pb::RouteAction,
+        matched: &MatchedPath,
         scope: &Scope<'_>,
         cx: &CompileContext<'_>,
     ) -> Result<Self, ConfigError> {
         #[allow(deprecated)] // deprecated fields are still sent
         let deprecated = proto.internal_redirect_action != 0;
         reject(&[
-            (proto.path_rewrite_policy.is_some(), "path_rewrite_policy"),
             (!proto.path_rewrite.is_empty(), "path_rewrite"),
             (proto.flush_timeout.is_some(), "flush_timeout"),
             (
@@ -87,16 +110,7 @@ impl Forward {
             (deprecated, "internal_redirect_action"),
             (hedges(proto.hedge_policy.as_ref()), "hedge_policy"),
         ])?;
-        let path = match (proto.prefix_rewrite.as_str(), &proto.regex_rewrite) {
-            ("", None) => None,
-            ("", Some(regex)) => Some(PathRewrite::regex(regex).at("regex_rewrite")?),
-            (prefix, None) => Some(PathRewrite::prefix(prefix).at("prefix_rewrite")?),
-            _ => {
-                return Err(ConfigError::new(
-                    "prefix_rewrite and regex_rewrite are both set",
-                ));
-            }
-        };
+        let path = path_rewrite(proto, matched)?;
         let cluster_not_found = match proto.cluster_not_found_response_code {
             1 => StatusCode::NOT_FOUND,
             2 => StatusCode::INTERNAL_SERVER_ERROR,

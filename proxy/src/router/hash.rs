@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use filters::head::{RequestHead, ResponseHead};
-use filters::matcher::query;
+use filters::matcher::{cookie, query};
 use filters::stream::StreamInfo;
 use http::{HeaderValue, header};
 use smallvec::SmallVec;
@@ -64,7 +64,8 @@ impl RequestHash {
                 path,
                 attributes,
             } => {
-                if let Some(value) = cookie(head, name) {
+                let value = cookie::value_of(head, name).filter(|value| !value.is_empty());
+                if let Some(value) = value {
                     return Some(xxh64(value.as_bytes(), 0));
                 }
                 let ttl = (*ttl)?;
@@ -105,43 +106,6 @@ impl RequestHash {
     pub(super) fn set_cookies(self, head: &mut ResponseHead) {
         for cookie in self.cookies {
             head.headers.append(header::SET_COOKIE, cookie);
-        }
-    }
-}
-
-/// The value of a cookie, without the quotes around it; none if it is empty.
-fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
-    let lines = head.headers.get_all(header::COOKIE).iter();
-    let mut pairs = lines
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(n, _)| n.trim() == name)?;
-    let value = value.trim();
-    let bare = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
-    Some(bare.unwrap_or(value)).filter(|value| !value.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::Method;
-
-    #[test]
-    fn cookies_are_found_in_any_line_and_unquoted() {
-        let mut head = RequestHead::new(Method::GET, "/");
-        for line in ["a=1; b = \"2\"", "c=; d=4"] {
-            head.headers
-                .append(header::COOKIE, HeaderValue::from_static(line));
-        }
-        for (name, want) in [
-            ("a", Some("1")),
-            ("b", Some("2")),
-            ("c", None),
-            ("d", Some("4")),
-            ("e", None),
-        ] {
-            assert_eq!(cookie(&head, name), want, "{name}");
         }
     }
 }

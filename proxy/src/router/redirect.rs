@@ -33,11 +33,11 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// Compiles the message.
+    /// Compiles the message of a route that matches `matched`.
     ///
     /// # Errors
     /// An invalid or unsupported field, with its path.
-    pub fn compile(proto: &pb::RedirectAction) -> Result<Self, ConfigError> {
+    pub fn compile(proto: &pb::RedirectAction, matched: &MatchedPath) -> Result<Self, ConfigError> {
         let status = match proto.response_code {
             0 => StatusCode::MOVED_PERMANENTLY,
             1 => StatusCode::FOUND,
@@ -75,7 +75,7 @@ impl Redirect {
             }
             Some(PathRewriteSpecifier::PrefixRewrite(p)) if p.is_empty() => PathChange::Keep,
             Some(PathRewriteSpecifier::PrefixRewrite(p)) => {
-                PathChange::Rewrite(PathRewrite::prefix(p).at("prefix_rewrite")?)
+                PathChange::Rewrite(matched.rewrite_prefix(p).at("prefix_rewrite")?)
             }
             Some(PathRewriteSpecifier::RegexRewrite(r)) => {
                 PathChange::Rewrite(PathRewrite::regex(r).at("regex_rewrite")?)
@@ -218,7 +218,7 @@ mod tests {
 
         /// Where a request for `/p/x?q` under a route with the prefix `/p` is sent.
         fn location(&self) -> String {
-            let redirect = Redirect::compile(&self.proto).unwrap();
+            let redirect = Redirect::compile(&self.proto, &MatchedPath::Regex).unwrap();
             let mut head = RequestHead::new(Method::GET, "/p/x?q");
             head.authority = self.host.into();
             if let Some(scheme) = self.forwarded {
@@ -316,10 +316,18 @@ mod tests {
                 response_code: code,
                 ..base()
             };
-            assert_eq!(Redirect::compile(&proto).unwrap().status(), status);
+            assert_eq!(
+                Redirect::compile(&proto, &MatchedPath::Regex)
+                    .unwrap()
+                    .status(),
+                status
+            );
         }
-        let refused =
-            |proto: pb::RedirectAction| Redirect::compile(&proto).unwrap_err().to_string();
+        let refused = |proto: pb::RedirectAction| {
+            Redirect::compile(&proto, &MatchedPath::Regex)
+                .unwrap_err()
+                .to_string()
+        };
         let port = pb::RedirectAction {
             port_redirect: 70_000,
             ..base()

@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 
 use bytestring::ByteString;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_action::HostRewriteSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use filters::head::RequestHead;
+use filters::matcher::UriTemplate;
 use filters::matcher::regex::Substitution;
 use http::{HeaderName, HeaderValue};
 use xds_client::error::{At, ConfigError};
@@ -19,7 +21,7 @@ const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// What a route's match takes of the path: what `prefix_rewrite` replaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum MatchedPath {
     /// `prefix`
     Prefix(ByteString),
@@ -31,6 +33,8 @@ pub enum MatchedPath {
     Regex,
     /// `connect_matcher`: the whole path
     Connect,
+    /// A URI template, which takes variables instead of a part
+    Template(UriTemplate),
 }
 
 impl MatchedPath {
@@ -48,17 +52,29 @@ impl MatchedPath {
             Some(PathSpecifier::Path(p)) => Self::Exact(p.clone().into()),
             Some(PathSpecifier::SafeRegex(_)) => Self::Regex,
             Some(PathSpecifier::ConnectMatcher(_)) => Self::Connect,
-            Some(PathSpecifier::PathMatchPolicy(_)) => {
-                return Err(ConfigError::unsupported("path_match_policy"));
+            Some(PathSpecifier::PathMatchPolicy(policy)) => {
+                Self::Template(UriTemplate::of_extension(policy).at("path_match_policy")?)
             }
         })
+    }
+
+    /// Compiles a `prefix_rewrite` of what is matched.
+    ///
+    /// # Errors
+    /// It is matched by a template, or the new prefix holds what no path may.
+    pub fn rewrite_prefix(&self, text: &str) -> Result<PathRewrite, ConfigError> {
+        if matches!(self, Self::Template(_)) {
+            return Err(ConfigError::new("cannot be used with path_match_policy"));
+        }
+        HeaderValue::from_str(text).map_err(|_| ConfigError::new("invalid path"))?;
+        Ok(PathRewrite::Prefix(text.into()))
     }
 
     /// How many bytes of `path` the match took.
     fn len_in(&self, path: &str) -> usize {
         match self {
             Self::Prefix(p) | Self::PathSeparatedPrefix(p) | Self::Exact(p) => p.len(),
-            Self::Regex | Self::Connect => path_len(path),
+            Self::Template(_) | Self::Regex | Self::Connect => path_len(path),
         }
     }
 }
@@ -77,21 +93,28 @@ pub enum PathRewrite {
 }
 
 impl PathRewrite {
-    /// Compiles `prefix_rewrite`.
-    ///
-    /// # Errors
-    /// It holds what no path may.
-    pub fn prefix(text: &str) -> Result<Self, ConfigError> {
-        HeaderValue::from_str(text).map_err(|_| ConfigError::new("invalid path"))?;
-        Ok(Self::Prefix(text.into()))
-    }
-
     /// Compiles `regex_rewrite`.
     ///
     /// # Errors
     /// The pattern or the substitution is invalid.
     pub fn regex(proto: &RegexMatchAndSubstitute) -> Result<Self, ConfigError> {
         Ok(Self::Regex(Box::new(Substitution::compile(proto)?)))
+    }
+
+    /// Compiles `path_rewrite_policy` of a route that matches this.
+    ///
+    /// # Errors
+    /// Not a URI template, or none that fits what is matched.
+    pub fn policy(
+        config: &core::TypedExtensionConfig,
+        matched: &MatchedPath,
+    ) -> Result<Self, ConfigError> {
+        let MatchedPath::Template(template) = matched else {
+            return Err(ConfigError::new(
+                "needs a path_match_policy to take its variables from",
+            ));
+        };
+        Ok(Self::Regex(Box::new(template.rewrite(config)?)))
     }
 
     /// The rewritten path. A query stays.
@@ -233,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_was_matched_is_replaced() {
-        let to = |text| PathRewrite::prefix(text).unwrap();
+        let to = |text: &str| MatchedPath::Regex.rewrite_prefix(text).unwrap();
         for (matched, rewrite, path, want) in [
             (
                 MatchedPath::Prefix("/a".into()),
@@ -275,8 +298,8 @@ mod tests {
 
     #[test]
     fn the_original_path_is_kept_if_wanted() {
-        let rewrite = PathRewrite::prefix("/b").unwrap();
         let matched = MatchedPath::Prefix("/a".into());
+        let rewrite = matched.rewrite_prefix("/b").unwrap();
         for keep in [true, false] {
             let mut head = RequestHead::new(Method::GET, "/a/x");
             rewrite.rewrite(&mut head, &matched, keep);

@@ -201,6 +201,8 @@ pub fn run(line: CommandLine) -> Result<(), String> {
         echo,
     };
     server.add_service(background_service("control", control));
+    // This thread has read the static configuration, and only waits from now on.
+    allocator::flush_thread_cache();
     server.run(RunArgs {
         shutdown_signal: Box::new(lifecycle),
     });
@@ -219,6 +221,17 @@ fn write_address(path: &str, address: &BindAddress) {
     let written = std::fs::write(&new, address.to_string());
     if let Err(e) = written.and_then(|()| std::fs::rename(&new, path)) {
         tracing::error!("cannot open admin address output file {path} for writing: {e}");
+    }
+}
+
+/// How often the control side gives back memory. It works in bursts: a configuration, a dump.
+const GIVE_BACK: Duration = Duration::from_secs(3);
+
+/// All tasks of the control side are on one thread, whose memory this is about.
+async fn give_back_memory() {
+    loop {
+        tokio::time::sleep(GIVE_BACK).await;
+        allocator::flush_thread_cache();
     }
 }
 
@@ -272,6 +285,7 @@ impl Control {
         subscribed.map_err(|e| e.to_string())?;
         crate::upstream::dns::spawn(backend.resources.clone());
         tokio::spawn(super::server_stats::flush(self.stats.clone()));
+        tokio::spawn(give_back_memory());
         let secrets = backend.context.secrets.clone();
         tokio::spawn(crate::transport::tls::files::watch(secrets));
         tokio::spawn(runtime::watch_disk(backend.settings.runtime.clone()));

@@ -30,7 +30,7 @@ use super::request_mutation::UserAgent;
 use super::stats::ConnectionManagerStats;
 use crate::config::runtime::Runtime;
 use crate::http::h1::{Http1Settings, Http1Stats, UnderscoreAction};
-use crate::http::h2::{Http2Settings, Http2Stats};
+use crate::http::h2::{FieldLimits, Http2Settings, Http2Stats};
 use crate::router::RouteSlot;
 use crate::router::options::RouterOptions;
 use crate::telemetry::http_log::AccessLog;
@@ -142,6 +142,10 @@ impl HcmConfig {
         let linger = duration_or(&proto.delayed_close_timeout, Some(Duration::from_secs(1)))
             .at("delayed_close_timeout")?;
         let underscores = underscores(&common)?;
+        let limits = FieldLimits {
+            bytes: max_head_bytes,
+            count: max_headers,
+        };
         Ok(Self {
             codec: codec(proto)?,
             http1: Http1Settings {
@@ -159,7 +163,7 @@ impl HcmConfig {
             http2: Http2Settings {
                 linger,
                 stats: parts.http2_stats,
-                ..http2(proto, max_head_bytes, max_headers, underscores)?
+                ..http2(proto, limits, underscores)?
             },
             idle_timeout,
             max_connection_duration: duration_or(&common.max_connection_duration, None)
@@ -298,13 +302,11 @@ fn underscores(common: &HttpProtocolOptions) -> Result<UnderscoreAction, ConfigE
 
 fn http2(
     proto: &HttpConnectionManager,
-    max_header_bytes: usize,
-    max_headers: usize,
+    limits: FieldLimits,
     underscores: UnderscoreAction,
 ) -> Result<Http2Settings, ConfigError> {
     let mut settings = Http2Settings {
-        max_header_bytes,
-        max_headers,
+        limits,
         underscores,
         keep_connection_on_bad_message: is_true(&proto.stream_error_on_invalid_http_message),
         ..Http2Settings::default()

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use filters::body::{Body, BodyError, BodyStream, Frame, ResetReason};
 use h2::{Reason, RecvStream, SendStream};
 
+use super::limits::FieldLimits;
 use crate::http::validate;
 
 /// What an `h2` error means for a stream.
@@ -27,16 +28,19 @@ pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
 /// does not pull stops the sender once the window is used up.
 pub(super) struct RecvBody {
     stream: RecvStream,
+    limits: FieldLimits,
     data_done: bool,
     /// What the last look at the stream, which takes a lock, said of its end. Asked for by every layer above.
     ended: bool,
 }
 
 impl RecvBody {
-    pub(super) fn new(stream: RecvStream) -> Self {
+    /// `limits`: of the trailers.
+    pub(super) fn new(stream: RecvStream, limits: FieldLimits) -> Self {
         let ended = stream.is_end_stream();
         Self {
             stream,
+            limits,
             data_done: false,
             ended,
         }
@@ -63,7 +67,14 @@ impl BodyStream for RecvBody {
             Ok(Some(trailers)) if !validate::are_field_names(&trailers) => {
                 Some(Err(BodyError::new(ResetReason::ProtocolError)))
             }
-            Ok(trailers) => trailers.map(|map| Ok(Frame::Trailers(map))),
+            Ok(Some(trailers)) => Some(match self.limits.check(&trailers, (0, 0)) {
+                Ok(()) => Ok(Frame::Trailers(trailers)),
+                Err(excess) => Err(BodyError {
+                    reason: ResetReason::RemoteReset,
+                    details: Some(excess.details()),
+                }),
+            }),
+            Ok(None) => None,
             Err(error) => Some(Err(BodyError::new(reset_reason(&error)))),
         };
         self.ended = true;

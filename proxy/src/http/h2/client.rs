@@ -16,9 +16,9 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Keepalive;
 use super::body::{Pump, RecvBody, reset_reason};
 use super::windows::{Tunnel, TunnelWindows};
+use super::{FieldLimits, Keepalive};
 use crate::http::service::EarlyResponses;
 use crate::http::validate;
 
@@ -31,6 +31,8 @@ pub struct ClientSettings {
     pub connection_window: u32,
     /// Most streams on one connection.
     pub max_streams: u32,
+    /// Of a response's fields, and of its trailers.
+    pub limits: FieldLimits,
     /// When and how to ask whether the server is still there.
     pub keepalive: Option<Keepalive>,
 }
@@ -41,6 +43,7 @@ pub struct ClientConnection {
     state: Rc<State>,
     windows: Rc<TunnelWindows>,
     max_streams: u32,
+    limits: FieldLimits,
     /// The authority of the last request: most requests of a connection have the same, and parsing it is a hundredth
     /// of what one costs. A copy, so that no head's buffer lives on.
     authority: RefCell<Option<Authority>>,
@@ -88,6 +91,7 @@ impl ClientConnection {
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
             .enable_push(false)
+            .max_header_list_size(settings.limits.of_library())
             .handshake::<IO, Bytes>(io)
             .await
             .map_err(|error| reset_reason(&error))?;
@@ -122,6 +126,7 @@ impl ClientConnection {
             state,
             windows,
             max_streams: settings.max_streams,
+            limits: settings.limits,
             authority: RefCell::default(),
         })
     }
@@ -184,6 +189,7 @@ impl ClientConnection {
             response,
             stream: (!end).then_some(stream),
             upgrade: head.upgrade.is_some(),
+            limits: self.limits,
         })
     }
 }
@@ -194,6 +200,7 @@ pub struct OpenStream {
     response: ResponseFuture,
     stream: Option<SendStream<Bytes>>,
     upgrade: bool,
+    limits: FieldLimits,
 }
 
 impl OpenStream {
@@ -211,6 +218,7 @@ impl OpenStream {
             mut response,
             stream,
             upgrade,
+            limits,
         } = self;
         let mut sending = stream.map(|stream| Sending {
             pump: Pump::new(body),
@@ -232,11 +240,16 @@ impl OpenStream {
         if !validate::are_field_names(&parts.headers) {
             return Err(ResetReason::ProtocolError);
         }
+        // `:status` is a field like others.
+        let status = (1, ":status".len() + 3);
+        if limits.check(&parts.headers, status).is_err() {
+            return Err(ResetReason::RemoteReset);
+        }
         let mut head = ResponseHead::with_headers(parts.status, parts.headers);
         if upgrade && head.status == StatusCode::OK {
             head.status = StatusCode::SWITCHING_PROTOCOLS;
         }
-        let received = RecvBody::new(stream);
+        let received = RecvBody::new(stream, limits);
         if received.is_end() && sending.is_none() {
             return Ok((head, Body::Empty));
         }
@@ -414,6 +427,10 @@ mod tests {
             stream_window: 1 << 16,
             connection_window: 1 << 16,
             max_streams: 1,
+            limits: FieldLimits {
+                bytes: 1 << 10,
+                count: 10,
+            },
             keepalive: keepalive.unwrap(),
         };
         let (io, mut mute) = tokio::io::duplex(1 << 16);

@@ -6,6 +6,7 @@
 mod body;
 pub mod client;
 mod keepalive;
+mod limits;
 mod request;
 mod scan;
 pub mod server;
@@ -16,6 +17,7 @@ mod watch;
 mod windows;
 
 pub use keepalive::Keepalive;
+pub use limits::FieldLimits;
 pub use settings::{FloodLimits, Http2Settings};
 pub use stats::{Http2Stats, LazyHttp2Stats};
 

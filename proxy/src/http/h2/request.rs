@@ -6,8 +6,9 @@ use filters::head::RequestHead;
 use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Method, header};
 
+use super::limits::Excess;
 use super::settings::Http2Settings;
-use super::watch::{BAD_MESSAGING, Fault, INVALID_FIELD, TOO_LARGE};
+use super::watch::{BAD_MESSAGING, Fault, INVALID_FIELD};
 use crate::http::h1::UnderscoreAction;
 use crate::http::validate;
 
@@ -95,20 +96,19 @@ fn check_size(head: &RequestHead, settings: &Http2Settings) -> Result<(), Refusa
         (":path", &head.path),
     ];
     let present = pseudo.iter().filter(|(_, value)| !value.is_empty());
-    let (count, bytes) = present.fold((0, 0), |(count, bytes), (name, value)| {
+    let pseudo = present.fold((0, 0), |(count, bytes), (name, value)| {
         (count + 1, bytes + name.len() + value.len())
     });
-    let fields = head.headers.iter();
-    let sizes = fields.map(|(name, value)| name.as_str().len() + value.len());
-    if bytes + sizes.sum::<usize>() > settings.max_header_bytes {
-        settings.stats.header_list_size_too_large.inc();
-        return Err(Refusal::Unwanted(TOO_LARGE));
+    match settings.limits.check(&head.headers, pseudo) {
+        Ok(()) => Ok(()),
+        Err(excess) => {
+            match excess {
+                Excess::Bytes => settings.stats.header_list_size_too_large.inc(),
+                Excess::Count => settings.stats.header_overflow.inc(),
+            }
+            Err(unwanted(excess.details()))
+        }
     }
-    if count + head.headers.len() > settings.max_headers {
-        settings.stats.header_overflow.inc();
-        return Err(unwanted("http2.too_many_headers"));
-    }
-    Ok(())
 }
 
 fn judge_underscores(headers: &mut HeaderMap, settings: &Http2Settings) -> Result<(), Refusal> {
@@ -162,10 +162,8 @@ mod tests {
     #[test]
     fn pseudo_headers_count_against_the_limits() {
         let mut head = head();
-        let mut settings = Http2Settings {
-            max_headers: 5,
-            ..Http2Settings::default()
-        };
+        let mut settings = Http2Settings::default();
+        settings.limits.count = 5;
         head.headers.append("x-a", "1".parse().unwrap());
         assert_eq!(check_size(&head, &settings), Ok(()));
         head.headers.append("x-a", "2".parse().unwrap());
@@ -173,10 +171,10 @@ mod tests {
             check_size(&head, &settings),
             Err(unwanted("http2.too_many_headers"))
         );
-        settings.max_header_bytes = 20;
+        settings.limits.bytes = 20;
         assert_eq!(
             check_size(&head, &settings),
-            Err(Refusal::Unwanted(TOO_LARGE))
+            Err(unwanted(Excess::Bytes.details()))
         );
     }
 

@@ -105,15 +105,12 @@ async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(io: &RefCell<IO>, time: Opti
 }
 
 fn builder(settings: &Http2Settings) -> Builder {
-    // `h2` adds 32 bytes for each field, Envoy none, and a limit of its own is answered in its own way:
-    // its limit is the larger, and the exact one is ours.
-    let header_list = settings.max_header_bytes * 2 + settings.max_headers * 32;
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(settings.max_concurrent_streams)
         .initial_window_size(settings.initial_stream_window)
         .initial_connection_window_size(settings.initial_connection_window)
-        .max_header_list_size(u32::try_from(header_list).unwrap_or(u32::MAX))
+        .max_header_list_size(settings.limits.of_library())
         .max_pending_accept_reset_streams(PREMATURE_RESET_STREAMS as usize);
     if let Some(size) = settings.header_table_size {
         builder.header_table_size(size);

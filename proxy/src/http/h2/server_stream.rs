@@ -46,7 +46,7 @@ pub(super) async fn serve<S: HttpService>(
         Err(refusal) => return refuse(refusal, respond, &shared),
     };
     let early = EarlyResponses::default();
-    let stream = RecvBody::new(stream);
+    let stream = RecvBody::new(stream, shared.settings.limits);
     let body = if stream.is_end() {
         Body::Empty
     } else {
@@ -114,6 +114,9 @@ fn tell<S>(early: &EarlyResponses, shared: &Shared<S>, reset: &Result<Reason, h2
 
 /// The same, from what a body met.
 fn fault_of(error: &BodyError, watch: &Watch) -> Option<Fault> {
+    if let (None, Some(details)) = (watch.fault(), error.details) {
+        return Some((details, ResponseFlags::DOWNSTREAM_REMOTE_RESET));
+    }
     match (watch.fault(), error.reason) {
         (Some(fault), _) => Some(fault),
         (None, ResetReason::ProtocolError) => Some(BAD_MESSAGING),

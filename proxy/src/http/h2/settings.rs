@@ -8,6 +8,7 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use xds_client::error::{At, ConfigError};
 
 use super::keepalive::Keepalive;
+use super::limits::FieldLimits;
 use super::stats::Http2Stats;
 use crate::http::h1::UnderscoreAction;
 
@@ -22,10 +23,8 @@ pub struct Http2Settings {
     pub initial_connection_window: u32,
     /// `SETTINGS_HEADER_TABLE_SIZE`, in bytes; None for the protocol's default.
     pub header_table_size: Option<u32>,
-    /// Upper bound of a request's fields, names and values, in bytes.
-    pub max_header_bytes: usize,
-    /// Upper bound of a request's fields, pseudo-headers included.
-    pub max_headers: usize,
+    /// Of a request's fields, pseudo-headers included, and of its trailers.
+    pub limits: FieldLimits,
     /// What happens to names with underscores.
     pub underscores: UnderscoreAction,
     /// Whether extended CONNECT (RFC 8441) is advertised.
@@ -72,8 +71,10 @@ impl Default for Http2Settings {
             initial_stream_window: 1 << 20,
             initial_connection_window: 4 << 20,
             header_table_size: None,
-            max_header_bytes: 60 << 10,
-            max_headers: 100,
+            limits: FieldLimits {
+                bytes: 60 << 10,
+                count: 100,
+            },
             underscores: UnderscoreAction::Allow,
             allow_connect: false,
             keep_connection_on_bad_message: false,

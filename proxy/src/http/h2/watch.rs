@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use filters::flags::ResponseFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::limits::Excess;
 use super::scan::{Frame, Kind, Scanner};
 use super::settings::FloodLimits;
 use super::stats::Http2Stats;
@@ -36,7 +37,7 @@ pub(super) const BAD_MESSAGING: Fault = (
 
 /// A head that is larger than allowed.
 pub(super) const TOO_LARGE: Fault = (
-    "http2.header_list_size_too_large",
+    Excess::Bytes.details(),
     ResponseFlags::DOWNSTREAM_REMOTE_RESET,
 );
 

@@ -7,8 +7,12 @@ use std::time::Instant;
 use super::guard::{ConnectionState, Freed, PendingGuard, Place, is_worn};
 use super::waiting::Waiting;
 use super::{ConnectionGuard, Missed, PooledIo, Speaks, http1, protocols};
+use crate::http::h2::FieldLimits;
 use crate::http::h2::client::{ClientConnection, ClientSettings};
 use crate::upstream::connect::{ConnectError, Connected};
+
+/// The most bytes of a response's fields, as Envoy has it by default.
+const MAX_RESPONSE_FIELDS: usize = 60 << 10;
 
 /// The most connections that are made because others are congested.
 const MOST_TUNNELS: u32 = 8;
@@ -218,6 +222,10 @@ impl Pool {
             stream_window: options.stream_window,
             connection_window: options.connection_window,
             max_streams: options.max_streams,
+            limits: FieldLimits {
+                bytes: MAX_RESPONSE_FIELDS,
+                count: self.place.cluster.config.http1.max_headers,
+            },
             keepalive: options.keepalive,
         };
         let io = PooledIo::new(connected.io, guard);
