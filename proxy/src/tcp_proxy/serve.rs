@@ -149,7 +149,10 @@ impl Session {
             let info = &mut self.info.borrow_mut();
             match connected {
                 Ok(connection) => {
+                    // Why an earlier attempt has failed stays known, as in Envoy.
+                    let failure = info.upstream.transport_failure.take();
                     host.note(info);
+                    info.upstream.transport_failure = failure;
                     info.upstream.pool_ready = Some(begun.elapsed());
                     return Some(connection);
                 }

@@ -40,6 +40,8 @@ const TOKENS: &[&[u8]] = &[
 const REGRESSIONS: &[&[u8]] = &[
     // A name with a quote, which HTTP/1 cannot have.
     b"\"\xf1\x05\x01:method=GET\xff:scheme=http\xff:authority=a\xff:path=/\xffcookie\"b=1\xfe",
+    // A protocol with a space at its end, which `upgrade` cannot say.
+    b"\x01\xf1\x04\x01:method=CONNECT\xff:protocol=webs \xff:scheme=http\xff:authority=_\xff:path=/\xfe\x00\x01\x01\x02ab",
 ];
 
 #[test]

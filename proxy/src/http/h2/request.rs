@@ -78,13 +78,20 @@ pub(super) fn head_of(
         return Err(Refusal::Malformed(BAD_MESSAGING));
     }
     let target = head.method == Method::CONNECT || validate::is_target(head.path.as_bytes());
-    let legal = target && validate::are_field_names(&head.headers);
+    let known = head.upgrade.as_deref().is_none_or(is_protocol);
+    let legal = target && known && validate::are_field_names(&head.headers);
     if !legal || !validate::is_authority(head.authority.as_bytes()) {
         return Err(Refusal::Malformed(INVALID_FIELD));
     }
     judge_underscores(&mut head.headers, settings)?;
     join_cookies(&mut head.headers);
     Ok((head, stream))
+}
+
+/// Whether an extended CONNECT asks for something that `upgrade` could name (RFC 8441, 4; RFC 9110, 7.8).
+fn is_protocol(name: &str) -> bool {
+    let mut parts = name.splitn(2, '/');
+    parts.all(|part| validate::is_token(part.as_bytes()))
 }
 
 /// Envoy's limits of a request's fields: their bytes and their number, pseudo-headers included.
@@ -176,6 +183,16 @@ mod tests {
             check_size(&head, &settings),
             Err(unwanted(Excess::Bytes.details()))
         );
+    }
+
+    #[test]
+    fn protocols_that_upgrade_could_name() {
+        for name in ["websocket", "connect-udp", "HTTP/2.0"] {
+            assert!(is_protocol(name), "{name}");
+        }
+        for name in ["", "webs ", " webs", "a,b", "a/b/c", "a/", "/a", "a\r\nb"] {
+            assert!(!is_protocol(name), "{name:?}");
+        }
     }
 
     #[test]
