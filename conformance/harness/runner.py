@@ -1,5 +1,6 @@
 """Runs every case against both proxies and compares all that is visible."""
 import difflib
+import errno
 import importlib
 import json
 import pkgutil
@@ -42,9 +43,18 @@ class Group:
             print(f"skipped, as the kernel refuses a network of their own ({reason}): {len(wanted)} cases")
             results.update((case[0], {"skipped": str(reason)}) for case in wanted)
 
+    def _start(self, binary):
+        """A port that was free when it was chosen may be somebody's when it is bound; then others are chosen."""
+        for again in (True, True, False):
+            try:
+                return Proxy(binary, self.config, self.files)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not again:
+                    raise
+
     def _side(self, binary, wanted, results):
         try:
-            proxy = Proxy(binary, self.config, self.files)
+            proxy = self._start(binary)
             if self.redirects:
                 namespace.redirect(self.redirects(proxy.ports))
         except namespace.Refused:
