@@ -179,13 +179,7 @@ pub(crate) mod tests {
         let compiled = StateValue::compile_all(&[proto]).unwrap();
         let info = info();
         let info = info.borrow();
-        compiled[0].make(&FormatContext {
-            info: &info,
-            request: None,
-            response: None,
-            trailers: None,
-            local_reply: None,
-        })
+        compiled[0].make(&FormatContext::without_message(&info))
     }
 
     const LOCAL: &str = "envoy.filters.listener.original_dst.local_ip";

@@ -44,6 +44,19 @@ pub struct FormatContext<'a> {
     pub local_reply: Option<&'a [u8]>,
 }
 
+impl<'a> FormatContext<'a> {
+    /// Of a connection, or of a stream without a message at hand.
+    pub fn without_message(info: &'a StreamInfo) -> Self {
+        Self {
+            info,
+            request: None,
+            response: None,
+            trailers: None,
+            local_reply: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Part {
     Literal(Box<[u8]>),

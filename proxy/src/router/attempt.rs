@@ -12,7 +12,7 @@ use filters::body::{Body, ResetReason};
 use filters::filter::{LocalReply, SharedInfo};
 use filters::flags::ResponseFlags;
 use filters::head::{RequestHead, ResponseHead};
-use filters::moments::Moment;
+use filters::moments::{Moment, Moments};
 use filters::stream::Protocol;
 use http::StatusCode;
 use smallvec::SmallVec;
@@ -283,7 +283,7 @@ async fn one(
     global: &mut AfterRequest,
     stream_limit: &mut AfterRequest,
 ) -> Outcome {
-    let begun = Instant::now();
+    let begun = Moments::wanted().then(Instant::now);
     let ready = Ready::default();
     let bytes = request.route.ends_connect() && request.head.is_connect();
     let options = SendOptions {

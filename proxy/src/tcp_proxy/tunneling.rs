@@ -57,13 +57,7 @@ impl Tunneling {
 
     /// The request's head for a connection; `secure`: over TLS.
     pub(super) fn head(&self, info: &StreamInfo, secure: bool) -> RequestHead {
-        let context = FormatContext {
-            info,
-            request: None,
-            response: None,
-            trailers: None,
-            local_reply: None,
-        };
+        let context = FormatContext::without_message(info);
         let mut authority = Vec::new();
         self.hostname.write(&context, &mut authority);
         let mut head = match &self.post {

@@ -83,14 +83,14 @@ impl Ready {
         self.facts.take()
     }
 
-    /// Tells a stream what came of its attempt, which was begun then.
-    pub(crate) fn note(&self, info: &mut StreamInfo, begun: Instant) {
+    /// Tells a stream what came of its attempt, which was begun then, if anybody wants to know.
+    pub(crate) fn note(&self, info: &mut StreamInfo, begun: Option<Instant>) {
         let at = self.at.get();
         if let Some(facts) = self.take() {
             facts.note(info);
             info.moments.set(Moment::UpstreamSendBegin, at);
-            info.upstream.pool_ready = at.map(|at| at.duration_since(begun));
-        } else if Moments::wanted() {
+            info.upstream.pool_ready = at.zip(begun).map(|(at, begun)| at.duration_since(begun));
+        } else if let Some(begun) = begun {
             info.upstream.pool_ready = Some(begun.elapsed());
         }
     }

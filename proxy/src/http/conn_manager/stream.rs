@@ -113,7 +113,7 @@ pub(super) async fn serve(
     // Envoy does not wait for the rest of a request that has its answer, but for the next connection.
     close |= protocol != Protocol::Http2 && !info.borrow().request_complete();
     Ok(Response {
-        body: end.attach(head, &response_head, response_body, clock),
+        body: end.attach(&mut head, &response_head, response_body, clock),
         head: response_head,
         close,
     })

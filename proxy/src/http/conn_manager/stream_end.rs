@@ -75,16 +75,16 @@ impl StreamEnd {
     }
 
     /// Ends with the response's last byte: the body carries this to where the codec finishes or drops it. `request` is
-    /// what became of the request's head.
+    /// what became of the request's head, and nobody's any more.
     pub(super) fn attach(
         mut self,
-        request: RequestHead,
+        request: &mut RequestHead,
         head: &ResponseHead,
         body: Body,
         clock: Clock,
     ) -> Body {
         if let Some(kept) = &mut self.request {
-            *kept = request;
+            std::mem::swap(kept, request);
         }
         let status = head.status.as_u16();
         {

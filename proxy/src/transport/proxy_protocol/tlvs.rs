@@ -103,13 +103,7 @@ impl AddedTlvs {
         if self.formatted.is_empty() {
             return None;
         }
-        let context = FormatContext {
-            info,
-            request: None,
-            response: None,
-            trailers: None,
-            local_reply: None,
-        };
+        let context = FormatContext::without_message(info);
         let made = self.formatted.iter();
         let made = made.map(|(kind, format)| (*kind, format.bytes(&context).into()));
         Some(made.collect())
